@@ -1,0 +1,116 @@
+"""`distilldepth distill`: train a student from teachers on unlabelled images."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from distilldepth.distill.config import DistillConfig, keys, load_config, preset_names, to_toml
+
+_PLACEHOLDERS = {int: click.INT, float: click.FLOAT, str: click.STRING}
+_SWITCHES = ("overwrite", "offline")
+
+
+def _flags(command: click.Command) -> click.Command:
+    """Add one option per top-level key: flag, config file and --set are the same thing."""
+    for key, (hint, doc) in reversed(keys(DistillConfig).items()):
+        if "." in key or key == "preset":
+            continue
+        name = f"--{key.replace('_', '-')}"
+        names = [name, "-o"] if key == "out" else [name]
+        default = getattr(DistillConfig(), key)
+        if key in _SWITCHES:
+            option = click.option(*names, is_flag=True, default=None, help=doc)
+        elif hint in _PLACEHOLDERS:
+            shown = f"{doc}  [default: {default}]" if default != "" else doc
+            option = click.option(*names, type=_PLACEHOLDERS[hint], default=None, help=shown)
+        else:
+            option = click.option(*names, multiple=True, help=f"{doc}  [default: {' '.join(default)}]")
+        command = option(command)
+    return command
+
+
+@click.command()
+@_flags
+@click.option("--preset", metavar="NAME", help=f"values to start from: {', '.join(preset_names())}")
+@click.option(
+    "--config", "config_file", metavar="FILE", help="TOML file, for example the config.toml of an earlier run"
+)
+@click.option(
+    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="any key, for example --set loss.gradient=1"
+)
+@click.option("--print-config", is_flag=True, help="print the resulting configuration with explanations and stop")
+@click.option("--json", "json_target", metavar="FILE", help="write the result as JSON to FILE, or to stdout with -")
+def distill(
+    preset: str | None,
+    config_file: str | None,
+    settings: tuple[str, ...],
+    print_config: bool,
+    json_target: str | None,
+    **flags: Any,
+) -> None:
+    """Train a student from teachers on unlabelled images.
+
+    With teachers alone this takes the preset `demo`: procedural scenes, bundled teachers, minutes on two CPU cores.
+
+    \b
+    distilldepth distill --teachers dav2,genpercept
+    distilldepth distill --teachers dav2:large=7,genpercept=3 --images PHOTOS --student dav2-small
+    distilldepth distill --config runs/distill/config.toml --resume auto
+    """
+    flags = {key: list(value) if isinstance(value, tuple) else value for key, value in flags.items()}
+    flags = {key: value for key, value in flags.items() if value not in (None, [])}
+    demo = not (preset or config_file or settings or set(flags) - {"teachers", "out", "overwrite", "resume", "offline"})
+    if demo:
+        preset = "demo"
+    config = load_config(preset=preset, file=config_file, settings=settings, flags=flags)
+    if print_config:
+        click.echo(to_toml(config, comments=True), nl=False)
+        return
+    if config.offline:
+        import os
+
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if demo:
+        click.echo(
+            "Nothing but teachers was given, so this is the preset 'demo': procedural scenes and a light student from "
+            "scratch. For your own photographs type:\n"
+            f"  distilldepth distill --teachers {config.teachers} --images FOLDER "
+            "--preset distill-any-depth --out runs/mine",
+            err=True,
+        )
+
+    from distilldepth.distill.trainer import distill as run
+
+    command = shlex.join(["distilldepth", *sys.argv[1:]])
+    result = run(config, command=command)
+    _summary(result, config)
+    if json_target:
+        import dataclasses
+        import json
+
+        text = json.dumps({**dataclasses.asdict(result), "folder": str(result.folder)}, indent=1)
+        if json_target == "-":
+            click.echo(text)
+        else:
+            from distilldepth.distill.checkpoint import write_atomic
+
+            write_atomic(Path(json_target), text + "\n")
+
+
+def _summary(result: Any, config: DistillConfig) -> None:
+    for name, after in result.after.get("teachers", {}).items():
+        before = result.before["teachers"][name]
+        click.echo(
+            f"agreement with {name} on {result.after['images']} held-out images: "
+            f"correlation {before['correlation']:.3f} -> {after['correlation']:.3f}, "
+            f"SSI error {before['ssi_error']:.3f} -> {after['ssi_error']:.3f}",
+            err=True,
+        )
+    click.echo(f"student: {result.folder / 'student'}", err=True)
+    click.echo(f"report:  {result.folder / 'report.html'}", err=True)
+    click.echo(f"try it:  distilldepth predict IMAGE -o depth.png --model {result.folder / 'student'}", err=True)

@@ -1,0 +1,154 @@
+"""`distilldepth list`: what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+from distilldepth.cli import options
+
+KINDS = ("teachers", "students", "datasets", "protocols", "presets", "kernels")
+
+
+@click.command("list")
+@click.argument("kind", type=options.NearestChoice(KINDS), metavar="|".join(KINDS))
+@options.json_option
+def list_(kind: str, json_file: str | None) -> None:
+    """Show teachers, students, datasets, protocols, presets or kernels.
+
+    \b
+    distilldepth list teachers
+    distilldepth list presets --json -
+    """
+    options.check_json_target(json_file)
+    headings, rows = _LISTINGS[kind]()
+    options.write_json(rows, json_file)
+    if json_file == "-":
+        return
+
+    from rich.table import Table
+
+    table = Table()
+    for heading in headings:
+        table.add_column(heading.replace("_", " "), justify="right" if heading == "parameters" else "left")
+    for row in rows:
+        table.add_row(*(_cell(heading, row[heading]) for heading in headings))
+    options.console().print(table)
+
+
+def _cell(heading: str, value: Any) -> str:
+    if heading == "parameters":
+        return f"{value / 1e6:.1f} M"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
+    from distilldepth.models import registry
+
+    rows = []
+    for described in registry.describe(role):
+        aliases = sorted(alias for alias, name in registry.ALIASES.items() if name == described["name"])
+        rows.append(
+            {
+                "name": described["name"],
+                "also": ", ".join(aliases),
+                "family": described["family"],
+                "parameters": described["parameters"],
+                "quantity": described["quantity"],
+                "licence": described["licence"],
+                "source": described["source"],
+                "on_this_machine": described["at_hand"],
+                "path": described["path"],
+            }
+        )
+    if role == "teacher":
+        oracle = {
+            "name": "oracle",
+            "also": "",
+            "family": "renderer",
+            "parameters": 0,
+            "quantity": "metric_depth",
+            "licence": "Apache-2.0",
+            "source": "ground truth of --images scenes",
+            "on_this_machine": True,
+            "path": None,
+        }
+        rows.insert(0, oracle)
+    headings = ["name", "also", "family", "parameters", "quantity", "licence", "source", "on_this_machine"]
+    return headings, rows
+
+
+def _datasets() -> tuple[list[str], list[dict[str, Any]]]:
+    rows = [
+        {
+            "data": "scenes[:N]",
+            "what": "procedural scenes with exact depth, seeds that training never uses; N = 200",
+            "licence": "Apache-2.0",
+            "source": "rendered here",
+            "on_this_machine": True,
+        },
+        {
+            "data": "FILE.jsonl",
+            "what": "manifest: one RGB-D or stereo pair per line (image, depth, kind, scale, invalid, ...)",
+            "licence": "yours",
+            "source": "your files",
+            "on_this_machine": None,
+        },
+        {
+            "data": "FOLDER",
+            "what": "a folder of manifests, or images/ and depth/ with files of the same name",
+            "licence": "yours",
+            "source": "your files",
+            "on_this_machine": None,
+        },
+    ]
+    return ["data", "what", "licence", "source", "on_this_machine"], rows
+
+
+def _protocols() -> tuple[list[str], list[dict[str, Any]]]:
+    from distilldepth.evaluate.protocol import PROTOCOLS
+
+    rows = [protocol.to_dict() for protocol in PROTOCOLS.values()]
+    return ["name", "align", "space", "summary"], rows
+
+
+def _presets() -> tuple[list[str], list[dict[str, Any]]]:
+    import importlib.resources
+
+    from distilldepth.distill.config import preset_names, read_preset
+
+    rows = []
+    for name in preset_names():
+        values = read_preset(name)
+        path = importlib.resources.files("distilldepth.distill") / "presets" / f"{name}.toml"
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        rows.append(
+            {
+                "name": name,
+                "what": first.removeprefix("#").strip(),
+                "teachers": values.get("teachers"),
+                "student": values.get("student"),
+                "steps": values.get("steps"),
+                "size": values.get("size"),
+            }
+        )
+    return ["name", "what", "teachers", "student", "steps", "size"], rows
+
+
+def _kernels() -> tuple[list[str], list[dict[str, Any]]]:
+    from distilldepth.cli.doctor import kernel_rows
+
+    return ["name", "what", "cpu", "cuda", "why"], kernel_rows()
+
+
+_LISTINGS: dict[str, Callable[[], tuple[list[str], list[dict[str, Any]]]]] = {
+    "teachers": lambda: _models("teacher"),
+    "students": lambda: _models("student"),
+    "datasets": _datasets,
+    "protocols": _protocols,
+    "presets": _presets,
+    "kernels": _kernels,
+}

@@ -1,0 +1,207 @@
+"""`distilldepth`: the command group, and how every failure becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from distilldepth.cli.options import printable
+
+from distilldepth import __version__
+from distilldepth.errors import DistillDepthError
+
+COMMANDS = {
+    "distill": ("distilldepth.cli.distill:distill", "Train a student from teachers on unlabelled images."),
+    "evaluate": ("distilldepth.cli.evaluate:evaluate", "Score a model on a benchmark or on your own RGB-D pairs."),
+    "predict": ("distilldepth.cli.predict:predict", "Predict depth for images and folders."),
+    "bench": ("distilldepth.cli.bench:bench", "Time the fused kernels against plain PyTorch."),
+    "list": ("distilldepth.cli.list:list_", "Show teachers, students, datasets, protocols, presets or kernels."),
+    "doctor": ("distilldepth.cli.doctor:doctor", "Show what this machine can run, and why."),
+}
+"""Command name: (module:attribute, short help). Modules are imported when their command is asked for."""
+
+EXPECTED_ERRORS = (DistillDepthError, OSError, ValueError, TypeError)
+"""Errors whose message is written for the user; anything else is a fault of the program."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command runs or shows its help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        if cmd_name not in self.commands:
+            module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+            command = getattr(importlib.import_module(module), attribute)
+            if not any("--debug" in parameter.opts for parameter in command.params):
+                command.params.append(_debug_option())
+            self.commands[cmd_name] = command
+        return self.commands[cmd_name]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no such command '{args[0]}'; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:
+        """Run and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted; a failure is one line on stderr."""
+        extra.pop("standalone_mode", None)
+        with _quiet():
+            code = self._run(args, prog_name or "distilldepth", extra)
+        sys.exit(code)
+
+    def _run(self, args: Sequence[str] | None, prog_name: str, extra: dict[str, Any]) -> int:
+        try:
+            code = super().main(args, prog_name, standalone_mode=False, **extra)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+        except BrokenPipeError:
+            # The reader is gone (`| head`): nobody is left to tell, and the flush at exit must not complain either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (click.Abort, KeyboardInterrupt):
+            _error_line("interrupted", label="")
+            return 130
+        except click.UsageError as error:
+            _error_line(_usage_message(error))
+            return 2
+        except click.ClickException as error:
+            _error_line(error.format_message())
+            return error.exit_code
+        except EXPECTED_ERRORS as error:
+            _show_trace_if_debugging()
+            _error_line(error_message(error))
+            return 1
+        except Exception as error:
+            _show_trace_if_debugging()
+            hint = "" if debugging() else " (this is a fault of the program: run again with --debug to see where)"
+            _error_line(f"{type(error).__name__}: {error}{hint}")
+            return 1
+
+
+def debugging() -> bool:
+    """Whether `--debug` was given, or `DISTILLDEPTH_DEBUG` is set to something other than 0."""
+    return os.environ.get("DISTILLDEPTH_DEBUG", "0") not in ("", "0")
+
+
+def error_message(error: BaseException) -> str:
+    """Return the one line that tells a user what went wrong."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{printable(error.filename)}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _usage_message(error: click.UsageError) -> str:
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        # click lists near options only for long ones typed in full; a missing dash or a swapped letter counts here too.
+        known = [name for parameter in error.ctx.command.get_params(error.ctx) for name in parameter.opts]
+        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.5)
+        message = f"no such option {error.option_name}" + (f"; did you mean '{near[0]}'?" if near else "")
+    path = error.ctx.command_path if error.ctx is not None else "distilldepth"
+    return f"{message} (see {path} --help)"
+
+
+def _error_line(message: str, *, label: str = "error: ") -> None:
+    click.echo(f"distilldepth: {label}{printable(message)}", err=True)
+
+
+def _show_trace_if_debugging() -> None:
+    if debugging():
+        traceback.print_exc()
+
+
+def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ["DISTILLDEPTH_DEBUG"] = "1"
+        _silence_libraries()
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"], is_flag=True, is_eager=True, expose_value=False, callback=_set_debug, help="Show the full trace."
+    )
+
+
+def _silence_libraries() -> None:
+    """Tell the model libraries, before they are imported, to print no advice unless `--debug` is given."""
+    level = "info" if debugging() else "error"
+    os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["DIFFUSERS_VERBOSITY"] = level
+    os.environ["HF_HUB_VERBOSITY"] = level
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "0" if debugging() else "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if not sys.stderr.isatty():
+        # On a terminal the bar of a long download is news; in a log it is noise.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show this package's warnings as one line each and drop those of the libraries below it."""
+    _silence_libraries()
+    package = str(Path(importlib.import_module("distilldepth").__file__).parent)
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        prominent = any(base.__name__ == "BundledModelWarning" for base in category.__mro__)
+        text = printable(message)
+        if prominent:
+            click.secho(f"WARNING: {text}", fg="yellow", bold=True, err=True)
+        elif debugging():
+            click.echo(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), err=True)
+        elif issubclass(category, UserWarning) and str(filename).startswith(package):
+            click.echo(f"distilldepth: warning: {text}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    invoke_without_command=True,
+)
+@click.version_option(__version__, prog_name="distilldepth", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Distil big monocular depth estimators into a small, fast student.
+
+    \b
+    distilldepth distill --teachers dav2,genpercept
+    distilldepth predict img.jpg -o depth.png
+    distilldepth evaluate --model distilldepth-mini --data scenes
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+cli.params.append(_debug_option())
+
+
+def main() -> NoReturn:
+    """Entry point of the `distilldepth` command."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Options that several commands share, so that a word means the same everywhere. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from distilldepth.errors import DistillDepthError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_MODEL = "distilldepth-mini"
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
+
+
+class NearestChoice(click.Choice):
+    """A choice that answers a typo with the nearest valid word."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in self.choices:
+            return value
+        near = difflib.get_close_matches(str(value), list(self.choices), n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(self.choices)}"
+        return self.fail(f"unknown value '{value}'; {hint}", param, ctx)
+
+
+class WordList(click.ParamType):
+    """Words separated by commas, each one of a fixed set; `aliases` are other spellings."""
+
+    name = "list"
+
+    def __init__(self, choices: Sequence[str], aliases: dict[str, str] | None = None) -> None:
+        self.choices = tuple(choices)
+        self.aliases = aliases or {}
+        self._choice = NearestChoice(self.choices)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        words = [self.aliases.get(word, word) for word in (part.strip().lower() for part in value.split(",")) if word]
+        return tuple(self._choice.convert(word, param, ctx) for word in words)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return "[" + "|".join(self.choices) + "]"
+
+
+class Numbers(click.ParamType):
+    """A fixed count of numbers separated by commas."""
+
+    name = "numbers"
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != len(self.names) or not all(abs(number) < float("inf") for number in numbers):
+            self.fail(f"must be {len(self.names)} numbers {','.join(self.names)}, got '{value}'", param, ctx)
+        return numbers
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return ",".join(self.names).upper()
+
+
+def _offline(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    if value:
+        # Read by huggingface_hub when it is imported, so this must come first.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return value or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def model_option(default: str | None = DEFAULT_MODEL) -> Callable[[F], F]:
+    """`--model`: a name, a run's `student/` folder, a checkpoint file or a hub id."""
+    return click.option(
+        "--model",
+        default=default,
+        required=default is None,
+        show_default=default is not None,
+        help="Name (see `distilldepth list students`), folder of a run, .safetensors or .pth file, or hub id.",
+    )
+
+
+def device_option(function: F) -> F:
+    """`--device`."""
+    return click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:<index> or mps; auto prefers a GPU."
+    )(function)
+
+
+def precision_option(function: F) -> F:
+    """`--precision`."""
+    return click.option(
+        "--precision",
+        type=NearestChoice(PRECISIONS),
+        default="auto",
+        show_default=True,
+        help="auto is bfloat16 on CUDA and float32 elsewhere.",
+    )(function)
+
+
+def offline_option(function: F) -> F:
+    """`--offline`."""
+    return click.option(
+        "--offline",
+        is_flag=True,
+        is_eager=True,
+        callback=_offline,
+        help="Never touch the network: bundled, local and cached models only (as HF_HUB_OFFLINE=1).",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """`--json FILE|-`."""
+    return click.option(
+        "--json", "json_file", metavar="FILE|-", default=None, help="Write the result as JSON; - is standard output."
+    )(function)
+
+
+def resize_options(function: F) -> F:
+    """`--resize-policy` and `--size`."""
+    function = click.option(
+        "--size", type=click.IntRange(min=1), default=None, help="Side in pixels at which the model sees the image."
+    )(function)
+    return click.option(
+        "--resize-policy",
+        type=NearestChoice(RESIZE_POLICIES),
+        default=None,
+        help="How --size is applied; default: the model's own policy.",
+    )(function)
+
+
+def batch_size_option(default: int = 8) -> Callable[[F], F]:
+    """`--batch-size`."""
+    return click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help="Images of equal size that the model sees at once.",
+    )
+
+
+def write_json(result: Any, target: str | None) -> None:
+    """Write `result` to the file or, for `-`, to standard output. None writes nothing."""
+    if target is None:
+        return
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    if target == "-":
+        click.echo(text)
+        return
+    from distilldepth.predict.writers import atomic_path
+
+    with atomic_path(Path(target)) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    click.echo(f"wrote {target}", err=True)
+
+
+def check_json_target(target: str | None) -> None:
+    """Fail before the work, not after it, if the JSON file cannot be written."""
+    if target is None or target == "-":
+        return
+    from distilldepth.predict.writers import check_writable
+
+    path = Path(target)
+    if path.is_dir():
+        raise ValueError(f"--json must name a file or be -, got the folder {target}")
+    check_writable(path.parent)
+
+
+def json_number(value: float) -> float | None:
+    """Return `value`, or None where JSON has no number for it."""
+    return float(value) if abs(value) < float("inf") else None
+
+
+def printable(value: object) -> str:
+    """Return one line of text that any stream can show: file names may hold line breaks and bytes that are no text."""
+    text = os.fsdecode(value) if isinstance(value, bytes) else str(value)
+    return " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").split())
+
+
+def end_with_failures(failures: Sequence[tuple[str, str]], total: int) -> None:
+    """List what failed and exit 1; do nothing if nothing did. A single input that fails is simply the error."""
+    if not failures:
+        return
+    if total == 1:
+        source, reason = failures[0]
+        raise DistillDepthError(f"{source}: {reason}")
+    for source, reason in failures:
+        click.echo(f"  {printable(source)}: {printable(reason)}", err=True)
+    click.echo(f"distilldepth: error: {len(failures)} of {total} failed (listed above)", err=True)
+    click.get_current_context().exit(1)
+
+
+@contextmanager
+def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """Give a function that is told how many more are done: a bar on a terminal, a plain line per tenth elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda count: bar.advance(task, count)
+        return
+    done, told = 0, 0
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        done += count
+        if total > 1 and done * 10 // total > told:
+            told = done * 10 // total
+            click.echo(f"{label}: {done}/{total}", err=True)
+
+    yield advance
+
+
+def console(*, stderr: bool = False) -> Any:
+    """A rich console that neither wraps tables in a log nor colours them."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr, highlight=False)
+    if not made.is_terminal:
+        made.width = max(made.width, 160)
+    return made

@@ -1,0 +1,139 @@
+"""`distilldepth predict`: depth for images and folders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from distilldepth.cli import options
+
+FORMATS = ("png16", "color", "npy", "ply")
+COLORMAPS = ("spectral", "turbo", "inferno", "magma", "viridis", "gray")
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="IMAGE|FOLDER|GLOB...")
+@click.option("--out", "-o", required=True, metavar="FILE|FOLDER", help="A .png, .npy or .ply file, or a folder.")
+@options.model_option()
+@click.option(
+    "--as",
+    "formats",
+    type=options.WordList(FORMATS, aliases={"png": "png16", "colour": "color"}),
+    multiple=True,
+    help="What to write; repeatable or separated by commas. Default: what the suffix of -o says, else png16.",
+)
+@click.option(
+    "--colormap", type=options.NearestChoice(COLORMAPS), default="spectral", show_default=True, help="For --as color."
+)
+@click.option(
+    "--percentiles",
+    type=options.Numbers("low", "high"),
+    default="1,99",
+    show_default=True,
+    help="For --as color: nearness shown as the first and the last colour.",
+)
+@click.option(
+    "--fov",
+    type=click.FloatRange(0, 180, min_open=True, max_open=True),
+    default=None,
+    help="For --as ply: horizontal field of view in degrees.  [default: 60]",
+)
+@click.option(
+    "--intrinsics",
+    type=options.Numbers("fx", "fy", "cx", "cy"),
+    default=None,
+    help="For --as ply, instead of --fov: pixels of the photograph.",
+)
+@click.option(
+    "--depth-range",
+    type=options.Numbers("near", "far"),
+    default="1,10",
+    show_default=True,
+    help="For --as ply of a map without a unit: where its nearest and farthest points are put.",
+)
+@options.resize_options
+@options.batch_size_option()
+@options.device_option
+@options.precision_option
+@click.option("--skip-existing", is_flag=True, help="Leave out images whose outputs are all there.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs in a folder; a single -o file is always replaced.")
+@options.json_option
+@options.offline_option
+def predict(
+    inputs: tuple[str, ...],
+    out: str,
+    model: str,
+    formats: tuple[tuple[str, ...], ...],
+    colormap: str,
+    percentiles: tuple[float, float],
+    fov: float | None,
+    intrinsics: tuple[float, ...] | None,
+    depth_range: tuple[float, float],
+    resize_policy: str | None,
+    size: int | None,
+    batch_size: int,
+    device: str,
+    precision: str,
+    skip_existing: bool,
+    overwrite: bool,
+    json_file: str | None,
+    offline: bool,
+) -> None:
+    """Predict depth for images and folders.
+
+    \b
+    distilldepth predict img.jpg -o depth.png
+    distilldepth predict photos/ -o depth/ --as png16,color --skip-existing
+    distilldepth predict 'photos/**/*.jpg' -o clouds/ --as ply --fov 65
+
+    A folder is searched for images and its tree is kept below -o. The 16-bit PNG says in its text chunks what its
+    numbers mean: value = stored * scale + offset, stored 0 = unknown; for disparity near is bright. A bad image is
+    listed at the end, the rest is done, and the exit code is 1.
+    """
+    if skip_existing and overwrite:
+        raise click.UsageError("--skip-existing and --overwrite contradict each other")
+    if fov is not None and intrinsics is not None:
+        raise click.UsageError("--fov and --intrinsics contradict each other")
+    options.check_json_target(json_file)
+
+    from contextlib import ExitStack
+
+    from distilldepth.predict import PointCloudOptions, predict_files
+
+    with ExitStack() as stack:
+
+        def start(loaded: Any, count: int) -> Any:
+            info = loaded.info
+            click.echo(f"{info.name}: {info.quantity}, {info.licence}, {count} image{'s' * (count != 1)}", err=True)
+            return stack.enter_context(options.progress(count, "predict"))
+
+        report = predict_files(
+            inputs,
+            out,
+            model=model,
+            formats=[name for words in formats for name in words] or None,
+            colormap=colormap,
+            percentiles=percentiles,
+            point_cloud=PointCloudOptions(60.0 if fov is None else fov, intrinsics, depth_range),
+            resize_policy=resize_policy,
+            size=size,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            existing="skip" if skip_existing else "overwrite" if overwrite else "refuse",
+            offline=offline,
+            start=start,
+        )
+    if len(report.written) == 1:
+        click.echo(f"wrote {', '.join(map(options.printable, report.written[0]['outputs'].values()))}", err=True)
+    elif report.written:
+        rate = len(report.written) / max(report.seconds, 1e-9)
+        click.echo(
+            f"wrote {len(report.written)} images to {options.printable(out)} in {report.seconds:.1f} s "
+            f"({rate:.1f} images/s on {report.device})",
+            err=True,
+        )
+    if report.skipped:
+        click.echo(f"skipped {len(report.skipped)} whose outputs exist", err=True)
+    options.write_json(report.to_dict(), json_file)
+    options.end_with_failures(report.failures, len(report.written) + len(report.skipped) + len(report.failures))

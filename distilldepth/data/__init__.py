@@ -1,0 +1,1 @@
+"""Images to learn from: folders, shards, procedural scenes, RGB-D folders, and crops."""

@@ -1,0 +1,364 @@
+"""Where training images come from: folders, globs, lists, tar shards and procedural scenes, all with random access.
+
+Random access makes a run repeatable: step n sees the same images whether or not the run was interrupted before.
+"""
+
+from __future__ import annotations
+
+import bisect
+import glob
+import itertools
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+from distilldepth.data.images import (
+    IMAGE_SUFFIXES,
+    decode_image,
+    is_image_name,
+    list_images,
+    natural_key,
+    read_image,
+)
+from distilldepth.errors import DistillDepthError
+
+_COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
+_COMPRESSION_MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+
+
+class Sample(TypedDict, total=False):
+    """One image before cropping. `image` and `name` are always there."""
+
+    image: np.ndarray
+    """uint8 `(H, W, 3)`, RGB."""
+    name: str
+    """The file's path, `shard.tar/member`, or `scene-000123`."""
+    depth: np.ndarray
+    """float32 `(H, W)`, metres; inf = sky, NaN = unknown. Only where the truth is known."""
+    intrinsics: np.ndarray
+    """float32 `(3, 3)`, pixels."""
+    right: np.ndarray
+    """uint8 `(H, W, 3)`, the second view of a rectified stereo pair."""
+    baseline_m: float
+    """Distance between the two views."""
+
+
+class ImageSource(Protocol):
+    """A fixed sequence of images. `source[i]` raises `DistillDepthError` or `FileNotFoundError` for an unreadable one."""
+
+    has_depth: bool
+    """Every sample has `depth`."""
+    description: str
+    """One line for reports."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class FolderSource:
+    """Image files on disk, each decoded when it is asked for.
+
+    Args:
+        spec: a folder, glob, `.txt` list or single file; see `images.list_images`.
+        max_side: images whose longer side exceeds this many pixels are reduced to it while decoding.
+
+    Raises:
+        FileNotFoundError, DistillDepthError: nothing is found.
+    """
+
+    has_depth = False
+
+    def __init__(self, spec: str | os.PathLike, *, max_side: int | None = None) -> None:
+        self.paths = [str(path) for path in list_images(spec)]
+        self.max_side = _checked_max_side(max_side)
+        self.description = f"{os.fspath(spec)} ({_count(len(self.paths), 'image')})"
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        path = self.paths[_checked_index(self, index)]
+        return {"image": read_image(path, max_side=self.max_side), "name": path}
+
+
+class TarSource:
+    """The image members of uncompressed tar shards, found once and then read by position.
+
+    A shard is opened for each read: nothing is shared between worker processes, whether forked or spawned.
+
+    Args:
+        paths: the shards.
+        max_side: images whose longer side exceeds this many pixels are reduced to it while decoding.
+
+    Raises:
+        FileNotFoundError: a shard does not exist.
+        DistillDepthError: a shard is compressed, truncated or no tar file, or there is no image in any of them.
+    """
+
+    has_depth = False
+
+    def __init__(self, paths: Sequence[str | os.PathLike], *, max_side: int | None = None) -> None:
+        self.paths = [os.fspath(path) for path in paths]
+        self.max_side = _checked_max_side(max_side)
+        shards, offsets, sizes, self._names = [], [], [], []
+        for shard, path in enumerate(self.paths):
+            for name, offset, size in _scan_tar(path):
+                shards.append(shard)
+                offsets.append(offset)
+                sizes.append(size)
+                self._names.append(name)
+        # Arrays, not tuples: a million members stay small, and pickle to a worker quickly.
+        self._shards = np.array(shards, dtype=np.int32)
+        self._offsets = np.array(offsets, dtype=np.int64)
+        self._sizes = np.array(sizes, dtype=np.int64)
+        where = self.paths[0] if len(self.paths) == 1 else f"{len(self.paths)} tar shards from {self.paths[0]}"
+        if not self._names:
+            raise DistillDepthError(f"{where}: no image among the members; searched for {' '.join(IMAGE_SUFFIXES)}")
+        self.description = f"{where} ({_count(len(self._names), 'image')})"
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = _checked_index(self, index)
+        path = self.paths[self._shards[index]]
+        name = f"{path}/{self._names[index]}"
+        try:
+            with open(path, "rb") as file:
+                file.seek(int(self._offsets[index]))
+                data = file.read(int(self._sizes[index]))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: no such file; it was there when the shard was scanned") from None
+        except OSError as error:
+            raise DistillDepthError(f"{name}: cannot be read ({error.strerror or error})") from error
+        return {"image": decode_image(data, name, max_side=self.max_side), "name": name}
+
+
+class ConcatSource:
+    """Several sources one after the other. It has depth only if all of them have; otherwise depth is left out.
+
+    Raises:
+        ValueError: no source is given.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        if not sources:
+            raise ValueError("ConcatSource: sources must not be empty, got none; give at least one")
+        self.sources = list(sources)
+        self.has_depth = all(source.has_depth for source in sources)
+        self.description = " + ".join(source.description for source in sources)
+        self._ends = list(itertools.accumulate(len(source) for source in sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        index = _checked_index(self, index)
+        which = bisect.bisect_right(self._ends, index)
+        sample = self.sources[which][index - (self._ends[which - 1] if which else 0)]
+        if not self.has_depth and "depth" in sample:
+            sample = {key: value for key, value in sample.items() if key != "depth"}
+        return sample
+
+
+def open_source(
+    spec: str | os.PathLike | Sequence[str | os.PathLike],
+    *,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    max_side: int | None = None,
+) -> ImageSource:
+    """Open what `--images` names.
+
+    | spec | source |
+    |---|---|
+    | `scenes` | endless procedural scenes; a folder of that name is `./scenes` |
+    | `scenes:5000` | a fixed set of scenes, rendered once and kept in the cache folder |
+    | a folder | its images and those of its subfolders; its `.tar` shards if it has no images |
+    | `photos/*.jpg`, `list.txt`, `one.jpg` | the files; see `images.list_images` |
+    | `shards/a.tar`, `shards/*.tar`, `shards/{000..012}.tar` | the images in uncompressed tar shards |
+
+    Several specs are joined, each image counting once.
+
+    Args:
+        spec: one of the above, or a list of them.
+        size: (height, width) of procedural scenes; None for their default.
+        seed: seed of procedural scenes.
+        max_side: photographs whose longer side exceeds this many pixels are reduced to it while decoding (JPEG at 1/2,
+            1/4 or 1/8 first, which is several times faster than decoding it in full); None keeps every pixel.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        DistillDepthError: no image is found, or a shard cannot be used.
+        ValueError: no spec, or a scene count that is not a positive whole number.
+    """
+    specs = [spec] if isinstance(spec, (str, os.PathLike)) else list(spec)
+    if not specs or not all(os.fspath(item).strip() for item in specs):
+        raise ValueError("open_source: spec must name a folder, glob, list, tar shard or `scenes`, got an empty one")
+    sources = [_open_one(os.fspath(item), size, seed, max_side) for item in specs]
+    return sources[0] if len(sources) == 1 else ConcatSource(sources)
+
+
+def load_or_replace(
+    source: ImageSource, index: int, max_tries: int = 10
+) -> tuple[Sample, list[DistillDepthError | FileNotFoundError]]:
+    """Load an image, or the next readable one after it (from the start again after the last).
+
+    The replacement depends only on the index and the files, so a resumed run replaces the same way.
+
+    Returns:
+        The sample, and the errors of the images that could not be read: empty if all was well.
+
+    Raises:
+        DistillDepthError: `max_tries` images in a row cannot be read.
+    """
+    errors: list[DistillDepthError | FileNotFoundError] = []
+    count = len(source)
+    for step in range(min(max_tries, count)):
+        try:
+            return source[(index + step) % count], errors
+        except (DistillDepthError, FileNotFoundError) as error:
+            errors.append(error)
+    raise DistillDepthError(f"{len(errors)} images in a row cannot be read; the first: {errors[0]}") from errors[0]
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: `DISTILLDEPTH_CACHE`, or `~/.cache/distilldepth`."""
+    return Path(os.environ.get("DISTILLDEPTH_CACHE") or "~/.cache/distilldepth").expanduser()
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names that `{000..012}` and `{a,b}` in a pattern stand for, in order; numbers keep their leading zeros.
+
+    >>> expand_braces("train-{08..10}.tar")
+    ['train-08.tar', 'train-09.tar', 'train-10.tar']
+    """
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    bounds = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", match[1])
+    if bounds:
+        first, last = int(bounds[1]), int(bounds[2])
+        choices = [str(number).zfill(len(bounds[1])) for number in range(first, last + 1)]
+    elif "," in match[1]:
+        choices = match[1].split(",")
+    else:
+        # Not a brace pattern: keep these braces and look at the rest.
+        head = pattern[: match.end()]
+        return [head + tail for tail in expand_braces(pattern[match.end() :])]
+    return [
+        name for choice in choices for name in expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
+    ]
+
+
+def _open_one(spec: str, size: tuple[int, int] | None, seed: int, max_side: int | None) -> ImageSource:
+    if spec == "scenes" or spec.startswith("scenes:"):
+        return _open_scenes(spec, size, seed)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        try:
+            return FolderSource(path, max_side=max_side)
+        except DistillDepthError:
+            shards = sorted((item for item in path.rglob("*.tar") if item.is_file()), key=natural_key)
+            if not shards:
+                raise
+            return TarSource(shards, max_side=max_side)
+    if _COMPRESSED_TAR.search(spec):
+        raise _compressed_error(spec, "compressed")
+    if spec.lower().endswith(".tar"):
+        return TarSource(_list_shards(path), max_side=max_side)
+    return FolderSource(spec, max_side=max_side)
+
+
+def _open_scenes(spec: str, size: tuple[int, int] | None, seed: int) -> ImageSource:
+    _, _, text = spec.partition(":")
+    count = None
+    if ":" in spec:
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"open_source: scenes:COUNT must have a positive whole number, got {spec!r}")
+        count = int(text)
+    from distilldepth.data.scenes import SceneSource
+
+    return SceneSource(size or (192, 256), count=count, seed=seed, cache=cache_folder() / "scenes" if count else None)
+
+
+def _list_shards(path: Path) -> list[str]:
+    """The shards that a path, brace pattern or glob names."""
+    if path.exists():
+        return [str(path)]
+    shards = []
+    for name in expand_braces(str(path)):
+        if Path(name).exists() or not glob.has_magic(name):
+            shards.append(name)
+            continue
+        matches = sorted(glob.glob(name, recursive=True), key=natural_key)
+        if not matches:
+            raise DistillDepthError(f"{name}: no tar shard matches this pattern")
+        shards += matches
+    return shards
+
+
+def _scan_tar(path: str) -> list[tuple[str, int, int]]:
+    """Name, position and size of each image in a shard."""
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(2)
+        if not magic:
+            raise DistillDepthError(f"{path}: is empty")
+        if magic in _COMPRESSION_MAGIC:
+            raise _compressed_error(path, f"compressed with {_COMPRESSION_MAGIC[magic]}")
+        length = os.path.getsize(path)
+        members = []
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                # tarfile keeps every member it has seen; a shard with a million of them would fill the memory.
+                archive.members = []
+                name = member.name.removeprefix("./")
+                if not member.isreg() or member.issparse() or not _is_wanted(name):
+                    continue
+                if member.offset_data + member.size > length:
+                    raise DistillDepthError(f"{path}: is truncated inside {name}; copy or download it again")
+                members.append((name, member.offset_data, member.size))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except tarfile.TarError as error:
+        raise DistillDepthError(f"{path}: is not a tar file, or is truncated ({error})") from error
+    except OSError as error:
+        raise DistillDepthError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return members
+
+
+def _is_wanted(name: str) -> bool:
+    *folders, file = name.split("/")
+    return is_image_name(file) and not any(folder.startswith(".") or folder == "__MACOSX" for folder in folders)
+
+
+def _compressed_error(path: str, how: str) -> DistillDepthError:
+    return DistillDepthError(
+        f"{path}: is {how}, and single images cannot be found in it; unpack it, or store it as a plain .tar "
+        "(photographs are compressed already)"
+    )
+
+
+def _checked_index(source: ImageSource, index: int) -> int:
+    """The index counted from 0; sequences end with IndexError, which is what stops a plain `for`."""
+    count = len(source)
+    if not -count <= index < count:
+        raise IndexError(f"index must be in 0..{count - 1}, got {index}")
+    return int(index) % count
+
+
+def _checked_max_side(max_side: int | None) -> int | None:
+    if max_side is not None and max_side < 1:
+        raise ValueError(f"open_source: max_side must be at least 1, got {max_side}")
+    return max_side
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,75 @@
+"""Depth, inverse depth, disparity and intrinsics: what each word means, and how one becomes another.
+
+| word | meaning |
+|---|---|
+| `depth` | z along the optical axis, metres unless a suffix says otherwise |
+| `inverse_depth` | exactly 1 / depth, 1/m |
+| `disparity` | inverse depth up to an unknown positive scale and a shift, unitless, larger = nearer |
+| `stereo_disparity_px` | horizontal shift between the views of a rectified stereo pair, pixels |
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def depth_to_inverse_depth(depth: Tensor) -> Tensor:
+    """Return 1 / depth; infinite depth gives 0, depth that is not positive gives NaN (there is no such point).
+
+    >>> depth_to_inverse_depth(torch.tensor([2.0, float("inf")]))
+    tensor([0.5000, 0.0000])
+    """
+    return torch.where(depth > 0, 1.0 / depth, torch.nan)
+
+
+def to_disparity(values: Tensor, quantity: str) -> Tensor:
+    """Bring a model's map to disparity, larger = nearer, the orientation in which every loss compares maps.
+
+    `disparity` is returned as it is and `metric_depth` is inverted exactly. For affine-invariant `depth` no exact
+    conversion exists: 1 / (scale * depth + shift) is not affine in depth, and both numbers are unknown. The papers feed
+    such maps to the affine-invariant loss as they are, so only the sign is changed: the order of the pixels becomes
+    right, the spacing stays that of depth (far regions weigh more than in disparity). Prefer a disparity teacher where
+    there is one.
+
+    Args:
+        values: `(..., H, W)`, any float dtype.
+        quantity: `disparity`, `depth` or `metric_depth`.
+
+    Raises:
+        ValueError: unknown quantity.
+
+    Source: Distill Any Depth, section 3.2 (teachers of any kind under one affine-invariant loss).
+    """
+    if quantity == "disparity":
+        return values
+    if quantity == "metric_depth":
+        return depth_to_inverse_depth(values)
+    if quantity == "depth":
+        return -values
+    raise ValueError(f"to_disparity: quantity must be disparity, depth or metric_depth, got {quantity!r}")
+
+
+def stereo_disparity_to_depth(stereo_disparity_px: Tensor, focal_px: float, baseline_m: float) -> Tensor:
+    """Return `focal * baseline / disparity` in metres; disparity that is not positive gives infinity.
+
+    >>> stereo_disparity_to_depth(torch.tensor([10.0]), focal_px=500.0, baseline_m=0.1)
+    tensor([5.])
+    """
+    return torch.where(stereo_disparity_px > 0, focal_px * baseline_m / stereo_disparity_px, torch.inf)
+
+
+def intrinsics_from_fov(height: int, width: int, fov_deg: float) -> Tensor:
+    """Return `(3, 3)` float32 intrinsics in pixels for a horizontal field of view.
+
+    The principal point is the image centre, `((W - 1) / 2, (H - 1) / 2)` with pixel centres at integers; pixels are square.
+
+    Raises:
+        ValueError: `fov_deg` outside (0, 180).
+    """
+    if not 0 < fov_deg < 180:
+        raise ValueError(f"intrinsics_from_fov: fov_deg must be between 0 and 180, got {fov_deg}")
+    focal_px = width / 2 / math.tan(math.radians(fov_deg) / 2)
+    return torch.tensor([[focal_px, 0, (width - 1) / 2], [0, focal_px, (height - 1) / 2], [0, 0, 1]])

@@ -1,0 +1,57 @@
+"""Where a model runs and in which precision: the words of `--device` and `--precision`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """Return the device called `name`; `auto` is the first GPU if torch sees one, else the CPU.
+
+    Raises:
+        ValueError: not one of auto, cpu, cuda, cuda:<index>, mps; or this machine has no such device.
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if isinstance(name, torch.device):
+        return name
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
+        raise ValueError(f"resolve_device: device must be auto, cpu, cuda, cuda:<index> or mps, got {name!r}")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
+            raise ValueError(f"resolve_device: device must be one that this machine has, got {name!r}: {why}; use cpu")
+        if int(index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise ValueError(f"resolve_device: device must be cuda:0 to cuda:{count - 1} on this machine, got {name!r}")
+        return torch.device("cuda", int(index) if index else torch.cuda.current_device())
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("resolve_device: device must be one that this machine has, got 'mps'; use cpu")
+    return torch.device(kind)
+
+
+def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
+    """Return the context in which a model computes: `auto` is bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        ValueError: unknown precision, or float16 on the CPU, which has no fast path for it.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"autocast: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    if precision == "float32":
+        return nullcontext()
+    if precision == "float16" and device.type == "cpu":
+        raise ValueError("autocast: precision must be float32 or bfloat16 on the CPU, got 'float16'")
+    return torch.autocast(device.type, getattr(torch, precision))

@@ -1,0 +1,123 @@
+"""The facts of a finished run, and the model card that tells them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import distilldepth
+from distilldepth.distill.config import DistillConfig, to_toml
+from distilldepth.distill.teachers import Teacher
+from distilldepth.models import DepthModel
+
+if TYPE_CHECKING:
+    from distilldepth.distill.trainer import RunResult
+
+
+def run_facts(
+    config: DistillConfig,
+    student: DepthModel,
+    teachers: list[Teacher],
+    images: str,
+    result: RunResult,
+    command: str,
+    state: dict[str, Any],
+) -> dict[str, Any]:
+    """Collect what the model card and the report say, as plain data."""
+    return {
+        "distilldepth": distilldepth.__version__,
+        "torch": torch.__version__,
+        "command": command,
+        "student": student.info.name,
+        "family": student.info.family,
+        "quantity": student.info.quantity,
+        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "initial_weights": student.info.source,
+        "initial_licence": student.info.licence,
+        "teachers": [
+            {
+                "name": teacher.name,
+                "weight": teacher.weight,
+                "quantity": teacher.info.quantity,
+                "licence": teacher.info.licence,
+                "source": teacher.info.source,
+                "notes": list(teacher.info.notes),
+            }
+            for teacher in teachers
+        ],
+        "images": images,
+        "steps": result.steps,
+        "batch_size": config.batch_size * config.grad_accumulation,
+        "size": config.size,
+        "seconds": round(result.seconds, 1),
+        "skipped_samples": state["skipped"],
+        "unreadable_images": state["unreadable"],
+        "before": result.before,
+        "after": result.after,
+        "config": to_toml(config),
+    }
+
+
+def model_card(facts: dict[str, Any]) -> str:
+    """Return the README.md of a student."""
+    teachers = "\n".join(
+        f"| {t['name']} | {t['weight']:g} | {t['quantity']} | {t['licence']} | {t['source']} |"
+        for t in facts["teachers"]
+    )
+    notes = "".join(f"- {note}\n" for teacher in facts["teachers"] for note in teacher["notes"])
+    return f"""# {facts["student"]}
+
+A monocular depth estimator ({facts["family"]}, {facts["parameters"] / 1e6:.2f} M parameters) distilled with
+distilldepth {facts["distilldepth"]}. It predicts **{facts["quantity"]}**: up to an unknown scale and shift,
+larger = nearer.
+
+    distilldepth predict photo.jpg -o depth.png --model PATH_OF_THIS_FOLDER
+
+## Training
+- Teachers:
+
+| name | weight | quantity | licence | source |
+|---|---|---|---|---|
+{teachers}
+
+{notes}- Images: {facts["images"]}
+- Initial weights: {facts["initial_weights"]} ({facts["initial_licence"]})
+- {facts["steps"]} steps of {facts["batch_size"]} images at {facts["size"]}, {facts["seconds"] / 60:.1f} minutes
+- Command: `{facts["command"] or "(called from Python)"}`
+
+## Agreement on held-out images
+{agreement_table(facts)}
+
+## Licence
+A student learns from its teachers' outputs and its initial weights. Their licences are listed above; whether they
+bind the student is for you to judge, and a non-commercial teacher is a reason to ask.
+"""
+
+
+def agreement_table(facts: dict[str, Any]) -> str:
+    """Return a Markdown table of the agreement before and after."""
+    before, after = facts["before"], facts["after"]
+    if not after.get("images"):
+        return "No images were held out."
+    lines = [
+        f"{after['images']} images. Correlation of the disparity maps (1 is best) and scale- and shift-invariant error "
+        "(0 is best), per image, averaged.",
+        "",
+        "| against | correlation before | after | SSI error before | after |",
+        "|---|---|---|---|---|",
+    ]
+    for name, scores in after["teachers"].items():
+        first = before["teachers"][name]
+        lines.append(
+            f"| {name} | {first['correlation']:.3f} | {scores['correlation']:.3f} "
+            f"| {first['ssi_error']:.3f} | {scores['ssi_error']:.3f} |"
+        )
+    if "depth" in after:
+        lines += [
+            "",
+            f"Against true depth, least squares in disparity: AbsRel {before['depth']['abs_rel']:.3f} before, "
+            f"{after['depth']['abs_rel']:.3f} after; delta1 {before['depth']['delta1']:.3f} before, "
+            f"{after['depth']['delta1']:.3f} after.",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,373 @@
+"""Everything a distillation run can be told: one dataclass, its sections, presets, TOML files and `key=value` pairs.
+
+Knows nothing of torch, so that `distilldepth distill --help` and `--print-config` answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.resources
+import json
+import sys
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+NORMALISATIONS = ("hybrid", "global", "local", "none")
+CONTEXTS = ("range", "quantile", "spatial")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def option(default: Any, doc: str) -> Any:
+    """A field with its default and the sentence that `--help` and the documentation print for it."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass
+class CropSection:
+    """Which windows of a photograph the student and the teachers see."""
+
+    min_crop: int = option(
+        644, "shorter side of the smallest region, in pixels of the photograph; smaller images give all"
+    )
+    min_crop_share: float = option(
+        0.0, "the region's shorter side is at least this share of the photograph's; 0 = no bound"
+    )
+    patches: int = option(4, "overlapping windows of each region that the teacher sees alone (local-global); 0 = none")
+    patch_size: str = option("", "size HxW at which the teacher sees a window; empty = the size of the run")
+    patch_window: int = option(560, "side of a window, in pixels of the region")
+    patch_share: float = option(0.0, "side of a window as a share of the region's, instead of patch_window; 0 = unused")
+    flip: bool = option(True, "mirror half of the regions")
+    scene_size: str = option(
+        "192x256",
+        "size HxW at which procedural scenes are rendered before regions are cut; empty = the size of the run",
+    )
+    max_side: int = option(
+        2240, "larger photographs are reduced to this many pixels on the longer side while decoding; 0 = never"
+    )
+
+
+@dataclass
+class AugmentSection:
+    """Changes to the picture that the student sees; the teacher always sees the clean one."""
+
+    colour: float = option(
+        0.0, "strength of random brightness, contrast, saturation and channel gain; 0 = off, 0.4 = strong"
+    )
+    noise: float = option(0.0, "largest standard deviation of added Gaussian noise, in units of the full range")
+    blur: float = option(0.0, "share of the images that are blurred")
+
+
+@dataclass
+class LossSection:
+    """Weight of each term (0 leaves it out) and how the maps are normalised."""
+
+    shared_context: float = option(1.0, "weight of the distillation loss on the shared region")
+    local_global: float = option(
+        0.5, "weight of the loss between windows of the student's map and the teacher's view of each"
+    )
+    feature: float = option(1.0, "weight of the feature alignment; absent for teachers without features")
+    gradient: float = option(2.0, "weight of the multi-scale gradient matching")
+    anchor: float = option(0.1, "weight of the pull of the output's centre and spread to fixed values")
+    normalisation_shared: str = option("hybrid", f"one of {', '.join(NORMALISATIONS)}")
+    normalisation_local_global: str = option("hybrid", f"one of {', '.join(NORMALISATIONS)}")
+    contexts: str = option("range", f"how hybrid and local normalisation split the pixels: {', '.join(CONTEXTS)}")
+
+
+@dataclass
+class OptimiserSection:
+    """AdamW and its schedule."""
+
+    lr: float = option(5e-5, "learning rate of the decoder and of everything that is not a pretrained encoder")
+    encoder_lr_share: float = option(0.1, "the encoder's learning rate as a share of lr")
+    weight_decay: float = option(0.01, "decoupled weight decay; not applied to biases and normalisation")
+    beta1: float = option(0.9, "decay of the first moment")
+    beta2: float = option(0.999, "decay of the second moment")
+    schedule: str = option("poly", "poly (power 0.9), cosine or constant, after the warm-up")
+    warmup: float = option(0.02, "share of the steps in which the learning rate rises linearly")
+    final_lr_share: float = option(0.0, "learning rate at the last step as a share of lr")
+    clip_norm: float = option(1.0, "largest norm of the gradient")
+    ema: float = option(
+        0.0, "decay of the moving average of the weights that becomes the student; 0 = the last weights"
+    )
+
+
+@dataclass
+class DistillConfig:
+    """One distillation run."""
+
+    teachers: str = option(
+        "dav2,genpercept", "teachers: name[:variant][=weight] or name@path, comma-separated; one is drawn per step"
+    )
+    student: str = option("dav2-small", "student: a name of `list students`, a run folder, a checkpoint or a hub id")
+    images: list[str] = option(
+        ["scenes"], "folder, glob, list file, tar shards, scenes or scenes:COUNT; may be given several times"
+    )
+    heldout: int = option(
+        16, "images kept out of training on which agreement with the teachers is measured before and after"
+    )
+    out: str = option("runs/distill", "run folder")
+    preset: str = option("", "demo or distill-any-depth: values to start from")
+    steps: int = option(20_000, "optimiser steps")
+    batch_size: int = option(4, "images per step and process")
+    grad_accumulation: int = option(1, "batches per optimiser step")
+    size: str = option("560", "size at which the student sees a region: SIDE or HxW, in pixels")
+    device: str = option("auto", "auto, cpu, cuda, cuda:INDEX or mps")
+    precision: str = option("auto", "auto, float32, bfloat16 or float16; auto = bfloat16 where it is fast")
+    seed: int = option(0, "seed of initial weights, order, crops and draws")
+    workers: int = option(2, "processes that decode or render images; 0 = in the main process")
+    threads: int = option(0, "CPU threads of the training process; 0 = all")
+    checkpoint_every: int = option(500, "steps between checkpoints")
+    keep_checkpoints: int = option(2, "checkpoints kept")
+    log_every: int = option(20, "steps between lines of metrics.jsonl")
+    max_skipped_share: float = option(0.05, "the run stops when more than this share of the samples is non-finite")
+    resume: str = option("", "auto continues the run in the run folder if there is one; or a checkpoint folder of it")
+    overwrite: bool = option(False, "delete what the run folder holds and start again")
+    offline: bool = option(False, "never use the network")
+    crop: CropSection = field(default_factory=CropSection)
+    augment: AugmentSection = field(default_factory=AugmentSection)
+    loss: LossSection = field(default_factory=LossSection)
+    optimiser: OptimiserSection = field(default_factory=OptimiserSection)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.images, str):
+            self.images = [self.images]
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """`size` as (height, width)."""
+        return parse_size(self.size, "size")
+
+    @property
+    def patch_height_width(self) -> tuple[int, int]:
+        """`crop.patch_size` as (height, width)."""
+        return parse_size(self.crop.patch_size or self.size, "crop.patch_size")
+
+    @property
+    def scene_height_width(self) -> tuple[int, int]:
+        """`crop.scene_size` as (height, width)."""
+        return parse_size(self.crop.scene_size or self.size, "crop.scene_size")
+
+    def validate(self) -> DistillConfig:
+        """Return self, or raise ValueError naming the first field whose value makes no sense."""
+        minimum = {
+            "steps": 1, "batch_size": 1, "grad_accumulation": 1, "checkpoint_every": 1, "keep_checkpoints": 1,
+            "log_every": 1, "workers": 0, "threads": 0, "heldout": 0, "crop.min_crop": 1, "crop.patches": 0,
+            "crop.patch_window": 1, "crop.max_side": 0, "optimiser.lr": 0, "optimiser.clip_norm": 0,
+            "optimiser.weight_decay": 0,
+            "augment.colour": 0, "augment.noise": 0,
+        }  # fmt: skip
+        for term in ("shared_context", "local_global", "feature", "gradient", "anchor"):
+            minimum[f"loss.{term}"] = 0
+        for key, least in minimum.items():
+            value = get_key(self, key)
+            if not value >= least:
+                raise ValueError(f"distill: {key} must be at least {least}, got {value}")
+        for key in (
+            "crop.min_crop_share", "crop.patch_share", "augment.blur", "max_skipped_share",
+            "optimiser.encoder_lr_share", "optimiser.warmup", "optimiser.final_lr_share",
+        ):  # fmt: skip
+            if not 0 <= get_key(self, key) <= 1:
+                raise ValueError(f"distill: {key} must be between 0 and 1, got {get_key(self, key)}")
+        if not 0 <= self.optimiser.ema < 1:
+            raise ValueError(f"distill: optimiser.ema must be in [0, 1), got {self.optimiser.ema}")
+        choices = {
+            "loss.normalisation_shared": NORMALISATIONS, "loss.normalisation_local_global": NORMALISATIONS,
+            "loss.contexts": CONTEXTS, "precision": PRECISIONS, "optimiser.schedule": ("poly", "cosine", "constant"),
+        }  # fmt: skip
+        for key, allowed in choices.items():
+            if get_key(self, key) not in allowed:
+                raise ValueError(f"distill: {key} must be one of {', '.join(allowed)}, got {get_key(self, key)!r}")
+        if not any(getattr(self.loss, term) for term in ("shared_context", "local_global", "gradient")):
+            raise ValueError(
+                "distill: loss.shared_context, loss.local_global and loss.gradient are all 0; nothing to learn from"
+            )
+        if not self.images:
+            raise ValueError("distill: images must name at least one source; give a folder, or `scenes`")
+        _ = self.height_width, self.patch_height_width, self.scene_height_width
+        return self
+
+
+def parse_size(text: str, name: str) -> tuple[int, int]:
+    """Read `SIDE` or `HxW`.
+
+    >>> parse_size("96x128", "size")
+    (96, 128)
+    """
+    parts = str(text).lower().split("x")
+    if not (1 <= len(parts) <= 2 and all(part.strip().isdigit() for part in parts)):
+        raise ValueError(f"distill: {name} must be SIDE or HxW in pixels, got {text!r}; for example 560 or 192x256")
+    height, width = int(parts[0]), int(parts[-1])
+    if min(height, width) < 32:
+        raise ValueError(f"distill: {name} must be at least 32 pixels on each side, got {text!r}")
+    return height, width
+
+
+def keys(cls: type = DistillConfig, prefix: str = "") -> dict[str, tuple[Any, str]]:
+    """Return every key, dotted, with its type and documentation, in the order of definition."""
+    hints = typing.get_type_hints(cls)
+    found: dict[str, tuple[Any, str]] = {}
+    for item in dataclasses.fields(cls):
+        hint = hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            found.update(keys(hint, f"{prefix}{item.name}."))
+        else:
+            found[prefix + item.name] = (hint, item.metadata["doc"])
+    return found
+
+
+def get_key(config: DistillConfig, key: str) -> Any:
+    """Return the value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def set_key(config: DistillConfig, key: str, value: Any, origin: str) -> None:
+    """Set a dotted key (kebab-case is accepted), checking name and type; `origin` is named in the error."""
+    known = keys()
+    key = key.replace("-", "_")
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        by_tail = [name for name in known if name.rpartition(".")[2] == key]
+        hint = f"; did you mean '{(by_tail or near)[0]}'?" if by_tail or near else "; see --print-config for the keys"
+        raise ValueError(f"distill: unknown key '{key}' in {origin}{hint}")
+    section, _, name = key.rpartition(".")
+    target = getattr(config, section) if section else config
+    setattr(target, name, _convert(value, known[key][0], key, origin))
+
+
+def _convert(value: Any, hint: Any, key: str, origin: str) -> Any:
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, "a list of texts")
+    if isinstance(hint, types.GenericAlias):
+        if isinstance(value, str):
+            return [value]
+        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+            return list(value)
+    elif hint is bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+    elif hint is str:
+        if isinstance(value, (str, int)) and not isinstance(value, bool):
+            return str(value)
+    elif not isinstance(value, bool):
+        try:
+            number = hint(value)
+            if hint is float or float(value) == number:
+                return number
+        except (TypeError, ValueError):
+            pass
+    raise ValueError(f"distill: {key} in {origin} must be {wanted}, got {value!r}")
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that are shipped."""
+    folder = importlib.resources.files("distilldepth.distill") / "presets"
+    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Return the values of a preset as nested dictionaries.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"distill: unknown preset '{name}'{hint}; there are {', '.join(preset_names())}")
+    path = importlib.resources.files("distilldepth.distill") / "presets" / f"{name}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def load_config(
+    *,
+    preset: str | None = None,
+    file: str | Path | None = None,
+    settings: typing.Sequence[str] = (),
+    flags: dict[str, Any] | None = None,
+) -> DistillConfig:
+    """Merge preset, file, `key=value` settings and flags, each overriding the one before.
+
+    Args:
+        preset: name of a preset; None takes the one that the file names, if any.
+        file: TOML file, for example the `config.toml` of an earlier run.
+        settings: texts `key=value` with dotted keys.
+        flags: values by key; None values are not set.
+
+    Raises:
+        ValueError: unknown key, wrong type, or a value that makes no sense.
+        FileNotFoundError: the file does not exist.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        path = Path(file)
+        if not path.is_file():
+            raise FileNotFoundError(f"distill: config file not found: {path}")
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"distill: {path} is not a TOML file: {error}") from error
+    config = DistillConfig()
+    preset = preset or values.get("preset") or ""
+    if preset:
+        for key, value in _flatten(read_preset(preset)).items():
+            set_key(config, key, value, f"preset {preset}")
+    for key, value in _flatten(values).items():
+        set_key(config, key, value, str(file))
+    config.preset = preset
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"distill: --set needs key=value, got {text!r}")
+        set_key(config, key.strip(), value.strip(), "--set")
+    for key, value in (flags or {}).items():
+        if value is not None:
+            set_key(config, key, value, f"--{key.replace('_', '-')}")
+    return config.validate()
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def to_toml(config: DistillConfig, *, comments: bool = False) -> str:
+    """Return the configuration as a TOML file that `load_config` reads back; with comments, each key explained."""
+    lines: list[str] = []
+    section = ""
+    for key, (_, doc) in keys().items():
+        head, _, name = key.rpartition(".")
+        if head != section:
+            section = head
+            lines += ["", f"[{section}]"]
+        text = f"{name} = {_toml_value(get_key(config, key))}"
+        lines.append(f"{text}  # {doc}" if comments else text)
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    # A JSON string or list of strings without \u escapes outside the basic plane is valid TOML.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,124 @@
+"""Batches as a pure function of (seed, step): a resumed run sees what it would have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from distilldepth.data.crops import CropConfig, make_crop
+from distilldepth.data.sources import ImageSource, Sample, load_or_replace
+from distilldepth.distill.config import DistillConfig
+
+_WHOLE = 1 << 30
+"""A crop bound no photograph reaches: the largest region there is."""
+
+
+class SourceView:
+    """The images `start` to `stop` of a source."""
+
+    def __init__(self, source: ImageSource, start: int, stop: int) -> None:
+        self.source, self.start, self.stop = source, start, stop
+        self.has_depth, self.description = source.has_depth, source.description
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.source[self.start + index]
+
+
+def split_heldout(source: ImageSource, heldout: int) -> tuple[SourceView, SourceView]:
+    """Return training images and held-out images: the last `heldout` of the source, a fifth of it at most."""
+    count = len(source)
+    kept = count - min(heldout, count // 5)
+    return SourceView(source, 0, kept), SourceView(source, kept, count)
+
+
+def crop_config(config: DistillConfig) -> CropConfig:
+    """Return how training regions are cut."""
+    crop = config.crop
+    wants_patches = config.loss.local_global > 0
+    return CropConfig(
+        size=config.height_width,
+        patch_size=config.patch_height_width,
+        patches=crop.patches if wants_patches else 0,
+        min_crop=crop.min_crop,
+        min_crop_share=crop.min_crop_share or None,
+        patch_window=crop.patch_window,
+        patch_share=crop.patch_share or None,
+        flip=crop.flip,
+    )
+
+
+def whole_config(config: DistillConfig) -> CropConfig:
+    """Return a crop of the largest region, without chance: what held-out images are judged on."""
+    return CropConfig(size=config.height_width, patch_size=config.height_width, patches=0, min_crop=_WHOLE, flip=False)
+
+
+class CropDataset(Dataset):
+    """Crop number `ordinal` of the endless, reshuffled sequence of a source's images."""
+
+    def __init__(self, source: SourceView, config: CropConfig, seed: int, *, shuffle: bool = True) -> None:
+        self.source, self.config, self.seed, self.shuffle = source, config, seed, shuffle
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, ordinal: int) -> dict[str, Any]:
+        epoch, position = divmod(ordinal, len(self.source))
+        if self.shuffle:
+            if self._order is None or self._order[0] != epoch:
+                self._order = (epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.source)))
+            position = int(self._order[1][position])
+        sample, errors = load_or_replace(self.source, position)
+        item = make_crop(sample, self.config, np.random.default_rng([self.seed, 2, ordinal]))
+        item["unreadable"] = torch.tensor(len(errors))
+        item["errors"] = "; ".join(str(error) for error in errors)
+        return item
+
+
+class StepBatches(Sampler):
+    """The ordinals of each batch from step `start` on, for one of `processes` processes."""
+
+    def __init__(self, start: int, stop: int, batch_size: int, process: int = 0, processes: int = 1) -> None:
+        self.start, self.stop, self.batch_size = start, stop, batch_size
+        self.process, self.processes = process, processes
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.stop):
+            first = (step * self.processes + self.process) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def make_loader(dataset: CropDataset, batches: StepBatches, workers: int, *, pin: bool) -> DataLoader:
+    """Return a loader that decodes in worker processes."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_one_thread,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def whole_batches(source: SourceView, config: DistillConfig, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Yield held-out images, each once, whole, in order."""
+    dataset = CropDataset(source, whole_config(config), config.seed, shuffle=False)
+    for first in range(0, len(source), batch_size):
+        items = [dataset[i] for i in range(first, min(first + batch_size, len(source)))]
+        yield torch.utils.data.default_collate(items)

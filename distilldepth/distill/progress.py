@@ -1,0 +1,107 @@
+"""Where the time goes, and the one line that says so."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+PHASES = ("data", "teacher", "student", "loss", "optimiser")
+
+
+class Stopwatch:
+    """Seconds per phase. On CUDA it records events, which cost no synchronisation until `shares` reads them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def __call__(self, phase: str, *, host: bool = False) -> Iterator[None]:
+        """Time a block; `host=True` measures waiting on the host (for data) rather than device work."""
+        if self._cuda and not host:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            end.record()
+            self._events.append((phase, start, end))
+        else:
+            began = time.perf_counter()
+            yield
+            self._seconds[phase] += time.perf_counter() - began
+
+    def shares(self) -> dict[str, float]:
+        """Return each phase's share of the time since the last call, and start again."""
+        if self._events:
+            torch.cuda.synchronize()
+            for phase, start, end in self._events:
+                self._seconds[phase] += start.elapsed_time(end) / 1e3
+        total = sum(self._seconds.values()) or 1.0
+        shares = {phase: self._seconds[phase] / total for phase in PHASES}
+        self._seconds.clear()
+        self._events.clear()
+        return shares
+
+
+class ProgressLine:
+    """A bar on a terminal, plain lines elsewhere, nothing in processes other than the first."""
+
+    def __init__(self, total: int, initial: int, *, enabled: bool) -> None:
+        self._total = total
+        self._enabled = enabled
+        self._bar = None
+        self._last = time.monotonic()
+        self._last_step = initial
+        self._next_line = 0.0
+        if enabled and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+    def advance(self) -> None:
+        """Count one step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, step: int, terms: dict[str, float], shares: dict[str, float]) -> None:
+        """Show loss terms and time shares; plain lines come at most every five seconds, and at the last step."""
+        if not self._enabled:
+            return
+        losses = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+        times = " ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{losses} | {times}")
+            return
+        now = time.monotonic()
+        if now < self._next_line and step < self._total:
+            return
+        rate = (step - self._last_step) / max(now - self._last, 1e-9)
+        left = (self._total - step) / rate if rate > 0 else float("inf")
+        self._last, self._last_step, self._next_line = now, step, now + 5
+        print(
+            f"step {step}/{self._total}  {rate:.2f} steps/s  {_clock(left)} left  {losses}  time: {times}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def write(self, text: str) -> None:
+        """Print a message without disturbing the bar."""
+        if self._enabled:
+            (tqdm.write if self._bar is not None else print)(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the line."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,195 @@
+"""`report.html`: one self-contained page with curves, pictures before and after, and how to repeat the run."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from distilldepth.distill.checkpoint import write_atomic
+from distilldepth.predict.colormaps import colorize
+
+_COLOURS = ("#1f6feb", "#d1580b", "#1a7f37", "#8250df", "#bf3989", "#57606a")
+_STYLE = """
+:root { color-scheme: light }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; margin: 2rem auto; max-width: 68rem; padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+table { border-collapse: collapse; margin: .5rem 0 }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #d0d7de; text-align: left }
+td.number { text-align: right; font-variant-numeric: tabular-nums }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem }
+.pictures { overflow-x: auto }
+.pictures img { display: block; width: 9.5rem; height: auto }
+.pictures td, .pictures th { border: 0; padding: .15rem }
+pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: 13px }
+.note { color: #9a6700; font-weight: 600 }
+svg text { font: 11px system-ui, sans-serif; fill: #57606a }
+"""
+
+
+def write_report(folder: Path, facts: dict[str, Any]) -> Path:
+    """Write `report.html` and the sample pictures of a run folder from its `metrics.jsonl` and held-out maps.
+
+    Returns:
+        The path of the page.
+    """
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    teachers = [teacher["name"] for teacher in facts["teachers"]]
+    pictures = _pictures(folder / "samples", teachers)
+    path = folder / "report.html"
+    write_atomic(path, _page(facts, rows, pictures))
+    return path
+
+
+def _page(facts: dict[str, Any], rows: list[dict[str, Any]], pictures: str) -> str:
+    notes = "".join(
+        f'<p class="note">{html.escape(note)}</p>' for teacher in facts["teachers"] for note in teacher["notes"]
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(facts["student"])} distilled</title><style>{_STYLE}</style></head><body>
+<h1>{html.escape(facts["student"])}, distilled from {html.escape(", ".join(t["name"] for t in facts["teachers"]))}</h1>
+{notes}
+<p>{facts["parameters"] / 1e6:.2f} M parameters,
+{facts["steps"]} steps of {facts["batch_size"]} images at {facts["size"]},
+{facts["seconds"] / 60:.1f} minutes. Images: {html.escape(facts["images"])}.
+{facts["skipped_samples"]} samples skipped as not finite, {facts["unreadable_images"]} unreadable images replaced.</p>
+<h2>Agreement on held-out images</h2>
+{_agreement(facts)}
+<h2>Held-out images before and after</h2>
+{pictures}
+<h2>Training</h2>
+<div class="charts">{_charts(rows)}</div>
+<h2>Teachers</h2>
+{_teachers(facts)}
+<h2>Command and configuration</h2>
+<pre>{html.escape(facts["command"] or "(called from Python)")}</pre>
+<pre>{html.escape(facts["config"])}</pre>
+<p>distilldepth {facts["distilldepth"]}, torch {html.escape(facts["torch"])}</p>
+</body></html>
+"""
+
+
+def _agreement(facts: dict[str, Any]) -> str:
+    before, after = facts["before"], facts["after"]
+    if not after.get("images"):
+        return "<p>No images were held out.</p>"
+    rows = []
+    for name, scores in after["teachers"].items():
+        first = before["teachers"][name]
+        rows.append((name, "correlation (1 is best)", first["correlation"], scores["correlation"]))
+        rows.append((name, "SSI error (0 is best)", first["ssi_error"], scores["ssi_error"]))
+    if "depth" in after:
+        rows.append(("true depth", "AbsRel (0 is best)", before["depth"]["abs_rel"], after["depth"]["abs_rel"]))
+        rows.append(("true depth", "delta1 (1 is best)", before["depth"]["delta1"], after["depth"]["delta1"]))
+    body = "".join(
+        f'<tr><td>{html.escape(against)}</td><td>{what}</td><td class="number">{first:.3f}</td>'
+        f'<td class="number">{last:.3f}</td></tr>'
+        for against, what, first, last in rows
+    )
+    head = f"<tr><th>{after['images']} images against</th><th>measure</th><th>before</th><th>after</th></tr>"
+    return f"<table>{head}{body}</table>"
+
+
+def _teachers(facts: dict[str, Any]) -> str:
+    body = "".join(
+        f"<tr><td>{html.escape(t['name'])}</td><td class='number'>{t['weight']:g}</td><td>{t['quantity']}</td>"
+        f"<td>{html.escape(t['licence'])}</td><td>{html.escape(t['source'])}</td></tr>"
+        for t in facts["teachers"]
+    )
+    return f"<table><tr><th>name</th><th>weight</th><th>quantity</th><th>licence</th><th>source</th></tr>{body}</table>"
+
+
+def _charts(rows: list[dict[str, Any]]) -> str:
+    steps = [row["step"] for row in rows]
+    charts = [_chart("loss, weighted sum", steps, {"loss": [row["loss"] for row in rows]})]
+    for term in sorted({name for row in rows for name in row["terms"]}):
+        charts.append(_chart(f"{term}, unweighted", steps, {term: [row["terms"].get(term) for row in rows]}))
+    magnitude = {name: [row[f"output_{name}"] for row in rows] for name in ("center", "spread", "peak")}
+    charts.append(_chart("student's output: centre, spread, peak", steps, magnitude))
+    charts.append(_chart("gradient norm", steps, {"norm": [row.get("grad_norm") for row in rows]}))
+    charts.append(_chart("learning rate", steps, {"lr": [row["lr"] for row in rows]}))
+    shares = {phase: [row["time"][phase] for row in rows] for phase in rows[-1]["time"]}
+    charts.append(_chart("share of the time", steps, shares))
+    return "".join(charts)
+
+
+def _chart(title: str, steps: Sequence[int], series: dict[str, list[float | None]]) -> str:
+    """A line chart as SVG; values that are missing or not finite leave a gap in the line."""
+    width, height, left, bottom, top = 420, 220, 52, 24, 28
+    values = [v for line in series.values() for v in line if v is not None and np.isfinite(v)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    if low >= 0 and low < 0.5 * high:
+        low = 0.0
+    span = (high - low) or 1.0
+    first, last = steps[0], max(steps[-1], steps[0] + 1)
+
+    def place(step: int, value: float) -> str:
+        x = left + (width - left - 8) * (step - first) / (last - first)
+        return f"{x:.1f},{height - bottom - (height - bottom - top) * (value - low) / span:.1f}"
+
+    lines, legend = [], []
+    for colour, (name, line) in zip(_COLOURS, series.items(), strict=False):
+        points = [place(s, v) for s, v in zip(steps, line, strict=True) if v is not None and np.isfinite(v)]
+        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{" ".join(points)}"/>')
+        if len(series) > 1:
+            legend.append(f'<tspan style="fill:{colour}" dx="8">{html.escape(name)}</tspan>')
+    grid = "".join(
+        f'<line x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}" stroke="#d0d7de"/>'
+        f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{low + span * part:.3g}</text>'
+        for part in (0, 0.5, 1)
+        for y in [height - bottom - (height - bottom - top) * part]
+    )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
+        f'<text x="{left}" y="14" style="font-weight:600;fill:#1f2328">{html.escape(title)}{"".join(legend)}</text>'
+        f'{grid}<text x="{left}" y="{height - 6}">{first}</text>'
+        f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">{steps[-1]} steps</text>'
+        f"{''.join(lines)}</svg>"
+    )
+
+
+def _pictures(samples: Path, teachers: list[str]) -> str:
+    """Write one PNG per held-out image (image, teachers, student before, after) and return them as an HTML table."""
+    if not (samples / "after" / "image.npy").is_file():
+        return "<p>No images were held out.</p>"
+
+    def load(when: str, name: str) -> np.ndarray:
+        return np.load(samples / when / f"{name.replace('/', '_')}.npy")
+
+    images = load("after", "image")
+    columns: dict[str, list[np.ndarray]] = {"image": list(images)}
+    for name in teachers:
+        columns[name] = [colorize(values, "disparity") for values in load("after", name)]
+    columns["student before"] = [colorize(values, "disparity") for values in load("before", "student")]
+    columns["student after"] = [colorize(values, "disparity") for values in load("after", "student")]
+    table = "<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in columns) + "</tr>"
+    for index in range(len(images)):
+        row = [column[index] for column in columns.values()]
+        write_atomic(samples / f"heldout-{index}.png", _png(np.concatenate(row, axis=1)))
+        cells = "".join(
+            f'<td><img alt="{html.escape(name)} {index}" src="{_data_url(picture)}"></td>'
+            for name, picture in zip(columns, row, strict=True)
+        )
+        table += f"<tr>{cells}</tr>"
+    legend = "<p>Near is red, far is blue; each map has its own range.</p>"
+    return f'<div class="pictures"><table>{table}</table></div>{legend}'
+
+
+def _data_url(picture: np.ndarray) -> str:
+    return f"data:image/png;base64,{base64.b64encode(_png(picture)).decode()}"
+
+
+def _png(picture: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="PNG", optimize=True)
+    return stream.getvalue()

@@ -1,0 +1,64 @@
+"""`--teachers dav2:large=7,genpercept@weights/unet=3`: the text, and what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distilldepth.errors import did_you_mean
+
+ORACLE = "oracle"
+"""The teacher that is the renderer's own truth; works on procedural scenes only."""
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """One teacher of the list."""
+
+    model: str
+    """What `load_model` is asked for: `name`, `name:variant`, `name@path`, a path or a hub id."""
+    weight: float
+    """How often it is drawn, relative to the others."""
+
+
+def parse_teachers(text: str) -> list[TeacherSpec]:
+    """Read a comma-separated list of `name[:variant][=weight]` or `name@path[=weight]`.
+
+    Raises:
+        ValueError: an empty list, a repeated teacher, or a weight that is not a positive number.
+
+    >>> parse_teachers("dav2:large=7,genpercept=3")[0]
+    TeacherSpec(model='dav2:large', weight=7.0)
+    """
+    specs: list[TeacherSpec] = []
+    for item in text.split(","):
+        item = item.strip()
+        if not item:
+            raise ValueError(f"distill: teachers must be a comma-separated list of names, got {text!r}")
+        model, equals, number = item.rpartition("=")
+        if not equals:
+            model, number = item, "1"
+        model = model.strip()
+        try:
+            weight = float(number)
+        except ValueError:
+            raise ValueError(f"distill: the weight of teacher '{model}' must be a number, got {number!r}") from None
+        if not 0 < weight < float("inf"):
+            raise ValueError(
+                f"distill: the weight of teacher '{model}' must be positive, got {number}; leave it out instead"
+            )
+        if any(spec.model == model for spec in specs):
+            raise ValueError(f"distill: teacher '{model}' is given twice; name it once with a weight, as {model}=2")
+        specs.append(TeacherSpec(model, weight))
+    return specs
+
+
+def check_known(specs: list[TeacherSpec]) -> None:
+    """Raise ValueError with the nearest name for a bare name that no registry entry carries."""
+    from distilldepth.models.registry import teacher_names
+
+    known = {ORACLE, *teacher_names()}
+    for spec in specs:
+        name = spec.model.partition("@")[0].partition(":")[0]
+        bare = not any(mark in spec.model for mark in "/\\.@")
+        if bare and name not in known:
+            raise ValueError(f"distill: unknown teacher '{name}'{did_you_mean(name, known)}")

@@ -1,0 +1,107 @@
+"""One training step as one module: student, objective, and the watch over what is not finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distilldepth.distill.progress import Stopwatch
+from distilldepth.distill.teachers import nearest_size
+from distilldepth.losses import DistillationObjective, ObjectiveInputs
+from distilldepth.models import DepthModel
+from distilldepth.models.preprocess import resize
+
+
+@dataclass
+class StepInputs:
+    """What the student is shown and what it should say."""
+
+    images: Tensor
+    """`(B, 3, H, W)` in [0, 1], augmented."""
+    pseudo_label: Tensor
+    """`(B, H, W)` disparity."""
+    valid: Tensor
+    """bool `(B, H, W)`."""
+    patch_pseudo_labels: Tensor | None = None
+    """`(B * N, h, w)` disparity of the windows."""
+    patch_valid: Tensor | None = None
+    """bool `(B * N, h, w)`."""
+    boxes: Tensor | None = None
+    """`(B * N, 4)` windows in pixels of `images`."""
+    teacher_features: dict[str, Tensor] | None = None
+    """Encoder features of the teacher."""
+
+
+@dataclass
+class StepOutputs:
+    """The loss, its terms, and what is logged."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    """Unweighted, detached."""
+    skipped: Tensor
+    """Samples left out because the teacher's or the student's map was not finite."""
+    center: Tensor
+    """Mean of the student's output."""
+    spread: Tensor
+    """Mean absolute deviation of the student's output from its mean."""
+    peak: Tensor
+    """Largest magnitude of the student's output."""
+
+
+class DistillationStep(nn.Module):
+    """Student and objective together, so that one wrapper (DDP, FSDP) serves both."""
+
+    def __init__(self, student: DepthModel, objective: DistillationObjective, stopwatch: Stopwatch) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self._watch = stopwatch
+
+    def forward(self, inputs: StepInputs) -> StepOutputs:
+        height, width = inputs.images.shape[-2:]
+        with self._watch("student"):
+            preprocessing = self.student.preprocessing
+            inner = nearest_size(height, width, preprocessing.multiple)
+            output = self.student(
+                resize(inputs.images, inner, preprocessing.interpolation), features=bool(inputs.teacher_features)
+            )
+            prediction = resize(output.values.float()[:, None], (height, width), "bilinear")[:, 0]
+        with self._watch("loss"):
+            batch = len(prediction)
+            finite = torch.isfinite(prediction.detach()).flatten(1).all(1)
+            usable = finite & _labelled(inputs.pseudo_label, inputs.valid)
+            patch_valid = image_index = None
+            if inputs.boxes is not None:
+                per_image = len(inputs.boxes) // batch
+                image_index = torch.arange(batch, device=prediction.device).repeat_interleave(per_image)
+                patch_usable = _labelled(inputs.patch_pseudo_labels, inputs.patch_valid).view(batch, -1).all(1)
+                usable = usable & patch_usable
+                patch_valid = inputs.patch_valid & usable[image_index][:, None, None]
+            prediction = torch.where(usable[:, None, None], prediction, prediction.detach().nan_to_num())
+            loss, terms = self.objective(
+                ObjectiveInputs(
+                    prediction=prediction,
+                    pseudo_label=inputs.pseudo_label,
+                    valid=inputs.valid & usable[:, None, None],
+                    patch_pseudo_labels=inputs.patch_pseudo_labels,
+                    patch_valid=patch_valid,
+                    boxes=inputs.boxes,
+                    image_index=image_index,
+                    student_features=output.features,
+                    teacher_features=inputs.teacher_features or {},
+                )
+            )
+            detached = prediction.detach()
+            center = detached.mean()
+            return StepOutputs(
+                loss, terms, (~usable).sum(), center, (detached - center).abs().mean(), detached.abs().amax()
+            )
+
+
+def _labelled(labels: Tensor, valid: Tensor) -> Tensor:
+    """Per map: every valid pixel is finite and there is at least one."""
+    good = torch.isfinite(labels) | ~valid
+    return good.flatten(1).all(1) & valid.flatten(1).any(1)

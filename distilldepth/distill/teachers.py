@@ -1,0 +1,106 @@
+"""The teachers of a run: loaded once, one drawn per step, every output brought to disparity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distilldepth.depth import depth_to_inverse_depth, to_disparity
+from distilldepth.distill.spec import ORACLE, TeacherSpec
+from distilldepth.errors import DistillDepthError
+from distilldepth.models import DepthModel, load_model
+from distilldepth.models.base import ModelInfo
+from distilldepth.models.preprocess import resize
+
+
+@dataclass
+class PseudoLabel:
+    """What a teacher says about a batch."""
+
+    disparity: Tensor
+    """`(B, H, W)` float32, larger = nearer."""
+    valid: Tensor
+    """bool `(B, H, W)`, True where the teacher knows."""
+    features: dict[str, Tensor]
+    """The teacher's encoder features; empty if it has none."""
+
+
+class Teacher:
+    """A frozen model, or the renderer's truth (`oracle`)."""
+
+    def __init__(self, spec: TeacherSpec, model: DepthModel | None) -> None:
+        self.weight = spec.weight
+        self.model = model
+        if model is None:
+            self.info = ModelInfo(ORACLE, ORACLE, "metric_depth", "Apache-2.0", "the renderer's depth buffer")
+        else:
+            self.model = model.eval().requires_grad_(False)
+            self.info = model.info
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    def label(self, images: Tensor, depth: Tensor | None, *, features: bool = False) -> PseudoLabel:
+        """Label images `(B, 3, H, W)` in [0, 1]; `depth` `(B, H, W)` in metres is what the oracle reads."""
+        if self.model is None:
+            inverse = depth_to_inverse_depth(depth)
+            return PseudoLabel(inverse, ~torch.isnan(inverse), {})
+        with torch.inference_mode():
+            height, width = images.shape[-2:]
+            preprocessing = self.model.preprocessing
+            output = self.model(
+                resize(images, nearest_size(height, width, preprocessing.multiple), preprocessing.interpolation),
+                features=features,
+            )
+            disparity = to_disparity(output.values.float(), self.info.quantity)
+            disparity = resize(disparity[:, None], (height, width), "bilinear")[:, 0]
+        # Tensors made in inference mode may not enter a graph; a clone made outside it may.
+        disparity = disparity.clone()
+        return PseudoLabel(
+            disparity,
+            torch.ones_like(disparity, dtype=torch.bool),
+            {name: value.clone() for name, value in output.features.items()},
+        )
+
+
+def nearest_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Return the size nearest to (height, width) whose sides are multiples of `multiple`."""
+    return tuple(max(round(side / multiple), 1) * multiple for side in (height, width))
+
+
+class TeacherPool:
+    """Draws one teacher per step with its weight: the same one in every process and after every resume."""
+
+    def __init__(self, teachers: list[Teacher], seed: int) -> None:
+        self.teachers = teachers
+        self.seed = seed
+        weights = np.array([teacher.weight for teacher in teachers])
+        self._cumulative = np.cumsum(weights / weights.sum())
+
+    def draw(self, step: int) -> Teacher:
+        """Return the teacher of a step."""
+        point = np.random.default_rng([self.seed, 3, step]).random()
+        return self.teachers[min(int(np.searchsorted(self._cumulative, point, side="right")), len(self.teachers) - 1)]
+
+
+def load_teachers(
+    specs: list[TeacherSpec], *, device: torch.device, offline: bool, has_depth: bool, seed: int
+) -> TeacherPool:
+    """Load every teacher of the list.
+
+    Raises:
+        DistillDepthError: `oracle` is asked for where the images have no true depth.
+    """
+    teachers = []
+    for spec in specs:
+        if spec.model == ORACLE:
+            if not has_depth:
+                raise DistillDepthError("distill: teacher 'oracle' knows procedural scenes only; use --images scenes")
+            teachers.append(Teacher(spec, None))
+        else:
+            teachers.append(Teacher(spec, load_model(spec.model, device=device, offline=offline)))
+    return TeacherPool(teachers, seed)

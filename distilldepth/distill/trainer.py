@@ -1,0 +1,510 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distilldepth.data.sources import open_source
+from distilldepth.distill.agreement import measure_agreement
+from distilldepth.distill.augment import augment
+from distilldepth.distill.card import model_card, run_facts
+from distilldepth.distill.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+    write_atomic,
+)
+from distilldepth.distill.config import DistillConfig, to_toml
+from distilldepth.distill.data import CropDataset, StepBatches, crop_config, make_loader, split_heldout
+from distilldepth.distill.ema import WeightAverage
+from distilldepth.distill.progress import ProgressLine, Stopwatch
+from distilldepth.distill.report import write_report
+from distilldepth.distill.spec import check_known, parse_teachers
+from distilldepth.distill.step import DistillationStep, StepInputs, StepOutputs
+from distilldepth.distill.teachers import Teacher, load_teachers
+from distilldepth.errors import DistillDepthError
+from distilldepth.losses import distill_any_depth_objective
+from distilldepth.models import create_student, save_model
+
+_RESUME_MAY_CHANGE = {
+    "steps", "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "resume", "overwrite",
+    "offline", "out", "device", "max_skipped_share",
+}  # fmt: skip
+"""Keys that a resumed run may change; any other change would make it a different run."""
+
+
+@dataclass
+class RunResult:
+    """What a finished run leaves behind."""
+
+    folder: Path
+    """The run folder."""
+    steps: int
+    """Steps that the student was trained for."""
+    before: dict[str, Any]
+    """Agreement on held-out images before training, by teacher."""
+    after: dict[str, Any]
+    """The same after training."""
+    seconds: float
+    """Wall-clock time of training, resumed parts included."""
+
+
+def distill(config: DistillConfig, *, command: str = "") -> RunResult:
+    """Train a student from its teachers as the configuration says, in `config.out`.
+
+    Args:
+        config: a validated configuration.
+        command: the command line, for the model card.
+
+    Returns:
+        Where the student is and how well it agrees with its teachers.
+
+    Raises:
+        ValueError: the configuration makes no sense for these images, teachers or student.
+        DistillDepthError: a checkpoint, an image source or a model cannot be used, or too many samples are not finite.
+    """
+    specs = parse_teachers(config.teachers)
+    check_known(specs)
+    folder = Path(config.out)
+    resume_from = _prepare_folder(config, folder)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    accelerator = make_accelerator(config)
+    device = accelerator.device
+    torch.manual_seed(config.seed)
+
+    source = open_source(
+        config.images, size=config.scene_height_width, seed=config.seed, max_side=config.crop.max_side or None
+    )
+    training, heldout = split_heldout(source, config.heldout)
+    if len(training) < config.batch_size:
+        raise ValueError(
+            f"distill: batch_size {config.batch_size} is larger than the {len(training)} training images found; "
+            f"use --batch-size {max(len(training), 1)} or add images"
+        )
+    teachers = load_teachers(specs, device=device, offline=config.offline, has_depth=source.has_depth, seed=config.seed)
+    student = create_student(config.student, seed=config.seed, offline=config.offline)
+    if student.info.quantity != "disparity":
+        raise ValueError(
+            f"distill: student '{config.student}' predicts {student.info.quantity}; a student must predict disparity"
+        )
+    if device.type == "cpu" or device.type == "cuda":
+        student = student.to(memory_format=torch.channels_last)
+
+    stopwatch = Stopwatch(device)
+    step_module = DistillationStep(student, make_objective(config, student, teachers.teachers), stopwatch)
+    optimiser = make_optimiser(config, step_module, device)
+    step_module, optimiser = accelerator.prepare(step_module, optimiser)
+    bare = accelerator.unwrap_model(step_module)
+    average = WeightAverage(bare.student, config.optimiser.ema) if config.optimiser.ema else None
+    if average is not None:
+        accelerator.register_for_checkpointing(average)
+
+    start, state = 0, {"seconds": 0.0, "skipped": 0, "unreadable": 0}
+    if resume_from is not None:
+        state = read_state(resume_from)
+        load_checkpoint(accelerator, resume_from)
+        start = state.pop("step")
+        before = state["before"]
+    else:
+        before = measure_agreement(bare.student, teachers.teachers, heldout, config, folder / "samples" / "before")
+        state["before"] = before
+
+    metrics_path = folder / "metrics.jsonl"
+    _keep_lines_until(metrics_path, start)
+    batches = StepBatches(
+        start * config.grad_accumulation,
+        config.steps * config.grad_accumulation,
+        config.batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    dataset = CropDataset(training, crop_config(config), config.seed)
+    loader = iter(make_loader(dataset, batches, config.workers, pin=device.type == "cuda"))
+    progress = ProgressLine(config.steps, start, enabled=accelerator.is_main_process)
+    if start:
+        progress.write(f"resuming {folder} at step {start}")
+    log = _Log(metrics_path if accelerator.is_main_process else None, config, state)
+    found_infinite = _watch_gradients(accelerator, optimiser, device)
+
+    step_module.train()
+    for step in range(start, config.steps):
+        seed_step(config.seed, step, accelerator.process_index)
+        set_learning_rate(optimiser, config, step)
+        for _ in range(config.grad_accumulation):
+            with stopwatch("data", host=True):
+                batch = next(loader)
+            teacher = teachers.draw(step)
+            with stopwatch("teacher"):
+                inputs = label_batch(batch, teacher, config, device, features=config.loss.feature > 0)
+            with accelerator.accumulate(step_module):
+                outputs = step_module(inputs)
+                with stopwatch("student"):
+                    accelerator.backward(outputs.loss)
+                with stopwatch("optimiser"):
+                    norm = accelerator.clip_grad_norm_(
+                        step_module.parameters(), config.optimiser.clip_norm or float("inf")
+                    )
+                    if found_infinite is not None and norm is not None:
+                        found_infinite.copy_(~torch.isfinite(norm))
+                    optimiser.step()
+                    optimiser.zero_grad(set_to_none=False)
+            log.add(outputs, norm, batch, teacher.name)
+        done = step + 1
+        if average is not None:
+            with stopwatch("optimiser"):
+                average.update(bare.student, step)
+        progress.advance()
+        if done % config.log_every == 0 or done == config.steps:
+            row = log.flush(done, optimiser.param_groups[-1]["lr"], stopwatch.shares())
+            progress.report(done, row["terms"], row["time"])
+            _stop_if_not_finite(config, row, dataset, done, accelerator, folder)
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            save_checkpoint(accelerator, folder / "checkpoints", done, log.state(), keep=config.keep_checkpoints)
+    progress.close()
+
+    if average is not None:
+        bare.student.load_state_dict(average.state_dict())
+    bare.student.eval()
+    result = RunResult(folder, config.steps, before, before, log.state()["seconds"])
+    if accelerator.is_main_process:
+        result.after = measure_agreement(bare.student, teachers.teachers, heldout, config, folder / "samples" / "after")
+        facts = run_facts(config, bare.student, teachers.teachers, source.description, result, command, log.state())
+        save_model(bare.student.float(), folder / "student", card=model_card(facts), extra={"training": facts})
+        write_report(folder, facts)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def make_accelerator(config: DistillConfig) -> Accelerator:
+    """Return the accelerator for a configuration; under `accelerate launch` the launcher decides on the device."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise ValueError(f"distill: device must be auto, cpu, cuda, cuda:INDEX or mps, got {config.device!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DistillDepthError(
+            "distill: device cuda is not available here; use --device cpu, see `distilldepth doctor`"
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise DistillDepthError(
+            "distill: device mps is not available here; use --device cpu, see `distilldepth doctor`"
+        )
+    if index and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(int(index))
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if fast_bfloat16(kind) else "float32"
+    names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+    return Accelerator(
+        cpu=kind == "cpu",
+        mixed_precision=names[precision],
+        gradient_accumulation_steps=config.grad_accumulation,
+        # The Depth Anything head and teachers without features leave parameters without gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def fast_bfloat16(kind: str) -> bool:
+    """True where bfloat16 has matrix instructions: recent GPUs, and CPUs with AMX or AVX512-BF16."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cpu":
+        return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def make_objective(config: DistillConfig, student: torch.nn.Module, teachers: list[Teacher]) -> torch.nn.Module:
+    """Return the weighted terms of the run; feature projections are sized from the models' own widths."""
+    loss = config.loss
+    weights = {
+        "shared_context": loss.shared_context,
+        "local_global": loss.local_global if config.crop.patches else 0.0,
+        "feature": loss.feature,
+        "gradient": loss.gradient,
+        "anchor": loss.anchor,
+    }
+    student_channels, teacher_channels = None, None
+    if loss.feature:
+        teacher_channels = {t.name: w for t in teachers if (w := feature_width(t.model)) is not None}
+        student_channels = feature_width(student) if teacher_channels else None
+        if student_channels is None or not teacher_channels:
+            weights["feature"] = 0.0
+    return distill_any_depth_objective(
+        weights=weights,
+        normalisation_shared=loss.normalisation_shared,
+        normalisation_local_global=loss.normalisation_local_global,
+        contexts=loss.contexts,
+        student_channels=student_channels,
+        teacher_channels=teacher_channels or None,
+    )
+
+
+def feature_width(model: torch.nn.Module | None) -> int | None:
+    """Return the channels of a model's last encoder features, None if it offers none."""
+    if model is None:
+        return None
+    was_training = model.training
+    device = next(model.parameters()).device
+    side = max(-(-64 // model.preprocessing.multiple), 1) * model.preprocessing.multiple
+    with torch.inference_mode():
+        features = model.eval()(torch.zeros(1, 3, side, side, device=device), features=True).features
+    model.train(was_training)
+    return features["encoder"].shape[1] if "encoder" in features else None
+
+
+def make_optimiser(config: DistillConfig, module: DistillationStep, device: torch.device) -> torch.optim.Optimizer:
+    """Return AdamW with groups for encoder and the rest; biases and norms are not decayed."""
+    settings = config.optimiser
+    encoder = {id(p) for p in module.student.parameter_groups()["encoder"]}
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            groups[id(parameter) in encoder, parameter.ndim > 1].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr_share": settings.encoder_lr_share if in_encoder else 1.0,
+                "weight_decay": settings.weight_decay if decayed else 0.0,
+            }
+            for (in_encoder, decayed), parameters in sorted(groups.items(), reverse=True)
+        ],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, config: DistillConfig, step: int) -> None:
+    """Set every group's learning rate for a step; a pure function of the step, so a resumed run needs no state."""
+    factor = schedule_factor(config, step)
+    for group in optimiser.param_groups:
+        group["lr"] = config.optimiser.lr * group["lr_share"] * factor
+
+
+def schedule_factor(config: DistillConfig, step: int) -> float:
+    """Return the learning rate of a step as a share of the largest."""
+    settings = config.optimiser
+    warmup = settings.warmup * config.steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(config.steps - warmup, 1)
+    least = settings.final_lr_share
+    if settings.schedule == "cosine":
+        return least + (1 - least) * 0.5 * (1 + float(np.cos(np.pi * progress)))
+    if settings.schedule == "poly":
+        return least + (1 - least) * (1 - progress) ** 0.9
+    return 1.0
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Seed every generator from (seed, step, process), so that nothing random depends on what ran before."""
+    mixed = int(np.random.SeedSequence([seed, 4, step, process]).generate_state(1)[0])
+    torch.manual_seed(mixed)
+    random.seed(mixed)
+    np.random.seed(mixed)
+
+
+def label_batch(
+    batch: dict[str, Any], teacher: Teacher, config: DistillConfig, device: torch.device, *, features: bool
+) -> StepInputs:
+    """Move a batch to the device, let the teacher label regions and windows, and augment the student's view."""
+    images = _to_float(batch["image"], device)
+    depth = _move(batch.get("depth"), device)
+    label = teacher.label(images, depth, features=features)
+    inputs = StepInputs(augment(images, config.augment), label.disparity, label.valid, teacher_features=label.features)
+    if batch["boxes"].shape[1] and config.loss.local_global:
+        patches = _to_float(batch["patches"].flatten(0, 1), device)
+        patch_depth = batch.get("patch_depth")
+        patch_label = teacher.label(patches, _move(None if patch_depth is None else patch_depth.flatten(0, 1), device))
+        inputs.patch_pseudo_labels, inputs.patch_valid = patch_label.disparity, patch_label.valid
+        inputs.boxes = _move(batch["boxes"].flatten(0, 1), device)
+    return inputs
+
+
+def _to_float(images: Tensor, device: torch.device) -> Tensor:
+    moved = images.to(device, non_blocking=True)
+    return moved.float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def _move(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device, non_blocking=True)
+
+
+def _watch_gradients(accelerator: Accelerator, optimiser: Any, device: torch.device) -> Tensor | None:
+    """Give the fused optimiser a flag on the device that makes it skip a step with a non-finite gradient.
+
+    A branch on the host would wait for the device in every step. Under float16 the gradient scaler does the same.
+    """
+    if accelerator.scaler is not None or device.type not in ("cpu", "cuda"):
+        return None
+    inner = getattr(optimiser, "optimizer", optimiser)
+    flag = torch.zeros((), device=device)
+    inner.found_inf, inner.grad_scale = flag, None
+    return flag
+
+
+class _Log:
+    """Sums on the device between two lines of metrics.jsonl; only `flush` waits for the device."""
+
+    def __init__(self, path: Path | None, config: DistillConfig, state: dict[str, Any]) -> None:
+        self._path, self._config, self._state = path, config, state
+        self._began = time.monotonic()
+        self._earlier = state["seconds"]
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+        self._teachers: dict[str, int] = defaultdict(int)
+        self._skipped: Tensor | None = None
+        self._bad_steps: Tensor | None = None
+        self._unreadable, self._samples, self._errors = 0, 0, []
+        self._since = time.monotonic()
+
+    def add(self, outputs: StepOutputs, norm: Tensor | None, batch: dict[str, Any], teacher: str) -> None:
+        """Take in one batch."""
+        values = {f"terms.{name}": value for name, value in outputs.terms.items()}
+        values |= {"loss": outputs.loss.detach(), "output_center": outputs.center, "output_spread": outputs.spread}
+        if norm is not None:
+            values["grad_norm"] = norm.detach()
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] += 1
+        peak = self._sums.get("output_peak")
+        self._sums["output_peak"] = outputs.peak if peak is None else torch.maximum(peak, outputs.peak)
+        self._counts["output_peak"] = 1
+        self._skipped = outputs.skipped if self._skipped is None else self._skipped + outputs.skipped
+        self._teachers[teacher] += 1
+        self._samples += len(batch["image"])
+        self._unreadable += int(batch["unreadable"].sum())
+        self._errors += [text for text in batch["errors"] if text]
+
+    def flush(self, step: int, lr: float, shares: dict[str, float]) -> dict[str, Any]:
+        """Write and return the line of the steps since the last one."""
+        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+        now = time.monotonic()
+        skipped = int(self._skipped)
+        self._state["seconds"] = self._earlier + now - self._began
+        self._state["skipped"] += skipped
+        self._state["unreadable"] += self._unreadable
+        row: dict[str, Any] = {"step": step, "loss": means.pop("loss")}
+        row["terms"] = {name[6:]: means.pop(name) for name in sorted(means) if name.startswith("terms.")}
+        row |= means
+        row |= {
+            "lr": lr,
+            "samples": self._samples,
+            "skipped": skipped,
+            "unreadable": self._unreadable,
+            "images_per_second": self._samples / max(now - self._since, 1e-9),
+            "time": shares,
+            "teachers": dict(self._teachers),
+            "seconds": self._state["seconds"],
+        }
+        if self._errors:
+            row["errors"] = self._errors[:20]
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        self._reset()
+        return row
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {**self._state, "seconds": self._earlier + time.monotonic() - self._began}
+
+
+def _stop_if_not_finite(
+    config: DistillConfig, row: dict[str, Any], dataset: CropDataset, step: int, accelerator: Accelerator, folder: Path
+) -> None:
+    broken = not np.isfinite(row["loss"]) or not np.isfinite(row.get("grad_norm", 0.0))
+    if row["skipped"] <= config.max_skipped_share * row["samples"] and not broken:
+        return
+    path = folder / f"failed-step-{step:08d}.safetensors"
+    if accelerator.is_main_process:
+        ordinals = next(iter(StepBatches(step - 1, step, config.batch_size)))
+        images = torch.stack([dataset[ordinal]["image"] for ordinal in ordinals])
+        save_file({"image": images}, str(path))
+    what = "the loss or its gradient is" if broken else f"{row['skipped']} of the last {row['samples']} samples are"
+    raise DistillDepthError(
+        f"distill: stopped at step {step}: {what} not finite (max_skipped_share {config.max_skipped_share}); "
+        f"the batch is in {path}, the last good state in {folder / 'checkpoints'}; try a smaller optimiser.lr"
+    )
+
+
+def _prepare_folder(config: DistillConfig, folder: Path) -> Path | None:
+    """Make the run folder ready and return the checkpoint to resume from, if any."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"distill: --out must be a folder, {folder} is a file")
+    resume_from: Path | None = None
+    if config.resume == "auto":
+        found = list_checkpoints(folder / "checkpoints")
+        resume_from = found[-1] if found else None
+    elif config.resume:
+        resume_from = Path(config.resume)
+        read_state(resume_from)
+    if resume_from is not None:
+        _same_run(config, folder)
+        return resume_from
+    used = folder.is_dir() and any(folder.iterdir())
+    if used and not (config.overwrite or config.resume):
+        raise ValueError(
+            f"distill: {folder} is not empty; continue it with --resume auto, replace it with --overwrite, "
+            "or choose another --out"
+        )
+    if used and not (folder / "config.toml").is_file():
+        raise ValueError(f"distill: {folder} is not empty and not a run folder; choose another --out")
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if used:
+            shutil.rmtree(folder)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "config.toml", to_toml(config))
+    return None
+
+
+def _same_run(config: DistillConfig, folder: Path) -> None:
+    from distilldepth.distill.config import get_key, keys, load_config
+
+    saved_file = folder / "config.toml"
+    saved = load_config(file=saved_file)
+    for key in keys():
+        old, new = get_key(saved, key), get_key(config, key)
+        if key not in _RESUME_MAY_CHANGE and old != new:
+            raise ValueError(
+                f"distill: {key} was {old!r} when {folder} was started and is {new!r} now; "
+                f"resume with --config {saved_file}, or choose another --out"
+            )
+
+
+def _keep_lines_until(path: Path, step: int) -> None:
+    """Drop the lines after `step`, and a last line that was cut short: the resumed run writes them again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    write_atomic(path, "".join(kept))

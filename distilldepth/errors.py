@@ -1,0 +1,23 @@
+"""Errors that a user can act on, and the nearest-name hint that they share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DistillDepthError(Exception):
+    """A failure the user can act on; its message is one line: what, where, what to do."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the choice nearest to `name`, or the list of choices if none is near.
+
+    >>> did_you_mean("dav3", ["dav2", "genpercept"])
+    "; did you mean 'dav2'?"
+    """
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; choose from {', '.join(choices)}"

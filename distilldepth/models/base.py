@@ -1,0 +1,166 @@
+"""What every depth model is here, whoever made it: images in, a map with a declared quantity out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distilldepth.models.preprocess import Preprocessing, resize, target_size
+
+QUANTITIES = ("disparity", "depth", "metric_depth")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Who a model is: what its numbers mean, where it came from, what may be done with it."""
+
+    name: str
+    """The name it was asked for by, for example `dav2-small`."""
+    family: str
+    """Key of the family that built it, for example `depth-anything`."""
+    quantity: str
+    """`disparity` (larger = nearer), `depth` (larger = farther) or `metric_depth` (metres)."""
+    licence: str
+    """Licence of the weights, as an SPDX identifier where there is one."""
+    source: str
+    """Hub id, path or `bundled`."""
+    notes: tuple[str, ...] = ()
+    """Things a user must be told, for example that a bundled stand-in is used."""
+
+    def __post_init__(self) -> None:
+        if self.quantity not in QUANTITIES:
+            raise ValueError(f"ModelInfo: quantity must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dictionary for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class DepthOutput:
+    """What one forward pass returns."""
+
+    values: Tensor
+    """`(B, H, W)`, in the model's quantity, at the input's size."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """Encoder features by name, each `(B, C, h, w)`; `encoder` is the last level. Empty if the model has none to offer."""
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    """Further named maps at the input's size, for example an uncertainty."""
+
+
+@dataclass
+class Prediction:
+    """A predicted map for one image, at the image's own resolution."""
+
+    values: np.ndarray
+    """float32 `(H, W)`."""
+    quantity: str
+    """`disparity`, `depth` or `metric_depth`."""
+    model: str = ""
+    """Name of the model."""
+    resize_policy: str = ""
+    """How the image was resized before the model saw it."""
+
+
+class DepthModel(nn.Module):
+    """A depth estimator: RGB in [0, 1] in, `DepthOutput` out.
+
+    Subclasses set `info` and `preprocessing`, implement `forward`, and return in `architecture` the JSON-able
+    arguments from which their family's `build` makes the same network again.
+    """
+
+    info: ModelInfo
+    preprocessing: Preprocessing
+
+    def __init__(self, info: ModelInfo, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.info = info
+        self.preprocessing = preprocessing
+        self.register_buffer("_mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Arguments from which the family builds this network again."""
+        raise TypeError(f"{type(self).__name__}: this family cannot be saved as a distilldepth model")
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Subtract the mean and divide by the deviation that the network was trained with."""
+        return (images - self._mean) / self._std
+
+    def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
+        """Predict for images `(B, 3, H, W)`, RGB in [0, 1], whose sides are multiples of `preprocessing.multiple`."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return `{"encoder": [...], "decoder": [...]}`: a pretrained encoder wants a smaller learning rate."""
+        return {"encoder": [], "decoder": list(self.parameters())}
+
+    def estimate(self, images: Tensor, *, policy: str | None = None, size: int | None = None) -> Tensor:
+        """Predict for images of any size: resize by the policy, run, bring the map back to the images' size.
+
+        Args:
+            images: `(B, 3, H, W)`, RGB in [0, 1].
+            policy: `lower-bound`, `hf` or `square`; None for the model's own.
+            size: target side in pixels; None for the model's own.
+
+        Returns:
+            `(B, H, W)` float32 in the model's quantity.
+        """
+        height, width = images.shape[-2:]
+        inner = target_size(height, width, self.preprocessing, policy=policy, size=size)
+        output = self(resize(images, inner, self.preprocessing.interpolation)).values.float()
+        return resize(output[:, None], (height, width), "bilinear-corners")[:, 0]
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        image: str | Path | np.ndarray | Any | Sequence[Any],
+        *,
+        policy: str | None = None,
+        size: int | None = None,
+        batch_size: int = 8,
+    ) -> Prediction | list[Prediction]:
+        """Predict for one image or a list of images.
+
+        Args:
+            image: a path, a PIL image or an uint8 array `(H, W, 3)`; or a list of these.
+            policy: resize policy; None for the model's own.
+            size: target side in pixels; None for the model's own.
+            batch_size: how many images of equal size are run at once.
+
+        Returns:
+            A `Prediction` at the image's own resolution, or a list of them in the order of the input.
+
+        Raises:
+            FileNotFoundError: the path does not exist.
+            DistillDepthError: the file is not a readable image.
+        """
+        from distilldepth.data.images import as_rgb
+
+        single = not isinstance(image, (list, tuple))
+        arrays = [as_rgb(item) for item in ([image] if single else image)]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, array in enumerate(arrays):
+            groups.setdefault(array.shape[:2], []).append(index)
+        device, was_training = self._mean.device, self.training
+        self.eval()
+        results: list[Prediction | None] = [None] * len(arrays)
+        for indices in groups.values():
+            for start in range(0, len(indices), batch_size):
+                chunk = indices[start : start + batch_size]
+                stacked = torch.from_numpy(np.stack([arrays[i] for i in chunk]))
+                images = stacked.to(device).permute(0, 3, 1, 2).float() / 255
+                values = self.estimate(images, policy=policy, size=size).cpu().numpy()
+                for i, value in zip(chunk, values, strict=True):
+                    results[i] = Prediction(
+                        value, self.info.quantity, self.info.name, policy or self.preprocessing.resize_policy
+                    )
+        self.train(was_training)
+        return results[0] if single else results

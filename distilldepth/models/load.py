@@ -1,0 +1,469 @@
+"""`load_model`: from a name, a file, a folder or a hub id to a model; and `save_model`, the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.models import hub, registry
+from distilldepth.models.base import DepthModel, ModelInfo
+from distilldepth.models.preprocess import Preprocessing
+
+FAMILIES = {
+    "depth-anything": "distilldepth.models.depth_anything",
+    "latent": "distilldepth.models.latent",
+    "light": "distilldepth.models.light",
+    "topformer": "distilldepth.models.topformer",
+    "transformers": "distilldepth.models.transformers_depth",
+}
+"""Module of each family, imported when it is needed."""
+
+FORMAT = "distilldepth"
+FORMAT_VERSION = 1
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+class BundledModelWarning(UserWarning):
+    """A small bundled model stands in for a public checkpoint that could not be had."""
+
+
+def load_model(
+    spec: str | Path, *, device: str | torch.device = "cpu", offline: bool = False, base: str | Path | None = None
+) -> DepthModel:
+    """Load a depth model, in evaluation mode and float32.
+
+    What is on this machine is used without touching the network: a path, a folder named by `$DISTILLDEPTH_CHECKPOINTS`
+    or `./checkpoints`, the hub's cache, in this order. `dav2` and `genpercept` without a variant mean the small public
+    checkpoint, and the bundled small model, with a `BundledModelWarning`, where that cannot be had.
+
+    Args:
+        spec: a name (`dav2-small`), `name:variant` (`dav2:small`), `name@path`, an official `.pth` / `.safetensors`
+            file, a folder written by `save_model`, by transformers or by diffusers, a run folder, or a hub id (`org/name`).
+        device: where to put it.
+        offline: never touch the network; `HF_HUB_OFFLINE=1` says the same.
+        base: repository or folder with the VAE of a latent model whose own folder has none; None for
+            `$DISTILLDEPTH_SD_BASE` or the public default.
+
+    Returns:
+        The model; `info.notes` says what a user must be told.
+
+    Raises:
+        ValueError: unknown name.
+        FileNotFoundError: a path that does not exist.
+        DistillDepthError: a corrupt or foreign checkpoint, or one that is not here and not to be had.
+    """
+    if not isinstance(spec, (str, Path)):
+        raise TypeError(f"load_model: spec must be a name or a path, got {type(spec).__name__}")
+    model = _resolve(spec, offline, None if base is None else str(base))
+    return model.to(device).eval()
+
+
+def create_student(name: str | Path, *, seed: int | None = None, offline: bool = False) -> DepthModel:
+    """Make a student: random weights for a student's name, given weights for anything else `load_model` takes.
+
+    Args:
+        name: `dav2-mini`, `dav2:small`, `topformer-base`, ... or a path or hub id whose weights it starts from.
+        seed: seed of the random weights; None draws from torch's global generator.
+        offline: never touch the network.
+
+    Raises:
+        ValueError: an unknown name, or the name of a model that is a teacher only.
+    """
+    entry = registry.lookup(name) if isinstance(name, str) else None
+    if entry is None:
+        if isinstance(name, str) and re.fullmatch(r"[\w:-]+", name) and not Path(name).exists():
+            raise ValueError(f"create_student: unknown student '{name}'{did_you_mean(name, registry.student_names())}")
+        return load_model(name, offline=offline)
+    if entry.role == "teacher":
+        raise ValueError(
+            f"create_student: '{name}' is a teacher only{did_you_mean(entry.name, registry.student_names())}; "
+            f"to start from its weights, give its path or hub id {entry.hub_id}"
+        )
+    info = ModelInfo(entry.name, entry.family, entry.quantity, "Apache-2.0", "random initialisation")
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices, enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return _family(entry.family).build({"variant": entry.variant}, info)
+
+
+def save_model(
+    model: DepthModel,
+    folder: str | Path,
+    *,
+    card: str | None = None,
+    extra: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a model as a folder that `load_model` reads: `model.safetensors`, `config.json` and, with `card`, `README.md`.
+
+    Each file is written whole or not at all.
+
+    Args:
+        model: any model whose family can be built again.
+        folder: made if it does not exist.
+        card: model card, Markdown.
+        extra: further JSON-able keys of `config.json`.
+        dtype: floating dtype of the file, for example `torch.float16` to ship it; None for the model's own.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: the family cannot be built again.
+        ValueError: `extra` has a key of the format, or weights that are not finite (in that dtype).
+    """
+    from safetensors.torch import save
+
+    config = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "family": model.info.family,
+        "name": model.info.name,
+        "quantity": model.info.quantity,
+        "licence": model.info.licence,
+        "source": model.info.source,
+        "architecture": model.architecture,
+        "preprocessing": model.preprocessing.to_dict(),
+    }
+    if clash := sorted(set(config) & set(extra or {})):
+        raise ValueError(f"save_model: extra must not have the keys {', '.join(clash)}, they belong to the format")
+    state = {}
+    for key, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.to(dtype or tensor.dtype)
+            if not tensor.isfinite().all():
+                raise ValueError(f"save_model: weights must be finite in {tensor.dtype}, got otherwise in '{key}'")
+        # a copy: tensors that share memory, or lie in channels-last order, cannot be written
+        state[key] = tensor.clone(memory_format=torch.contiguous_format)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_atomically(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    text = json.dumps(config | (extra or {}), indent=2, ensure_ascii=False) + "\n"
+    _write_atomically(folder / "config.json", text.encode())
+    if card is not None:
+        _write_atomically(folder / "README.md", card.encode())
+    return folder
+
+
+def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
+    """Number of parameters, each counted once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _family(key: str) -> ModuleType:
+    if key not in FAMILIES:
+        raise DistillDepthError(f"load_model: unknown family '{key}'{did_you_mean(key, FAMILIES)}")
+    return importlib.import_module(FAMILIES[key])
+
+
+def _resolve(spec: str | Path, offline: bool, base: str | None) -> DepthModel:
+    if isinstance(spec, str) and not spec.strip():
+        raise ValueError("load_model: spec must be a name or a path, got an empty string")
+    if isinstance(spec, str):
+        if registry.lookup(spec):
+            return _load_named(spec, offline, base)
+        name, at, path = spec.partition("@")
+        if at and not Path(spec).exists():
+            entry = registry.require(name)
+            return _load_path(_existing(path), entry, name, offline, base)
+    path = Path(spec).expanduser()
+    if path.exists():
+        return _load_path(path, None, None, offline, base)
+    text = str(spec)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and path.suffix not in CHECKPOINT_SUFFIXES and not path.parent.exists():
+        return _load_hub_id(text, offline, base)
+    if isinstance(spec, Path) or "/" in text or os.sep in text or path.suffix in CHECKPOINT_SUFFIXES:
+        _existing(text)
+    registry.require(text)
+    raise AssertionError("unreachable: a known name was resolved above")
+
+
+def _existing(path: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise FileNotFoundError(f"load_model: no such file or folder: {path}")
+    return found
+
+
+def _load_named(spec: str, offline: bool, base: str | None) -> DepthModel:
+    entry = registry.require(spec)
+    if entry.bundled:
+        return _load_bundled(entry)
+    if entry.role == "student":
+        raise ValueError(
+            f"load_model: '{spec}' is an architecture without weights; train it, or use 'distilldepth-mini'"
+        )
+    try:
+        path = hub.find_local(entry)
+        if path is None:
+            expected = (*entry.files[:1], entry.local_names()[-1])
+            latent = entry.family == "latent"
+            path = hub.fetch(
+                entry.hub_id,
+                file=entry.hub_file,
+                folders=_LATENT_FOLDERS[entry.variant] if latent else (),
+                family=entry.family,
+                offline=offline,
+                expected=tuple(dict.fromkeys(expected)),
+            )
+        return _load_path(path, entry, entry.name, offline, base)
+    except DistillDepthError as error:
+        stand_in = registry.ENTRIES.get(registry.STAND_INS.get(spec, ""))
+        # a file that is here but broken must be heard of, not papered over
+        if stand_in is None or hub.find_local(entry) is not None or not registry.has_weights(stand_in):
+            raise
+        note = (
+            f"'{spec}' is the small bundled model '{stand_in.name}', NOT the public checkpoint '{entry.name}', which is "
+            f"neither on this machine nor reachable; its depth is much coarser. Put the public one at "
+            f"{hub.checkpoint_folders()[0] / entry.local_names()[0]}, or name '{stand_in.name}' to silence this."
+        )
+        warnings.warn(note, BundledModelWarning, stacklevel=4)
+        model = _load_bundled(stand_in)
+        model.info = dataclasses.replace(model.info, notes=(*model.info.notes, note))
+        del error
+        return model
+
+
+_LATENT_FOLDERS = {"genpercept": ("unet",), "lotus": ("unet", "vae", "text_encoder", "tokenizer")}
+
+
+def _load_bundled(entry: registry.Entry) -> DepthModel:
+    if not registry.has_weights(entry):
+        raise DistillDepthError(
+            f"load_model: the bundled weights of '{entry.name}' are not installed at {entry.folder}; install the package again"
+        )
+    model = load_saved(entry.folder)
+    model.info = dataclasses.replace(model.info, name=entry.name, source="bundled")
+    return model
+
+
+def _load_hub_id(repo_id: str, offline: bool, base: str | None) -> DepthModel:
+    entry = next(
+        (e for e in registry.ENTRIES.values() if repo_id in (e.hub_id, e.official_id) and not e.hub_file), None
+    )
+    if entry is not None and repo_id == entry.hub_id:
+        return _load_named(entry.name, offline, base)
+    if entry is not None:
+        path = hub.fetch(repo_id, file=entry.files[0], family=entry.family, offline=offline, expected=entry.files)
+        return _load_path(path, entry, entry.name, offline, base)
+    path = hub.fetch(repo_id, family="transformers", offline=offline)
+    return _load_path(path, None, repo_id, offline, base)
+
+
+def _load_path(
+    path: Path, entry: registry.Entry | None, name: str | None, offline: bool, base: str | None
+) -> DepthModel:
+    """Load a file or folder; `entry` is what the user said it is, if anything."""
+    name = name or (path.stem if path.is_file() else path.resolve().name)
+    if path.is_dir():
+        return _load_folder(path, entry, name, offline, base)
+    if path.suffix == ".json" or path.name == "model.safetensors" and (path.parent / "config.json").is_file():
+        return _load_folder(path.parent, entry, name if entry else path.resolve().parent.name, offline, base)
+    if entry is not None and entry.family == "latent":
+        return _load_latent(path, entry, name, offline, base)
+    state = read_state(path)
+    from distilldepth.models import depth_anything
+
+    if not depth_anything.is_official(state):
+        raise DistillDepthError(
+            f"load_model: {path} is not a checkpoint of a known model (its first tensor is '{next(iter(state))}'); "
+            "a file must be an official one of Depth Anything V2 or Distill-Any-Depth, anything else a folder with config.json"
+        )
+    if entry is not None and entry.family != "depth-anything":
+        raise DistillDepthError(f"load_model: {path} holds a Depth Anything network, but '{name}' is not one")
+    # a bare alias (dav2@file) says the family, not the size
+    pinned = entry is not None and name not in registry.ALIASES
+    max_depth = entry.options.get("max_depth") if pinned else _max_depth_by_name(path)
+    quantity = "disparity" if max_depth is None else "metric_depth"
+    licence = entry.licence if pinned else "see the source"
+    info = ModelInfo(name, "depth-anything", quantity, licence, str(path))
+    variant = entry.variant if pinned else None
+    return depth_anything.load_official(path, state, info, variant=variant, max_depth=max_depth)
+
+
+def _max_depth_by_name(path: Path) -> int | None:
+    """Metric and relative files have the same tensors: only the official file names tell them apart."""
+    name = path.name.lower()
+    if "metric" not in name:
+        return None
+    return 80 if "vkitti" in name or "outdoor" in name else 20
+
+
+def _load_folder(folder: Path, entry: registry.Entry | None, name: str, offline: bool, base: str | None) -> DepthModel:
+    if (folder / "student" / "config.json").is_file():
+        return load_saved(folder / "student")
+    if not (folder / "config.json").is_file() or (entry is not None and entry.family == "latent"):
+        return _load_latent(folder, entry, name, offline, base)
+    config = _read_json(folder / "config.json")
+    if config.get("format") == FORMAT:
+        return load_saved(folder)
+    kind = config.get("model_type")
+    if kind is None and "_class_name" in config:
+        return _load_latent(folder, entry, name, offline, base)
+    if kind is None:
+        raise DistillDepthError(f"load_model: {folder / 'config.json'} names no model_type; is this a model's folder?")
+    licence = entry.licence if entry else "see the source"
+    if kind == "depth_anything":
+        quantity = "metric_depth" if config.get("depth_estimation_type") == "metric" else "disparity"
+        info = ModelInfo(name, "depth-anything", quantity, licence, str(folder))
+        return _family("depth-anything").load_transformers(folder, info)
+    return _family("transformers").load_transformers(folder, kind, name=name, licence=licence)
+
+
+def _load_latent(path: Path, entry: registry.Entry | None, name: str, offline: bool, base: str | None) -> DepthModel:
+    if (
+        entry is None
+        and path.is_dir()
+        and not any(path.glob("*/*.safetensors"))
+        and not any(path.glob("*.safetensors"))
+    ):
+        held = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
+        raise DistillDepthError(
+            f"load_model: {path} holds no model: it has no config.json and no weights (it holds {held})"
+        )
+    if entry is not None and entry.family != "latent":
+        raise DistillDepthError(f"load_model: {path} has no config.json, which a folder of '{name}' must have")
+    return _family("latent").load_diffusers(path, entry, name=name, offline=offline, base=base)
+
+
+def load_saved(folder: Path) -> DepthModel:
+    """Load a folder that `save_model` wrote.
+
+    Raises:
+        DistillDepthError: unreadable, incomplete or of a newer format.
+    """
+    path = folder / "config.json"
+    config = _read_json(path)
+    if config.get("version", 0) > FORMAT_VERSION:
+        raise DistillDepthError(
+            f"load_model: {path} has format version {config['version']}; update distilldepth to read it"
+        )
+    try:
+        info = ModelInfo(
+            config["name"], config["family"], config["quantity"], config["licence"], config.get("source") or str(folder)
+        )
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
+        preprocessing = Preprocessing(**values)
+        architecture = config["architecture"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DistillDepthError(f"load_model: {path} is not a complete model description: {error!r}") from error
+    family = _family(info.family)
+    try:
+        model = family.build(architecture, info, preprocessing)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DistillDepthError(f"load_model: {path} describes no '{info.family}' network: {error!r}") from error
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise DistillDepthError(f"load_model: {folder} has a config.json but no model.safetensors")
+    state = {k: t.float() if t.is_floating_point() else t for k, t in read_state(weights).items()}
+    check_state(weights, model, state)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DistillDepthError(f"load_model: {path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DistillDepthError(f"load_model: {path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dictionary from `.safetensors`, or from a pickle with `weights_only=True`.
+
+    A dictionary wrapped in `model`, `state_dict` or similar is unwrapped, a `module.` prefix removed.
+
+    Raises:
+        DistillDepthError: unreadable, or no state dictionary inside.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DistillDepthError(
+            f"load_model: {path} ({path.stat().st_size} bytes) is not a readable checkpoint ({reason}); download it again"
+        ) from error
+    for key in ("state_dict", "model_state_dict", "model", "params"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DistillDepthError(f"load_model: {path} holds no state dictionary, got {type(state).__name__}")
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def check_state(path: Path, network: nn.Module, state: dict[str, Tensor], unknown: list[str] | None = None) -> None:
+    """Raise a DistillDepthError that lists what of a network is missing, left over or of another shape in `state`."""
+    own = network.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = (unknown or []) + [key for key in state if key not in own]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    report_state(path, missing, unexpected, shapes)
+
+
+def report_state(path: Path, missing: list[str], unexpected: list[str], shapes: list[str]) -> None:
+    """Raise the one-line error for a checkpoint that does not fit; nothing if it does."""
+    parts = []
+    for word, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            parts.append(f"{len(names)} {word}: {', '.join(names[:4])}{more}")
+    if parts:
+        raise DistillDepthError(f"load_model: {path} does not fit the network; tensors {'; '.join(parts)}")
+
+
+def load_pretrained(cls: Any, folder: Path, **options: Any) -> Any:
+    """`cls.from_pretrained` of a local folder: strict, quiet, float32, without remote code or network.
+
+    Raises:
+        DistillDepthError: unreadable, or weights missing, left over or of another shape.
+    """
+    with hub.quiet_transformers():
+        try:
+            network, loading = cls.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DistillDepthError(f"load_model: {folder} cannot be loaded ({reason})") from error
+    mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in loading.get("mismatched_keys", ())]
+    report_state(folder, sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"]), mismatched)
+    return network

