@@ -104,10 +104,9 @@ def bench(
         table.add_column(heading)
     for heading in ("median ms", "p20 to p80", "vs reference", "of copy bandwidth", "max error"):
         table.add_column(heading, justify="right")
-    base = {
-        (row["op"], row["direction"]): row["median_ms"] for row in result["results"] if row["backend"] == "reference"
-    }
-    for row in result["results"]:
+    rows = result["results"]
+    base = {(row["op"], row["direction"]): row["median_ms"] for row in rows if row["backend"] == "reference"}
+    for row in rows:
         ratio = base[row["op"], row["direction"]] / row["median_ms"]
         table.add_row(
             row["op"],

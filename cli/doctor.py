@@ -81,17 +81,27 @@ def examine() -> tuple[dict[str, Any], list[str]]:
 
 
 def kernel_rows() -> list[dict[str, Any]]:
-    """Which backend every kernel uses on which device."""
-    return [
-        {
-            "name": name,
-            "what": what,
-            "cpu": "reference",
-            "cuda": "reference",
-            "why": "this version ships the plain torch reference only",
-        }
-        for name, what in KERNELS.items()
-    ]
+    """Return which backend every kernel uses on which device."""
+    from distilldepth.ops.backend import available_backends
+
+    forced = os.environ.get("DISTILLDEPTH_BACKEND", "")
+    rows = []
+    for name, what in KERNELS.items():
+        op = name.replace("-", "_")
+        row = {"name": name, "what": what}
+        for device in ("cpu", "cuda"):
+            available = available_backends(op, device)
+            row[device] = available[0] if not forced or forced in available else f"{forced} forced, but not there"
+            if forced in available:
+                row[device] = forced
+        if forced:
+            row["why"] = f"DISTILLDEPTH_BACKEND={forced}"
+        elif available_backends(op, "cpu") == available_backends(op, "cuda") == ("reference",):
+            row["why"] = "this version has the plain torch reference only"
+        else:
+            row["why"] = "the first of native, triton, reference that is there"
+        rows.append(row)
+    return rows
 
 
 def _print(facts: dict[str, Any]) -> None:

@@ -31,7 +31,9 @@ def list_(kind: str, json_file: str | None) -> None:
 
     table = Table()
     for heading in headings:
-        table.add_column(heading.replace("_", " "), justify="right" if heading == "parameters" else "left")
+        # Folded, never cut: every word of the table can be typed as it stands.
+        justify = "right" if heading == "parameters" else "left"
+        table.add_column(heading.replace("_", " "), justify=justify, overflow="fold", no_wrap=heading == headings[0])
     for row in rows:
         table.add_row(*(_cell(heading, row[heading]) for heading in headings))
     options.console().print(table)

@@ -236,5 +236,5 @@ def console(*, stderr: bool = False) -> Any:
 
     made = Console(stderr=stderr, highlight=False)
     if not made.is_terminal:
-        made.width = max(made.width, 160)
+        made.width = max(made.width, 200)
     return made

@@ -22,7 +22,7 @@ def test_toml_round_trip_keeps_every_key(tmp_path):
 
 def test_precedence_is_preset_file_set_flag(tmp_path):
     path = tmp_path / "c.toml"
-    path.write_text('steps = 11\nbatch_size = 3\nseed = 4\n[loss]\ngradient = 0.25\n')
+    path.write_text("steps = 11\nbatch_size = 3\nseed = 4\n[loss]\ngradient = 0.25\n")
     config = load_config(preset="demo", file=path, settings=["batch-size=5", "seed=6"], flags={"seed": 9})
     assert (config.steps, config.batch_size, config.seed, config.loss.gradient) == (11, 5, 9, 0.25)
     assert config.student == load_config(preset="demo").student
@@ -37,7 +37,12 @@ def test_presets_are_valid_and_the_paper_weights_hold():
     for name in preset_names():
         load_config(preset=name)
     paper = load_config(preset="distill-any-depth")
-    assert (paper.loss.shared_context, paper.loss.local_global, paper.loss.feature, paper.loss.gradient) == (1, 0.5, 1, 2)
+    assert (paper.loss.shared_context, paper.loss.local_global, paper.loss.feature, paper.loss.gradient) == (
+        1,
+        0.5,
+        1,
+        2,
+    )
     assert (paper.crop.min_crop, paper.height_width, paper.batch_size, paper.steps) == (644, (560, 560), 4, 20_000)
 
 

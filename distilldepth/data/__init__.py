@@ -1,1 +1,1 @@
-"""Images to learn from: folders, shards, procedural scenes, RGB-D folders, and crops."""
+"""Images in: files and shards (`images`, `sources`), training crops (`crops`), ground truth (`rgbd`), `scenes`."""

@@ -31,7 +31,7 @@ class CropConfig:
     max_crop: int | None = None
     """The region's shorter side is at most this many pixels; None for no bound. It wins over the lower bounds."""
     min_crop_share: float | None = None
-    """The region's shorter side is also at least this share of the photograph's, 0..1: for photographs of mixed size."""
+    """The region's shorter side is also at least this share of the photograph's, 0..1: for photographs of any size."""
     patch_window: int = 560
     """Shorter side of a patch window in pixels of the photograph."""
     patch_share: float | None = None
@@ -74,7 +74,7 @@ def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> d
 
     Returns:
         A dictionary with `image` uint8 `(3, H, W)`; `patches` uint8 `(N, 3, h, w)`; `boxes` float32 `(N, 4)`, the edges
-        x0, y0, x1, y1 of each patch in pixels of `image` (all of it is 0, 0, W, H); `name`; and if the sample has depth,
+        x0, y0, x1, y1 of each patch in pixels of `image` (the whole is 0, 0, W, H); `name`; and if the sample has depth
         `depth` float32 `(H, W)` and `patch_depth` float32 `(N, h, w)`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Image files to RGB arrays: every mode as a viewer would show it, and one clear line for a file that is not a picture."""
+"""Image files to RGB arrays: every mode as a viewer shows it, and one clear line for a file that is not a picture."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import io
 import os
 import re
 import stat
-import struct
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,10 +22,10 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif",
     ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga",
 )  # fmt: skip
-"""Suffixes that make a file in a folder, glob or tar an image, in any case. A file named directly may have any suffix."""
+"""Suffixes of images in folders, globs and tar shards, in any case. A file named directly may have any suffix."""
 
 MAX_PIXELS = 178_956_970
-"""Images with more pixels than this are refused; `DISTILLDEPTH_MAX_PIXELS` sets another limit. It is Pillow's own limit."""
+"""Images with more pixels are refused; `DISTILLDEPTH_MAX_PIXELS` sets another limit. It is Pillow's own limit."""
 
 # Pillow hands EPS files to Ghostscript: a program is not run for a file from an unknown source.
 _REFUSED_FORMATS = {"EPS"}
@@ -36,8 +36,8 @@ _JUNK_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 def read_image(path: str | os.PathLike, *, min_side: int | None = None, max_side: int | None = None) -> np.ndarray:
     """Read an image file as RGB, the way a viewer shows it.
 
-    EXIF orientation is applied and the first frame of an animation is taken. The file's content decides, not its suffix.
-    Modes become 8-bit RGB as follows:
+    EXIF orientation is applied and the first frame of an animation is taken. Content decides, not the suffix. Modes
+    become 8-bit RGB as follows:
 
     | in the file | becomes |
     |---|---|
@@ -46,13 +46,14 @@ def read_image(path: str | os.PathLike, *, min_side: int | None = None, max_side
     | 16-bit grey | value / 257 |
     | 16 bits per colour | the high byte |
     | 32-bit integer grey | as 16-bit grey if all values fit, else its range stretched to 0..255 |
-    | floating point grey | x 255 if within 0..1, as it is within 0..255, as 16-bit grey within 0..65535, else stretched |
+    | floating point grey | x 255 within 0..1, unchanged within 0..255, as 16-bit grey within 0..65535, else stretched |
 
     Args:
         path: the file.
         min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster, as long as its
             shorter side keeps this many pixels.
-        max_side: an image whose longer side exceeds this many pixels is reduced to it.
+        max_side: an image whose longer side exceeds this many pixels is averaged over the smallest blocks of n x n pixels
+            that make it fit. Whole numbers cost a fraction of an exact resize, and JPEG decoding does 2, 4 and 8 itself.
 
     Returns:
         uint8 `(H, W, 3)`, contiguous and writable.
@@ -61,21 +62,8 @@ def read_image(path: str | os.PathLike, *, min_side: int | None = None, max_side
         FileNotFoundError: there is no such file.
         DistillDepthError: the file is a folder, unreadable, empty, truncated, too large or no image.
     """
-    name = _printable(path)
-    try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise DistillDepthError(f"{name}: is a folder, not an image")
-        if not stat.S_ISREG(status.st_mode):
-            raise DistillDepthError(f"{name}: is not a regular file; save the image to a file first")
-        with open(path, "rb") as file:
-            return decode_image(file, name, min_side=min_side, max_side=max_side)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: no such file") from None
-    except PermissionError:
-        raise DistillDepthError(f"{name}: no permission to read it") from None
-    except (OSError, ValueError) as error:
-        raise DistillDepthError(f"{name}: cannot be read ({_one_line(error)})") from error
+    with open_file(path) as (file, name):
+        return decode_image(file, name, min_side=min_side, max_side=max_side)
 
 
 def decode_image(
@@ -86,31 +74,71 @@ def decode_image(
     Raises:
         DistillDepthError: empty, truncated, too large or no image.
     """
-    file = io.BytesIO(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
-    if not file.read(1):
+    if isinstance(data, bytes) and not data:
         raise DistillDepthError(f"{name}: is empty")
-    file.seek(0)
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    with open_image(file, name) as image:
+        draft = _draft_factor(*image.size, min_side, max_side)
+        if draft > 1:
+            image.draft(None, (max(image.width // draft, 1), max(image.height // draft, 1)))
+        image.load()
+        upright = _to_rgb(_upright(image))
+        factor = _fitting_factor(*upright.size, max_side)
+        return np.array(upright.reduce(factor) if factor > 1 else upright)
+
+
+@contextmanager
+def open_file(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, str]]:
+    """Open a regular file that is not empty; gives it and the name that errors call it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DistillDepthError: it is a folder, a device, unreadable or empty.
+    """
+    name = _printable(path)
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise DistillDepthError(f"{name}: is a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise DistillDepthError(f"{name}: is not a regular file; save its content to a file first")
+        if not status.st_size:
+            raise DistillDepthError(f"{name}: is empty")
+        with open(path, "rb") as file:
+            yield file, name
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name}: no such file") from None
+    except PermissionError:
+        raise DistillDepthError(f"{name}: no permission to read it") from None
+    except (OSError, ValueError) as error:
+        raise DistillDepthError(f"{name}: cannot be read ({_one_line(error)})") from error
+
+
+@contextmanager
+def open_image(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """Open an image of a permitted size in any format but those that run other programs; pixels are not decoded yet.
+
+    Raises:
+        DistillDepthError: too large, no image, or whatever fails inside the `with` block because the file is damaged.
+    """
     limit = max_pixels()
     with warnings.catch_warnings():
-        # Damaged metadata and the first of Pillow's two size limits are warnings there; here the limit below decides.
+        # Damaged metadata and the first of Pillow's two size limits are warnings there; here the limit above decides.
         warnings.simplefilter("ignore")
         try:
             with Image.open(file, formats=_formats()) as image:
-                width, height = image.size
-                if width * height > limit:
+                if image.width * image.height > limit:
                     raise Image.DecompressionBombError
-                # Draft decoding looks at the file's own axes; equal sides make it independent of the orientation.
-                side = _draft_side(width, height, min_side, max_side)
-                if side:
-                    image.draft(None, (side, side))
-                image.load()
-                return _shrink(_to_rgb(_upright(image)), max_side)
+                yield image
+        except DistillDepthError:
+            raise
         except Image.DecompressionBombError:
             raise DistillDepthError(
                 f"{name}: has more than {limit} pixels; if that is meant, set DISTILLDEPTH_MAX_PIXELS"
             ) from None
         except UnidentifiedImageError:
-            hint = "; convert it to JPEG or PNG first" if name.lower().endswith((".heic", ".heif", ".svg")) else ""
+            foreign = name.lower().endswith((".heic", ".heif", ".svg"))
+            hint = "; convert it to JPEG or PNG first" if foreign else ""
             raise DistillDepthError(f"{name}: is not an image in a known format{hint}") from None
         except MemoryError:
             raise DistillDepthError(f"{name}: does not fit into memory") from None
@@ -123,8 +151,8 @@ def as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
     """Return any accepted kind of image as uint8 RGB `(H, W, 3)`.
 
     Args:
-        image: a path, a PIL image (converted as `read_image` says; not changed), or a uint8 array `(H, W)`, `(H, W, 1)`,
-            `(H, W, 3)` RGB or `(H, W, 4)` RGBA.
+        image: a path, a PIL image (converted as `read_image` says; not changed), or a uint8 array `(H, W)`,
+            `(H, W, 1)`, `(H, W, 3)` RGB or `(H, W, 4)` RGBA.
 
     Returns:
         uint8 `(H, W, 3)`, contiguous. An RGB array that is contiguous already is returned itself.
@@ -167,7 +195,7 @@ def as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
 
 
 def list_images(spec: str | os.PathLike) -> list[Path]:
-    """Return the image files that a folder, glob, list file or single file names, in natural order (`img2` before `img10`).
+    """Return the image files that a folder, glob, list file or single file names, in natural order (2 before 10).
 
     A folder is searched with its subfolders, links included and hidden names left out. A glob (`*`, `?`, `[...]`, `**`)
     gives image files and the content of folders. A `.txt` list has one path per line, relative to the list's folder or
@@ -248,13 +276,16 @@ def _formats() -> list[str]:
     return [name for name in Image.ID if name not in _REFUSED_FORMATS]
 
 
-def _draft_side(width: int, height: int, min_side: int | None, max_side: int | None) -> int | None:
-    """The shorter side that decoding has to keep, or None to decode in full."""
-    sides = [] if min_side is None else [max(min_side, 1)]
-    if max_side is not None and max(width, height) > max_side:
-        # Twice the final size leaves the last step enough to filter.
-        sides.append(max(2 * max_side * min(width, height) // max(width, height), 1))
-    return max(sides) if sides and (min_side is None or len(sides) == 2) else (sides[0] if sides else None)
+def _fitting_factor(width: int, height: int, max_side: int | None) -> int:
+    """The smallest whole number by which an image has to be divided to fit into `max_side`."""
+    return 1 if max_side is None else max(-(-max(width, height) // max_side), 1)
+
+
+def _draft_factor(width: int, height: int, min_side: int | None, max_side: int | None) -> int:
+    """The factor by which a JPEG may be reduced while it is decoded."""
+    fitting = _fitting_factor(width, height, max_side)
+    spare = 1 if min_side is None else min(width, height) // max(min_side, 1)
+    return next(factor for factor in (8, 4, 2, 1) if fitting % factor == 0 or spare >= factor)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -285,7 +316,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _grey_to_8_bit(grey: np.ndarray) -> np.ndarray:
     """Values of 16 or 32 bits as uint8; see `read_image` for the rules."""
-    if grey.dtype == np.uint16:
+    if grey.dtype.kind == "u" and grey.dtype.itemsize == 2:
         return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
     values = np.nan_to_num(grey.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
@@ -298,18 +329,16 @@ def _grey_to_8_bit(grey: np.ndarray) -> np.ndarray:
     return np.rint(values).astype(np.uint8)
 
 
-def _shrink(image: Image.Image, max_side: int | None) -> np.ndarray:
-    longer = max(image.size)
-    if max_side is not None and longer > max_side:
-        size = [max(round(side * max_side / longer), 1) for side in image.size]
-        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.array(image)
-
-
 def _walk(folder: Path) -> Iterator[Path]:
     """Image files below `folder`; every real folder once, so that links which form a circle end."""
+
+    def report(error: OSError) -> None:
+        # A closed subfolder (lost+found on a disk) holds nothing for us; a closed top folder is the user's mistake.
+        if error.filename == str(folder):
+            raise DistillDepthError(f"{_printable(folder)}: cannot be read ({error.strerror})") from error
+
     seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=report):
         real = os.path.realpath(root)
         if real in seen:
             folders.clear()

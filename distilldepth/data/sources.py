@@ -49,7 +49,7 @@ class Sample(TypedDict, total=False):
 
 
 class ImageSource(Protocol):
-    """A fixed sequence of images. `source[i]` raises `DistillDepthError` or `FileNotFoundError` for an unreadable one."""
+    """A fixed sequence of images; an unreadable one raises `DistillDepthError` or `FileNotFoundError`."""
 
     has_depth: bool
     """Every sample has `depth`."""
@@ -66,7 +66,7 @@ class FolderSource:
 
     Args:
         spec: a folder, glob, `.txt` list or single file; see `images.list_images`.
-        max_side: images whose longer side exceeds this many pixels are reduced to it while decoding.
+        max_side: images whose longer side exceeds this many pixels are divided by 2, 3, ... to fit; see `images.read_image`.
 
     Raises:
         FileNotFoundError, DistillDepthError: nothing is found.
@@ -94,16 +94,19 @@ class TarSource:
 
     Args:
         paths: the shards.
-        max_side: images whose longer side exceeds this many pixels are reduced to it while decoding.
+        max_side: images whose longer side exceeds this many pixels are divided by 2, 3, ... to fit; see `images.read_image`.
 
     Raises:
         FileNotFoundError: a shard does not exist.
         DistillDepthError: a shard is compressed, truncated or no tar file, or there is no image in any of them.
+        ValueError: no shard is given, or `max_side` is below 1.
     """
 
     has_depth = False
 
     def __init__(self, paths: Sequence[str | os.PathLike], *, max_side: int | None = None) -> None:
+        if not paths:
+            raise ValueError("TarSource: paths must not be empty, got none; give at least one shard")
         self.paths = [os.fspath(path) for path in paths]
         self.max_side = _checked_max_side(max_side)
         shards, offsets, sizes, self._names = [], [], [], []
@@ -190,8 +193,8 @@ def open_source(
         spec: one of the above, or a list of them.
         size: (height, width) of procedural scenes; None for their default.
         seed: seed of procedural scenes.
-        max_side: photographs whose longer side exceeds this many pixels are reduced to it while decoding (JPEG at 1/2,
-            1/4 or 1/8 first, which is several times faster than decoding it in full); None keeps every pixel.
+        max_side: photographs whose longer side exceeds this many pixels are divided by the smallest whole number that
+            makes them fit (for JPEG mostly while decoding, which is several times faster); None keeps every pixel.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -234,7 +237,7 @@ def cache_folder() -> Path:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the names that `{000..012}` and `{a,b}` in a pattern stand for, in order; numbers keep their leading zeros.
+    """Return the names that `{000..012}` and `{a,b}` in a pattern stand for, in order, leading zeros kept.
 
     >>> expand_braces("train-{08..10}.tar")
     ['train-08.tar', 'train-09.tar', 'train-10.tar']
@@ -245,7 +248,8 @@ def expand_braces(pattern: str) -> list[str]:
     bounds = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", match[1])
     if bounds:
         first, last = int(bounds[1]), int(bounds[2])
-        choices = [str(number).zfill(len(bounds[1])) for number in range(first, last + 1)]
+        counted = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+        choices = [str(number).zfill(len(bounds[1])) for number in counted]
     elif "," in match[1]:
         choices = match[1].split(",")
     else:
@@ -313,18 +317,20 @@ def _scan_tar(path: str) -> list[tuple[str, int, int]]:
             raise DistillDepthError(f"{path}: is empty")
         if magic in _COMPRESSION_MAGIC:
             raise _compressed_error(path, f"compressed with {_COMPRESSION_MAGIC[magic]}")
-        length = os.path.getsize(path)
         members = []
         with tarfile.open(path, "r:") as archive:
-            for member in archive:
+            while (member := archive.next()) is not None:
                 # tarfile keeps every member it has seen; a shard with a million of them would fill the memory.
                 archive.members = []
                 name = member.name.removeprefix("./")
-                if not member.isreg() or member.issparse() or not _is_wanted(name):
-                    continue
-                if member.offset_data + member.size > length:
-                    raise DistillDepthError(f"{path}: is truncated inside {name}; copy or download it again")
-                members.append((name, member.offset_data, member.size))
+                if member.isreg() and not member.issparse() and _is_wanted(name):
+                    members.append((name, member.offset_data, member.size))
+            end = archive.offset
+        # tarfile takes a damaged header after the first one for the end; the true end is zeros or the end of the file.
+        with open(path, "rb") as file:
+            file.seek(end)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise DistillDepthError(f"{path}: is damaged or truncated at byte {end}; copy or download it again")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except tarfile.TarError as error:

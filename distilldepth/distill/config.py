@@ -23,6 +23,7 @@ else:
 
 NORMALISATIONS = ("hybrid", "global", "local", "none")
 CONTEXTS = ("range", "quantile", "spatial")
+INITIAL_WEIGHTS = ("random", "pretrained")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -110,6 +111,10 @@ class DistillConfig:
         "dav2,genpercept", "teachers: name[:variant][=weight] or name@path, comma-separated; one is drawn per step"
     )
     student: str = option("dav2-small", "student: a name of `list students`, a run folder, a checkpoint or a hub id")
+    initial_weights: str = option(
+        "random",
+        f"what a student given by name starts from: {', '.join(INITIAL_WEIGHTS)}; a path or hub id has its own",
+    )
     images: list[str] = option(
         ["scenes"], "folder, glob, list file, tar shards, scenes or scenes:COUNT; may be given several times"
     )
@@ -183,7 +188,8 @@ class DistillConfig:
             raise ValueError(f"distill: optimiser.ema must be in [0, 1), got {self.optimiser.ema}")
         choices = {
             "loss.normalisation_shared": NORMALISATIONS, "loss.normalisation_local_global": NORMALISATIONS,
-            "loss.contexts": CONTEXTS, "precision": PRECISIONS, "optimiser.schedule": ("poly", "cosine", "constant"),
+            "loss.contexts": CONTEXTS, "initial_weights": INITIAL_WEIGHTS,
+            "precision": PRECISIONS, "optimiser.schedule": ("poly", "cosine", "constant"),
         }  # fmt: skip
         for key, allowed in choices.items():
             if get_key(self, key) not in allowed:

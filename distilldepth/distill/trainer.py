@@ -40,7 +40,7 @@ from distilldepth.distill.step import DistillationStep, StepInputs, StepOutputs
 from distilldepth.distill.teachers import Teacher, load_teachers
 from distilldepth.errors import DistillDepthError
 from distilldepth.losses import distill_any_depth_objective
-from distilldepth.models import create_student, save_model
+from distilldepth.models import create_student, load_model, save_model
 
 _RESUME_MAY_CHANGE = {
     "steps", "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "resume", "overwrite",
@@ -99,7 +99,10 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
             f"use --batch-size {max(len(training), 1)} or add images"
         )
     teachers = load_teachers(specs, device=device, offline=config.offline, has_depth=source.has_depth, seed=config.seed)
-    student = create_student(config.student, seed=config.seed, offline=config.offline)
+    if config.initial_weights == "pretrained":
+        student = load_model(config.student, offline=config.offline)
+    else:
+        student = create_student(config.student, seed=config.seed, offline=config.offline)
     if student.info.quantity != "disparity":
         raise ValueError(
             f"distill: student '{config.student}' predicts {student.info.quantity}; a student must predict disparity"

@@ -108,7 +108,7 @@ def choose_protocol(
         protocol = replace(protocol, name=label, summary="", **changes)
     if protocol.align == "none" and quantity != "metric_depth":
         raise ValueError(
-            f"choose_protocol: align must not be none for a model that predicts {quantity}, whose numbers have no unit; "
-            "use least-squares or median"
+            f"choose_protocol: align must be least-squares or median for a model that predicts {quantity}, whose "
+            "numbers have no unit, got 'none'"
         )
     return protocol

@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "head_hidden": 24,
         "patch_size": 14,
         "image_size": 224,
-        "preprocessing_size": 196,
+        "inference": {"size": 196, "interpolation": "bilinear-antialias"},
     },
 }
 """Architectures by name; `taps` are the blocks (counted from 0) whose tokens go to the neck."""
@@ -88,7 +88,7 @@ class OfficialPositionEmbeddings(Dinov2Embeddings):
         if rows == columns == side:
             return positions
         grid = positions[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
+        scale = ((rows + 0.0) / side, (columns + 0.1) / side)
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
         return torch.cat((positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions.dtype)), dim=1)
 
@@ -168,11 +168,11 @@ def build(
     options = dict(architecture)
     if "variant" in options:
         options = VARIANTS[options.pop("variant")] | options
-    size = options.pop("preprocessing_size", None) or options.get("image_size", 518)
+    inference = {"size": options.get("image_size", 518)} | options.pop("inference", {})
     options = _DEFAULTS | options
     network = DepthAnythingForDepthEstimation(_config(options))
     _initialise(network)
-    preprocessing = preprocessing or Preprocessing(size, options["patch_size"], "lower-bound")
+    preprocessing = preprocessing or Preprocessing(multiple=options["patch_size"], **inference)
     return DepthAnythingDepth(info, preprocessing, network, official_positions=options["official_positions"])
 
 
@@ -239,7 +239,7 @@ def _initialise(network: DepthAnythingForDepthEstimation) -> None:
 
 
 def _waves(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, `(side * side, width)`: neighbours start out alike, rows start out different."""
+    """Sines and cosines of row and column, `(side * side, width)`: neighbours start alike, far rows different."""
     quarter = width // 4
     frequencies = torch.logspace(0, -2, quarter) if quarter else torch.empty(0)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
@@ -248,9 +248,8 @@ def _waves(side: int, width: int) -> Tensor:
     return F.pad(waves, (0, width - waves.shape[1]))
 
 
-# Official checkpoints name the same tensors differently. Each row: pattern of the official name after its prefix
-# (`pretrained.` or `backbone.` for the encoder) has been removed -> name in transformers. Distill-Any-Depth large has one
-# more integer in `blocks.0.<i>.`, the number of a chunk that holds every block.
+# Official checkpoints name the same tensors differently. The encoder's prefix is `pretrained.`, or `backbone.` in
+# Distill-Any-Depth large, which also has one more integer in `blocks.0.<i>.`, the number of a chunk of blocks.
 _ENCODER = "(?:pretrained|backbone)"
 _BLOCK = rf"{_ENCODER}\.blocks\.(?:\d+\.)?(\d+)"
 _LAYER = r"backbone.encoder.layer.\1"
@@ -375,8 +374,8 @@ def load_official(
         wanted = VARIANTS[variant]
         if (wanted["hidden"], wanted["layers"]) != (architecture["hidden"], architecture["layers"]):
             raise DistillDepthError(
-                f"load_model: {path} holds a ViT of width {architecture['hidden']} with {architecture['layers']} layers, "
-                f"but '{info.name}' has width {wanted['hidden']} and {wanted['layers']} layers; name the right size"
+                f"load_model: {path} has ViT width {architecture['hidden']} and {architecture['layers']} layers, "
+                f"'{info.name}' has width {wanted['hidden']} and {wanted['layers']} layers; name the right size"
             )
     model = build(architecture, info)
     check_state(path, model.network, converted, unknown)

@@ -49,7 +49,7 @@ def load_model(
 
     Args:
         spec: a name (`dav2-small`), `name:variant` (`dav2:small`), `name@path`, an official `.pth` / `.safetensors`
-            file, a folder written by `save_model`, by transformers or by diffusers, a run folder, or a hub id (`org/name`).
+            file, a folder written by `save_model`, transformers or diffusers, a run folder, or a hub id (`org/name`).
         device: where to put it.
         offline: never touch the network; `HF_HUB_OFFLINE=1` says the same.
         base: repository or folder with the VAE of a latent model whose own folder has none; None for
@@ -87,8 +87,8 @@ def create_student(name: str | Path, *, seed: int | None = None, offline: bool =
         return load_model(name, offline=offline)
     if entry.role == "teacher":
         raise ValueError(
-            f"create_student: '{name}' is a teacher only{did_you_mean(entry.name, registry.student_names())}; "
-            f"to start from its weights, give its path or hub id {entry.hub_id}"
+            f"create_student: '{name}' is a teacher only; choose from {', '.join(registry.student_names())}, "
+            f"or start from its weights by its path or hub id {entry.hub_id}"
         )
     info = ModelInfo(entry.name, entry.family, entry.quantity, "Apache-2.0", "random initialisation")
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
@@ -106,7 +106,7 @@ def save_model(
     extra: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a model as a folder that `load_model` reads: `model.safetensors`, `config.json` and, with `card`, `README.md`.
+    """Write a model as a folder that `load_model` reads: `model.safetensors`, `config.json`, with `card` `README.md`.
 
     Each file is written whole or not at all.
 
@@ -150,11 +150,11 @@ def save_model(
         state[key] = tensor.clone(memory_format=torch.contiguous_format)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_atomically(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    write_atomically(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
     text = json.dumps(config | (extra or {}), indent=2, ensure_ascii=False) + "\n"
-    _write_atomically(folder / "config.json", text.encode())
+    write_atomically(folder / "config.json", text.encode())
     if card is not None:
-        _write_atomically(folder / "README.md", card.encode())
+        write_atomically(folder / "README.md", card.encode())
     return folder
 
 
@@ -163,7 +163,8 @@ def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: into a temporary one beside it, then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
@@ -232,20 +233,19 @@ def _load_named(spec: str, offline: bool, base: str | None) -> DepthModel:
                 expected=tuple(dict.fromkeys(expected)),
             )
         return _load_path(path, entry, entry.name, offline, base)
-    except DistillDepthError as error:
+    except DistillDepthError:
         stand_in = registry.ENTRIES.get(registry.STAND_INS.get(spec, ""))
         # a file that is here but broken must be heard of, not papered over
         if stand_in is None or hub.find_local(entry) is not None or not registry.has_weights(stand_in):
             raise
         note = (
-            f"'{spec}' is the small bundled model '{stand_in.name}', NOT the public checkpoint '{entry.name}', which is "
-            f"neither on this machine nor reachable; its depth is much coarser. Put the public one at "
+            f"'{spec}' is the small bundled model '{stand_in.name}', NOT the public checkpoint '{entry.name}', which "
+            f"is neither on this machine nor reachable; its depth is much coarser. Put the public one at "
             f"{hub.checkpoint_folders()[0] / entry.local_names()[0]}, or name '{stand_in.name}' to silence this."
         )
         warnings.warn(note, BundledModelWarning, stacklevel=4)
         model = _load_bundled(stand_in)
         model.info = dataclasses.replace(model.info, notes=(*model.info.notes, note))
-        del error
         return model
 
 
@@ -255,7 +255,8 @@ _LATENT_FOLDERS = {"genpercept": ("unet",), "lotus": ("unet", "vae", "text_encod
 def _load_bundled(entry: registry.Entry) -> DepthModel:
     if not registry.has_weights(entry):
         raise DistillDepthError(
-            f"load_model: the bundled weights of '{entry.name}' are not installed at {entry.folder}; install the package again"
+            f"load_model: the bundled weights of '{entry.name}' are not installed at {entry.folder}; "
+            "install the package again"
         )
     model = load_saved(entry.folder)
     model.info = dataclasses.replace(model.info, name=entry.name, source="bundled")
@@ -263,15 +264,22 @@ def _load_bundled(entry: registry.Entry) -> DepthModel:
 
 
 def _load_hub_id(repo_id: str, offline: bool, base: str | None) -> DepthModel:
-    entry = next(
-        (e for e in registry.ENTRIES.values() if repo_id in (e.hub_id, e.official_id) and not e.hub_file), None
-    )
-    if entry is not None and repo_id == entry.hub_id:
-        return _load_named(entry.name, offline, base)
-    if entry is not None:
+    entries = [entry for entry in registry.ENTRIES.values() if repo_id in (entry.hub_id, entry.official_id)]
+    if len(entries) > 1:
+        names = ", ".join(entry.name for entry in entries)
+        raise ValueError(f"load_model: the repository {repo_id} holds several models; name one of {names}")
+    if entries and repo_id == entries[0].hub_id:
+        return _load_named(entries[0].name, offline, base)
+    if entries:
+        entry = entries[0]
         path = hub.fetch(repo_id, file=entry.files[0], family=entry.family, offline=offline, expected=entry.files)
         return _load_path(path, entry, entry.name, offline, base)
-    path = hub.fetch(repo_id, family="transformers", offline=offline)
+    try:
+        path = hub.fetch(repo_id, family="transformers", offline=offline)
+    except DistillDepthError as error:
+        raise DistillDepthError(
+            f"{error} ('{repo_id}' was taken for a hub id: there is no such folder here)"
+        ) from error
     return _load_path(path, None, repo_id, offline, base)
 
 
@@ -282,7 +290,7 @@ def _load_path(
     name = name or (path.stem if path.is_file() else path.resolve().name)
     if path.is_dir():
         return _load_folder(path, entry, name, offline, base)
-    if path.suffix == ".json" or path.name == "model.safetensors" and (path.parent / "config.json").is_file():
+    if path.suffix == ".json" or (path.name == "model.safetensors" and (path.parent / "config.json").is_file()):
         return _load_folder(path.parent, entry, name if entry else path.resolve().parent.name, offline, base)
     if entry is not None and entry.family == "latent":
         return _load_latent(path, entry, name, offline, base)
@@ -291,8 +299,9 @@ def _load_path(
 
     if not depth_anything.is_official(state):
         raise DistillDepthError(
-            f"load_model: {path} is not a checkpoint of a known model (its first tensor is '{next(iter(state))}'); "
-            "a file must be an official one of Depth Anything V2 or Distill-Any-Depth, anything else a folder with config.json"
+            f"load_model: {path} is not a checkpoint of a known model (its first tensor is '{next(iter(state))}'); a "
+            "file must be an official one of Depth Anything V2 or Distill-Any-Depth; anything else is a folder with "
+            "its config.json"
         )
     if entry is not None and entry.family != "depth-anything":
         raise DistillDepthError(f"load_model: {path} holds a Depth Anything network, but '{name}' is not one")
@@ -319,7 +328,7 @@ def _load_folder(folder: Path, entry: registry.Entry | None, name: str, offline:
         return load_saved(folder / "student")
     if not (folder / "config.json").is_file() or (entry is not None and entry.family == "latent"):
         return _load_latent(folder, entry, name, offline, base)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("format") == FORMAT:
         return load_saved(folder)
     kind = config.get("model_type")
@@ -358,7 +367,7 @@ def load_saved(folder: Path) -> DepthModel:
         DistillDepthError: unreadable, incomplete or of a newer format.
     """
     path = folder / "config.json"
-    config = _read_json(path)
+    config = read_json(path)
     if config.get("version", 0) > FORMAT_VERSION:
         raise DistillDepthError(
             f"load_model: {path} has format version {config['version']}; update distilldepth to read it"
@@ -386,7 +395,12 @@ def load_saved(folder: Path) -> DepthModel:
     return model.eval()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DistillDepthError: unreadable, or something else than an object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -405,7 +419,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         DistillDepthError: unreadable, or no state dictionary inside.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _is_safetensors(path):
             from safetensors.torch import load_file
 
             state = load_file(path)
@@ -414,7 +428,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise DistillDepthError(
-            f"load_model: {path} ({path.stat().st_size} bytes) is not a readable checkpoint ({reason}); download it again"
+            f"load_model: {path} ({path.stat().st_size} bytes) is not a readable checkpoint ({reason}); "
+            "download it again"
         ) from error
     for key in ("state_dict", "model_state_dict", "model", "params"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -424,6 +439,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors by content: GenPercept publishes such files under the name `.bin`."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
 def check_state(path: Path, network: nn.Module, state: dict[str, Tensor], unknown: list[str] | None = None) -> None:
@@ -450,20 +472,32 @@ def report_state(path: Path, missing: list[str], unexpected: list[str], shapes: 
         raise DistillDepthError(f"load_model: {path} does not fit the network; tensors {'; '.join(parts)}")
 
 
-def load_pretrained(cls: Any, folder: Path, **options: Any) -> Any:
+def load_pretrained(cls: Any, folder: Path, *, never_used: str | None = None, **options: Any) -> Any:
     """`cls.from_pretrained` of a local folder: strict, quiet, float32, without remote code or network.
+
+    Args:
+        cls: a class of transformers or diffusers.
+        folder: where it is.
+        never_used: regular expression of tensors that may be missing or left over, because the forward pass has no use
+            for them.
+        options: further arguments for `from_pretrained`.
 
     Raises:
         DistillDepthError: unreadable, or weights missing, left over or of another shape.
     """
+    # diffusers and transformers call the same option differently
+    dtype = "torch_dtype" if cls.__module__.startswith("diffusers") else "dtype"
+    options = {"local_files_only": True, "output_loading_info": True, dtype: torch.float32} | options
     with hub.quiet_transformers():
         try:
-            network, loading = cls.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
-            )
+            network, loading = cls.from_pretrained(folder, **options)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise DistillDepthError(f"load_model: {folder} cannot be loaded ({reason})") from error
+            raise DistillDepthError(f"load_model: {folder} cannot be loaded ({reason}); download it again") from error
     mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in loading.get("mismatched_keys", ())]
-    report_state(folder, sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"]), mismatched)
+    missing, unexpected = (
+        sorted(key for key in loading[kind] if not (never_used and re.search(never_used, key)))
+        for kind in ("missing_keys", "unexpected_keys")
+    )
+    report_state(folder, missing, unexpected, mismatched)
     return network

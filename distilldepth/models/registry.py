@@ -71,9 +71,9 @@ class Entry:
 
 def _entries() -> Iterator[Entry]:
     mini = {"role": "both", "quantity": "disparity", "licence": "Apache-2.0", "bundled": True}
-    yield Entry("distilldepth-mini", "light", parameters=2_210_000, variant="mini", **mini)
-    yield Entry("dav2-mini", "depth-anything", parameters=3_300_000, variant="mini", **mini)
-    yield Entry("genpercept-mini", "latent", parameters=3_300_000, variant="mini", **mini)
+    yield Entry("distilldepth-mini", "light", parameters=3_894_873, variant="mini", **mini)
+    yield Entry("dav2-mini", "depth-anything", parameters=4_079_049, variant="mini", **mini)
+    yield Entry("genpercept-mini", "latent", parameters=3_584_768, variant="mini", **mini)
 
     sizes = {"small": ("vits", 24_785_089), "base": ("vitb", 97_470_785), "large": ("vitl", 335_315_649)}
     for size, (variant, parameters) in sizes.items():
@@ -91,7 +91,7 @@ def _entries() -> Iterator[Entry]:
             files=(f"depth_anything_v2_{variant}.pth",),
             official_id=hub,
         )
-    for place, data, max_depth in (("indoor", "hypersim", 20), ("outdoor", "vkitti", 80)):
+    for place, data, max_depth in (("indoor", "Hypersim", 20), ("outdoor", "VKITTI", 80)):
         for size, (variant, parameters) in sizes.items():
             yield Entry(
                 f"dav2-metric-{place}-{size}",
@@ -102,8 +102,8 @@ def _entries() -> Iterator[Entry]:
                 "Apache-2.0" if size == "small" else "CC-BY-NC-4.0",
                 variant,
                 hub_id=f"depth-anything/Depth-Anything-V2-Metric-{place.title()}-{size.title()}-hf",
-                files=(f"depth_anything_v2_metric_{data}_{variant}.pth",),
-                official_id=f"depth-anything/Depth-Anything-V2-Metric-{data.title().replace('Vkitti', 'VKITTI')}-{size.title()}",
+                files=(f"depth_anything_v2_metric_{data.lower()}_{variant}.pth",),
+                official_id=f"depth-anything/Depth-Anything-V2-Metric-{data}-{size.title()}",
                 options={"max_depth": max_depth},
             )
     for size, (variant, parameters) in sizes.items():
@@ -157,10 +157,10 @@ def _entries() -> Iterator[Entry]:
         yield Entry(name, "transformers", "teacher", "metric_depth", parameters, licence, hub_id=hub)
 
     student = {"role": "student", "quantity": "disparity", "licence": "Apache-2.0"}
-    yield Entry("light-mini", "light", parameters=2_210_000, variant="mini", **student)
-    yield Entry("topformer-tiny", "topformer", parameters=1_500_000, variant="tiny", **student)
-    yield Entry("topformer-small", "topformer", parameters=3_200_000, variant="small", **student)
-    yield Entry("topformer-base", "topformer", parameters=11_490_000, variant="base", **student)
+    yield Entry("light-mini", "light", parameters=3_894_873, variant="mini", **student)
+    yield Entry("topformer-tiny", "topformer", parameters=2_260_817, variant="tiny", **student)
+    yield Entry("topformer-small", "topformer", parameters=4_636_817, variant="small", **student)
+    yield Entry("topformer-base", "topformer", parameters=11_547_233, variant="base", **student)
 
 
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _entries()}
@@ -250,8 +250,8 @@ def describe(role: str | None = None) -> list[dict[str, Any]]:
         role: `teacher`, `student` or None for all.
 
     Returns:
-        One dictionary per model: name, role, family, parameters, licence, source, quantity, at_hand (whether its weights
-        are on this machine; always true for a student that starts from random weights), path (where they are, or None).
+        One dictionary per model: name, role, family, parameters, licence, source, quantity, at_hand (whether its
+        weights are on this machine; true for a student that has none), path (where they are, or None).
     """
     from distilldepth.models.hub import find_local
 

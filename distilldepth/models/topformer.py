@@ -1,9 +1,9 @@
 """TopFormer-tiny, -small and -base with a feature-fusion decoder: a light student for phones and small GPUs.
 
-The encoder is a short mobile network whose four token maps (1/4, 1/8, 1/16, 1/32) are pooled to 1/64, concatenated, mixed
-by four attention blocks and handed back to the levels. It keeps two habits of the published encoder on which trained
-weights depend: the attention is not scaled by 1/sqrt(key width), and batch normalisation at the end of the attention
-starts at zero. The decoder is the fusion decoder of LeReS, narrowed per level.
+The encoder is a short mobile network whose four token maps (1/4, 1/8, 1/16, 1/32) are pooled to 1/64, concatenated,
+mixed by four attention blocks and handed back to the levels. It keeps two habits of the published encoder on which
+trained weights depend: the attention is not scaled by 1/sqrt(key width), and batch normalisation at the end of the
+attention starts at zero. The decoder is the fusion decoder of LeReS, narrowed per level.
 
 The output is a sigmoid. The losses of distillation see disparity only up to scale and shift, which leaves its magnitude
 open; a bounded output keeps it from drifting. Published encoder checkpoints are not loaded here.
@@ -13,6 +13,7 @@ Source: TopFormer (Zhang et al. 2022), sections 3.1 to 3.3; LeReS (Yin et al. 20
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -195,7 +196,7 @@ class Encoder(nn.Module):
             self.token_widths.append(width)
         self.levels = nn.ModuleList(levels)
         del self.token_widths[0]  # the 1/2 level hands out no token
-        rates = torch.linspace(0, drop_path, ATTENTION_BLOCKS).tolist()
+        rates = [drop_path * i / (ATTENTION_BLOCKS - 1) for i in range(ATTENTION_BLOCKS)]
         total = sum(self.token_widths)
         self.context = nn.Sequential(*(Block(total, heads, rate) for rate in rates))
         self.injections = nn.ModuleList(
@@ -330,7 +331,7 @@ class TopFormerDepth(DepthModel):
     @property
     def architecture(self) -> dict[str, Any]:
         """Arguments from which `build` makes this network again."""
-        return dict(self._architecture)
+        return copy.deepcopy(self._architecture)
 
     def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
         """Predict for images `(B, 3, H, W)`, RGB in [0, 1], of any size; training needs more than 64 x 64 or B > 1.
@@ -382,14 +383,16 @@ def build(architecture: dict[str, Any], info: ModelInfo, preprocessing: Preproce
     if missing := [name for name in expected if name not in arguments]:
         raise ValueError(f"build: TopFormer needs {', '.join(missing)}; give them, or a variant")
     if preprocessing is None:
-        size = next((SIZES[name] for name in VARIANTS if VARIANTS[name]["blocks"] == arguments["blocks"]), 256)
-        preprocessing = Preprocessing(SIZES.get(variant, size), 32, interpolation="bilinear-antialias")
+        same = [name for name in VARIANTS if VARIANTS[name]["blocks"] == arguments["blocks"]]
+        size = SIZES[same[0]] if same else SIZES["base"]
+        preprocessing = Preprocessing(size, 32, interpolation="bilinear-antialias")
     return TopFormerDepth(info, preprocessing, **arguments)
 
 
 def _resize(x: Tensor, size: Iterable[int]) -> Tensor:
-    """Resize bilinearly; pixel areas, not corners, stay in place, so that the shift between levels is the same at any size."""
+    """Resize bilinearly; a no-op at that size already."""
     size = tuple(size)
+    # Pixel areas stay in place, not corners: the offset between two levels is then the same everywhere, at any size.
     return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 

@@ -44,7 +44,7 @@ def plan_jobs(
     kept: `photos/a/b.jpg` of the input `photos` becomes `out/a/b.png` (png16), `b_color.png`, `b.npy`, `b.ply`.
 
     Args:
-        inputs: files, folders (all images below them) and glob patterns.
+        inputs: files, folders (all images below them, but for those below `out`), glob patterns, .txt lists.
         out: a file for one image, or a folder.
         formats: of `FORMATS`; None for the one that the suffix of `out` says, or png16.
 
@@ -63,7 +63,7 @@ def plan_jobs(
     if out.exists() and not out.is_dir() and not is_file:
         raise ValueError(f"{out}: this is a file; name a folder, or a .png, .npy or .ply file")
     formats = list(dict.fromkeys(formats)) if formats else [_BY_SUFFIX[suffix] if is_file else "png16"]
-    found = _find(inputs)
+    found = _find(inputs, out)
     if is_file:
         jobs = _plan_file(found, out, formats)
     else:
@@ -72,24 +72,28 @@ def plan_jobs(
     return jobs, is_file
 
 
-def _find(inputs: Sequence[str | Path]) -> list[_Found]:
+def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
     from distilldepth.data.images import list_images
 
     groups: list[tuple[Path | None, list[Path]]] = []
+    target = os.path.abspath(out)
     for item in inputs:
-        path = Path(item)
+        path = Path(item).expanduser()
         if path.is_dir():
-            images = [Path(image) for image in list_images(path)]
+            if os.path.abspath(path) == target:
+                raise ValueError(f"-o {out}: this is the input folder; name another folder")
+            # A second run must not take the first one's results for photographs.
+            images = [image for image in list_images(path) if not os.path.abspath(image).startswith(target + os.sep)]
             if not images:
-                raise FileNotFoundError(f"{path}: no images in this folder")
+                raise FileNotFoundError(f"{path}: no image in this folder that is not below -o {out}")
             groups.append((path, images))
-        elif path.exists() or not glob.has_magic(str(item)):
+        elif path.exists() and path.suffix.lower() == ".txt":
+            images = list_images(path)
+            groups.append((Path(os.path.commonpath([image.parent for image in images])), images))
+        elif path.exists() or not glob.has_magic(str(path)):
             groups.append((None, [path]))
         else:
-            matches = [Path(match) for match in sorted(glob.glob(str(item), recursive=True)) if Path(match).is_file()]
-            if not matches:
-                raise FileNotFoundError(f"{item}: no file matches this pattern")
-            groups.append((_fixed_part(str(item)), matches))
+            groups.append((_fixed_part(path), list_images(path)))
     folders = [folder for folder, _ in groups if folder is not None]
     found: dict[Path, _Found] = {}
     for folder, images in groups:
@@ -99,15 +103,16 @@ def _find(inputs: Sequence[str | Path]) -> list[_Found]:
                 relative = Path(folder.resolve().name) / relative
             found.setdefault(image, _Found(image, relative, missing=not image.exists()))
     if all(item.missing for item in found.values()):
-        first = next(iter(found), None)
-        raise FileNotFoundError(2, "No such file or directory", str(first)) if first else ValueError("no input given")
+        if not found:
+            raise ValueError("no input given; name files, folders or glob patterns")
+        raise FileNotFoundError(2, "No such file or directory", str(next(iter(found))))
     return list(found.values())
 
 
-def _fixed_part(pattern: str) -> Path:
+def _fixed_part(pattern: Path) -> Path:
     """The leading folders of a glob pattern that hold no wildcard."""
     fixed: list[str] = []
-    for part in Path(pattern).parts[:-1]:
+    for part in pattern.parts[:-1]:
         if glob.has_magic(part):
             break
         fixed.append(part)

@@ -94,9 +94,10 @@ def write_point_cloud(
         intrinsics = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float32)
         camera = f"intrinsics fx {fx:g} fy {fy:g} cx {cx:g} cy {cy:g} pixels"
     valid = torch.isfinite(depth)
-    points = ops.backproject(torch.where(valid, depth, 1.0)[None], intrinsics)[0][valid].numpy()
+    colours = torch.tensor(image).permute(2, 0, 1)
+    points, colours = ops.point_cloud(depth[None], intrinsics, colours[None], valid[None])
     vertices = np.empty(len(points), dtype=[("position", "<f4", 3), ("colour", "u1", 3)])
-    vertices["position"], vertices["colour"] = points, image[valid.numpy()]
+    vertices["position"], vertices["colour"] = points.numpy(), colours.numpy()
     if quantity == "metric_depth":
         meaning = "unit: metres"
     else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BOX, ELLIPSOID, CYLINDER, CONE, TERRAIN = range(5)
+BOX, ELLIPSOID, CYLINDER, CONE, TERRAIN, FOLIAGE = range(6)
 NEAR = 0.15  # metres; nothing nearer is seen
 
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
@@ -126,6 +126,23 @@ def hit_ellipsoid(o: np.ndarray, d: np.ndarray, half: np.ndarray) -> tuple[np.nd
     c = o[0] * o[0] + o[1] * o[1] + o[2] * o[2] - 1
     root = np.sqrt(b * b - a * c)
     return (-b - root) / a, (root - b) / a
+
+
+def hit_foliage(o: np.ndarray, d: np.ndarray, half: np.ndarray, salt: int) -> tuple[np.ndarray, np.ndarray]:
+    """As hit_ellipsoid, with holes: a lattice of small cells decides where there are leaves."""
+    near, far = hit_ellipsoid(o, d, half)
+    # Cells of about a fourteenth of the crown; a hole in front shows the inside of the far side.
+    front = _leaf((o + near * d) / half, salt)
+    back = _leaf((o + far * d) / half, salt)
+    t = np.where(front, near, np.where(back, far * np.float32(0.999), np.float32(np.nan)))
+    return t, far
+
+
+def _leaf(p: np.ndarray, salt: int) -> np.ndarray:
+    cell = np.floor(np.nan_to_num(p) * np.float32(7)).astype(np.int32)
+    mixed = cell[0] * np.int32(7919) ^ cell[1] * np.int32(10007) ^ cell[2] * np.int32(3571) ^ np.int32(salt * 613)
+    mixed = mixed * np.int32(40503)
+    return (mixed >> 9 & 15) < 10
 
 
 def hit_cylinder(o: np.ndarray, d: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -244,6 +261,8 @@ def cast(objects: Objects, camera: Camera, *, near: float = NEAR) -> tuple[np.nd
                 t, out = hit_box(origin[i], d, half[i])
             elif kind == ELLIPSOID:
                 t, out = hit_ellipsoid(origin[i], d, half[i])
+            elif kind == FOLIAGE:
+                t, out = hit_foliage(origin[i], d, half[i], i)
             elif kind == CYLINDER:
                 t, out = hit_cylinder(origin[i], d, half[i])
             else:

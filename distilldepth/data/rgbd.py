@@ -1,0 +1,327 @@
+"""Images with measured depth: manifests (`.jsonl`) and plain `images/` + `depth/` folders, for scoring a model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from distilldepth.data.images import list_images, natural_key, open_file, open_image, read_image
+from distilldepth.errors import DistillDepthError
+
+KINDS = ("depth", "stereo_disparity")
+"""What a target holds: `depth` in metres, or `stereo_disparity` in pixels, which stands for inverse depth."""
+
+DEPTH_SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".pfm")
+"""Suffixes of depth files in a `depth/` folder."""
+
+
+class RGBDSample(TypedDict, total=False):
+    """One image with its ground truth. The last four are there only if the manifest knows them."""
+
+    image: np.ndarray
+    """uint8 `(H, W, 3)`, RGB."""
+    target: np.ndarray
+    """float32 `(h, w)`, the depth file's own size: metres or pixels, see `kind`. 0 where it is not valid."""
+    valid: np.ndarray
+    """bool `(h, w)`; True = ground truth. Stored 0, negative, non-finite and the manifest's `invalid` never are."""
+    kind: str
+    """One of `KINDS`."""
+    name: str
+    dataset: str
+    intrinsics: np.ndarray
+    """float32 `(3, 3)`, pixels of the image."""
+    right: np.ndarray
+    """uint8 `(H, W, 3)`, the second view of a rectified stereo pair."""
+    focal_px: float
+    baseline_m: float
+
+
+@dataclass(frozen=True)
+class RGBDEntry:
+    """Where one sample's files are and how its depth is stored; nothing is read yet."""
+
+    name: str
+    dataset: str
+    image: Path
+    depth: Path
+    kind: str = "depth"
+    scale: float | None = 1.0
+    """value = stored / scale; None: `depth_scale` for whole numbers, 1 for floating point."""
+    invalid: tuple[float, ...] = ()
+    """Stored values that are not ground truth."""
+    right: Path | None = None
+    intrinsics: tuple[float, float, float, float, float] | None = None
+    """fx, fy, cx, cy, skew in pixels."""
+    focal_px: float | None = None
+    baseline_m: float | None = None
+
+
+class RGBDSource:
+    """Samples of one or several datasets, each read when it is asked for.
+
+    `source[i]` raises `DistillDepthError` or `FileNotFoundError` if a file of that sample cannot be read; the others
+    can still be.
+    """
+
+    def __init__(self, entries: list[RGBDEntry], description: str, *, skipped: int = 0, depth_scale: float = 1000.0):
+        self.entries = entries
+        self.description = description
+        self.skipped = skipped
+        """How many lines of the manifests have no ground truth."""
+        self.depth_scale = depth_scale
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def datasets(self) -> dict[str, list[int]]:
+        """The indices of each dataset's samples, in order."""
+        indices: dict[str, list[int]] = {}
+        for index, entry in enumerate(self.entries):
+            indices.setdefault(entry.dataset, []).append(index)
+        return indices
+
+    def __getitem__(self, index: int) -> RGBDSample:
+        entry = self.entries[index]
+        stored, scale = read_depth(entry.depth), entry.scale
+        if scale is None:
+            scale = self.depth_scale if stored.dtype.kind in "ui" else 1.0
+        valid = np.isfinite(stored)
+        for value in entry.invalid:
+            valid &= stored != value
+        with np.errstate(over="ignore", invalid="ignore"):
+            target = np.where(valid, stored.astype(np.float64) / scale, 0).astype(np.float32)
+        # Zero and below are no distance; neither is a value that overflows or vanishes in float32.
+        valid &= np.isfinite(target) & (target > 0)
+        target[~valid] = 0
+        sample: RGBDSample = {
+            "image": read_image(entry.image),
+            "target": target,
+            "valid": valid,
+            "kind": entry.kind,
+            "name": entry.name,
+            "dataset": entry.dataset,
+        }
+        if entry.right is not None:
+            sample["right"] = read_image(entry.right)
+        if entry.intrinsics is not None:
+            fx, fy, cx, cy, skew = entry.intrinsics
+            sample["intrinsics"] = np.array([[fx, skew, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float32)
+        if entry.focal_px is not None:
+            sample["focal_px"] = entry.focal_px
+        if entry.baseline_m is not None:
+            sample["baseline_m"] = entry.baseline_m
+        return sample
+
+
+def open_rgbd(
+    path: str | os.PathLike, *, root: str | os.PathLike | None = None, depth_scale: float = 1000.0
+) -> RGBDSource:
+    """Open images with ground truth.
+
+    | path | datasets |
+    |---|---|
+    | `set.jsonl` | one, named after the file: a JSON object per line, see below |
+    | a folder with `.jsonl` files | one for each file |
+    | a folder with `images/` and `depth/` | one, named after the folder; files are paired by path without suffix |
+
+    Keys of a line: `image` and `depth` (paths; a line whose `depth` is null is skipped and counted), and optionally
+    `id`, `kind` (one of `KINDS`), `scale` (value = stored / scale, 1 by default), `invalid` (a stored value or a list),
+    `right`, `intrinsics` (`fx`, `fy`, `cx`, `cy`, `skew`, or a 3x3 matrix; signs of the focal lengths are
+    dropped), `focal_px` and `baseline_m`. Other keys are ignored.
+
+    Args:
+        path: one of the above.
+        root: folder that the paths in manifests are relative to; None for the manifest's own.
+        depth_scale: units per metre of whole-number files in a `depth/` folder (1000: millimetres). Floating point
+            files there hold metres.
+
+    Raises:
+        FileNotFoundError: the path or root does not exist.
+        DistillDepthError: a line is not what it should be (its number is named), or there is no ground truth at all.
+        ValueError: `depth_scale` is not positive.
+    """
+    if not (depth_scale > 0 and math.isfinite(depth_scale)):
+        raise ValueError(f"open_rgbd: depth_scale must be positive (units per metre), got {depth_scale}")
+    path = Path(path).expanduser()
+    root = None if root is None else Path(root).expanduser()
+    for needed in (path, root):
+        if needed is not None and not needed.exists():
+            raise FileNotFoundError(f"{needed}: no such file or folder")
+    if path.is_dir():
+        manifests = sorted(path.glob("*.jsonl"), key=natural_key)
+        if not manifests:
+            return RGBDSource(*_pair_folders(path), depth_scale=depth_scale)
+    elif path.suffix.lower() == ".jsonl":
+        manifests = [path]
+    else:
+        raise DistillDepthError(
+            f"{path}: is not an RGB-D set; give a .jsonl manifest, or a folder with .jsonl files or images/ and depth/"
+        )
+    entries, skipped = [], 0
+    for manifest in manifests:
+        read, without = _read_manifest(manifest, root or manifest.parent)
+        entries += read
+        skipped += without
+    if not entries:
+        why = f"all {skipped} lines have depth null" if skipped else "it is empty"
+        raise DistillDepthError(f"{path}: no sample with ground truth; {why}")
+    description = f"{path} ({len(entries)} samples with ground truth"
+    return RGBDSource(entries, description + (f", {skipped} without)" if skipped else ")"), skipped=skipped)
+
+
+def read_depth(path: str | os.PathLike) -> np.ndarray:
+    """Read the values of a depth file as they are stored: no scaling, nothing made invalid.
+
+    Returns:
+        `(h, w)`, in the file's own type: 8-, 16- or 32-bit grey of an image, or any real type of an `.npy` file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DistillDepthError: it cannot be read, or is not one map.
+    """
+    with open_file(path) as (file, name):
+        if name.lower().endswith(".npy"):
+            try:
+                values = np.load(file, allow_pickle=False)
+            except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
+                raise DistillDepthError(f"{name}: cannot be read as .npy ({' '.join(str(error).split())})") from error
+        else:
+            with open_image(file, name) as image:
+                if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
+                    raise DistillDepthError(f"{name}: depth must be one grey channel, got image mode {image.mode}")
+                values = np.array(image)
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
+        raise DistillDepthError(f"{name}: must hold one array of numbers")
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
+        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    if values.ndim != 2 or not values.size:
+        raise DistillDepthError(f"{name}: must hold one map of shape (H, W), got {values.shape}")
+    return values
+
+
+def _read_manifest(path: Path, root: Path) -> tuple[list[RGBDEntry], int]:
+    """The lines with ground truth, and how many have none."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DistillDepthError(f"{path}: cannot be read as a manifest in UTF-8 ({error})") from error
+    entries, skipped = [], 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            if not isinstance(fields, dict):
+                raise ValueError("must be a JSON object")
+            if fields.get("depth") is None and "depth" in fields:
+                skipped += 1
+            else:
+                entries.append(_parse_line(fields, path.stem, root))
+        except json.JSONDecodeError as error:
+            raise DistillDepthError(f"{path}:{number}: is not JSON ({error.msg} at column {error.colno})") from error
+        except (ValueError, TypeError) as error:
+            raise DistillDepthError(f"{path}:{number}: {error}") from error
+    return entries, skipped
+
+
+def _parse_line(fields: dict[str, Any], dataset: str, root: Path) -> RGBDEntry:
+    for key in ("image", "depth"):
+        if not isinstance(fields.get(key), str) or not fields[key]:
+            raise ValueError(f"`{key}` must be a path, got {fields.get(key)!r}")
+    right = fields.get("right")
+    if right is not None and not isinstance(right, str):
+        raise ValueError(f"`right` must be a path or null, got {right!r}")
+    kind = fields.get("kind", "depth")
+    if kind not in KINDS:
+        raise ValueError(f"`kind` must be {' or '.join(KINDS)}, got {kind!r}")
+    invalid = fields.get("invalid")
+    values = [] if invalid is None else invalid if isinstance(invalid, list) else [invalid]
+    return RGBDEntry(
+        name=str(fields.get("id") or fields["image"]),
+        dataset=dataset,
+        image=root / fields["image"],
+        depth=root / fields["depth"],
+        kind=kind,
+        scale=_positive(fields, "scale", default=1.0),
+        invalid=tuple(_number(value, "invalid") for value in values),
+        right=None if right is None else root / right,
+        intrinsics=_parse_intrinsics(fields.get("intrinsics")),
+        focal_px=_positive(fields, "focal_px"),
+        baseline_m=_positive(fields, "baseline_m"),
+    )
+
+
+def _parse_intrinsics(value: Any) -> tuple[float, float, float, float, float] | None:
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        missing = [key for key in ("fx", "fy", "cx", "cy") if key not in value]
+        if missing:
+            raise ValueError(f"`intrinsics` lacks {', '.join(missing)}")
+        numbers = [_number(value.get(key, 0), f"intrinsics.{key}") for key in ("fx", "fy", "cx", "cy", "skew")]
+    else:
+        matrix = np.asarray(value, dtype=np.float64)
+        if matrix.shape != (3, 3):
+            raise ValueError(f"`intrinsics` must have fx, fy, cx, cy or be a 3x3 matrix, got {value!r}")
+        numbers = [float(matrix[at]) for at in ((0, 0), (1, 1), (0, 2), (1, 2), (0, 1))]
+    fx, fy, cx, cy, skew = numbers
+    if not fx or not fy:
+        raise ValueError("`intrinsics` must have focal lengths other than 0")
+    # Renderers with y upwards store a negative fy; image rows run downwards here.
+    return abs(fx), abs(fy), cx, cy, skew
+
+
+def _positive(fields: dict[str, Any], key: str, default: float | None = None) -> float | None:
+    if fields.get(key) is None:
+        return default
+    value = _number(fields[key], key)
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"`{key}` must be positive, got {value}")
+    return value
+
+
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"`{key}` must be a number, got {value!r}")
+    return float(value)
+
+
+def _pair_folders(folder: Path) -> tuple[list[RGBDEntry], str]:
+    """Entries of `images/` + `depth/`; an image whose depth is missing stays in, and says so when it is read."""
+    images, depths = folder / "images", folder / "depth"
+    if not images.is_dir() or not depths.is_dir():
+        missing = " and ".join(f"{part.name}/" for part in (images, depths) if not part.is_dir())
+        raise DistillDepthError(
+            f"{folder}: has no {missing} and no .jsonl manifest; an RGB-D folder needs images/ and depth/"
+        )
+    dataset = folder.resolve().name
+    entries, paired = [], 0
+    for image in list_images(images):
+        relative = image.relative_to(images)
+        stem = depths / relative.parent / relative.stem
+        candidates = [stem.with_name(stem.name + suffix) for suffix in _either_case(DEPTH_SUFFIXES)]
+        depth = next((candidate for candidate in candidates if candidate.is_file()), None)
+        paired += depth is not None
+        entries.append(
+            RGBDEntry(name=relative.as_posix(), dataset=dataset, image=image, depth=depth or candidates[0], scale=None)
+        )
+    if not paired:
+        raise DistillDepthError(
+            f"{depths}: no file has the name of an image in {images} with {', '.join(DEPTH_SUFFIXES)}; "
+            f"looked for {entries[0].depth.name} and so on"
+        )
+    without = len(entries) - paired
+    return entries, f"{folder} ({len(entries)} samples" + (f", {without} without depth)" if without else ")")
+
+
+def _either_case(suffixes: tuple[str, ...]) -> Iterator[str]:
+    return itertools.chain(suffixes, (suffix.upper() for suffix in suffixes))

@@ -1,0 +1,171 @@
+"""Many images through one model: decoding runs beside it, batches are of one size, one bad file stops nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distilldepth.device import autocast
+from distilldepth.errors import DistillDepthError
+from distilldepth.models.base import DepthModel
+from distilldepth.models.preprocess import Preprocessing, target_size
+
+FAILURES = (DistillDepthError, OSError, ValueError, TypeError, MemoryError, RuntimeError)
+"""What may be wrong with one item of many without ending the run."""
+
+_BATCH_PIXELS = 16_000_000
+"""Images of one batch have at most this many pixels together, so that eight photographs of 48 MP do not fill memory."""
+
+_LARGEST_STRETCH = 16
+"""A policy that makes the network see more than this many times size x size pixels is not used unasked."""
+
+
+@dataclass
+class LoadedImage:
+    """An item that was read."""
+
+    item: Any
+    """What was asked for."""
+    image: np.ndarray
+    """uint8 `(H, W, 3)`."""
+    extra: Any
+    """What else was read with it."""
+    policy: str | None
+    """Resize policy to use; None for the model's own."""
+
+
+def choose_policy(
+    height: int, width: int, preprocessing: Preprocessing, policy: str | None = None, size: int | None = None
+) -> str | None:
+    """Return the policy to use for an image: `policy`, or `upper-bound` where the model's own explodes (None = own).
+
+    `lower-bound` would make a strip of 8 x 5000 pixels one of 518 x 323750.
+
+    Raises:
+        ValueError: the policy that was asked for explodes.
+    """
+    inner = target_size(height, width, preprocessing, policy=policy, size=size)
+    side = max(size or preprocessing.size, preprocessing.multiple)
+    if inner[0] * inner[1] <= _LARGEST_STRETCH * side * side:
+        return policy
+    if policy is not None:
+        raise ValueError(
+            f"the model would see {height} x {width} pixels as {inner[0]} x {inner[1]} by the policy {policy}; "
+            "use --resize-policy upper-bound or square"
+        )
+    return "upper-bound"
+
+
+def load_batches(
+    items: Iterable[Any],
+    read: Callable[[Any], tuple[np.ndarray, Any]],
+    model: DepthModel,
+    workers: ThreadPoolExecutor,
+    on_failure: Callable[[Any, Exception], None],
+    *,
+    policy: str | None = None,
+    size: int | None = None,
+    batch_size: int = 8,
+) -> Iterator[list[LoadedImage]]:
+    """Yield what was read in groups of one image size, at most `batch_size` each, reading one batch ahead.
+
+    Args:
+        items: what to read, in order; groups come out in the order in which they fill.
+        read: gives the image of an item, uint8 `(H, W, 3)`, and whatever else belongs to it; runs in `workers`.
+        model: for its preprocessing.
+        workers: where `read` runs.
+        on_failure: told of every item that cannot be read.
+        policy, size: resize policy and side; None for the model's own, see `choose_policy`.
+        batch_size: how many images of one size to give at once.
+    """
+    waiting = iter(items)
+    reading: deque[tuple[Any, Future]] = deque()
+    groups: dict[tuple[int, int], list[LoadedImage]] = {}
+
+    def read_ahead() -> None:
+        while len(reading) < max(2, batch_size):
+            try:
+                item = next(waiting)
+            except StopIteration:
+                return
+            reading.append((item, workers.submit(read, item)))
+
+    read_ahead()
+    while reading:
+        item, future = reading.popleft()
+        read_ahead()
+        try:
+            image, extra = future.result()
+            height, width = image.shape[:2]
+            chosen = choose_policy(height, width, model.preprocessing, policy, size)
+        except FAILURES as error:
+            on_failure(item, error)
+            continue
+        if chosen != policy:
+            warnings.warn(
+                f"an image of {height} x {width} is too long for the model's resize policy; {chosen} is used for it",
+                UserWarning,
+                stacklevel=2,
+            )
+        group = groups.setdefault((height, width), [])
+        group.append(LoadedImage(item, image, extra, chosen))
+        if len(group) >= batch_size or (len(group) + 1) * height * width > _BATCH_PIXELS:
+            yield groups.pop((height, width))
+        elif sum(map(len, groups.values())) > 4 * batch_size or _pixels(groups) > 4 * _BATCH_PIXELS:
+            # Many sizes: the group that has waited longest goes out unfilled rather than memory filling up.
+            yield groups.pop(next(iter(groups)))
+    yield from groups.values()
+
+
+def _pixels(groups: dict[tuple[int, int], list[LoadedImage]]) -> int:
+    return sum(height * width * len(group) for (height, width), group in groups.items())
+
+
+@torch.inference_mode()
+def estimate_batch(
+    model: DepthModel,
+    batch: list[LoadedImage],
+    device: torch.device,
+    *,
+    precision: str = "auto",
+    size: int | None = None,
+) -> list[Tensor | Exception]:
+    """Return each image's map, float32 `(H, W)` on `device`, or what went wrong with it.
+
+    Where memory runs out, or anything else fails, the batch is tried again by halves, so that only the image at fault
+    is lost.
+    """
+    try:
+        images = torch.from_numpy(np.stack([loaded.image for loaded in batch])).to(device)
+        with autocast(device, precision):
+            values = model.estimate(images.permute(0, 3, 1, 2).float() / 255, policy=batch[0].policy, size=size)
+        return list(values.float())
+    except FAILURES as error:
+        if len(batch) == 1:
+            if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+                height, width = batch[0].image.shape[:2]
+                error = MemoryError(f"not enough memory for {height} x {width} pixels; try a smaller --size")
+            return [error]
+    half = len(batch) // 2
+    return [
+        result
+        for part in (batch[:half], batch[half:])
+        for result in estimate_batch(model, part, device, precision=precision, size=size)
+    ]
+
+
+def reason(error: BaseException, source: object = None) -> str:
+    """Return what was wrong, in one line, without the name of the source that a listing prints before it."""
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None or str(error.filename) == str(source) else f"{error.filename}: "
+        return f"{where}{error.strerror}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.removeprefix(f"{source}: ")

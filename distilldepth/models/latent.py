@@ -1,0 +1,427 @@
+"""One-step latent depth models: GenPercept, Lotus-D, and a tiny one of the same make, on diffusers' VAE and U-Net.
+
+Source: Xu et al., What Matters When Repurposing Diffusion Models (GenPercept, 2403.06090); He et al., Lotus
+(2409.18124).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distilldepth.errors import DistillDepthError
+from distilldepth.models import hub, registry
+from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.load import check_state, load_pretrained, read_state
+from distilldepth.models.preprocess import Preprocessing
+
+_SD_VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 768,
+    "scaling_factor": 0.18215,
+}
+_SD_UNET = {
+    "sample_size": 96,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+}
+_CLASS_EMBEDDING = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4}
+_OFFICIAL = {"vae": _SD_VAE, "unet": _SD_UNET, "fold": 1, "output": "clamp", "train_vae": False}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "genpercept": _OFFICIAL | {"timestep": 1, "sign": -1.0},
+    "lotus": _OFFICIAL | {"unet": _SD_UNET | _CLASS_EMBEDDING, "timestep": 999, "sign": 1.0},
+    # Small enough to train on two cores. At full resolution even 16 channels would cost more than all the rest, so the
+    # VAE sees 4x4 pixels folded into channels. Attention starts at 1/16.
+    "mini": {
+        "vae": {
+            "in_channels": 48,
+            "out_channels": 48,
+            "down_block_types": ["DownEncoderBlock2D"] * 2,
+            "up_block_types": ["UpDecoderBlock2D"] * 2,
+            "block_out_channels": [32, 64],
+            "layers_per_block": 1,
+            "latent_channels": 16,
+            "norm_num_groups": 8,
+            "mid_block_add_attention": False,
+            "scaling_factor": 1.0,
+        },
+        "unet": {
+            "in_channels": 16,
+            "out_channels": 16,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "block_out_channels": [48, 64, 96],
+            "layers_per_block": 1,
+            "cross_attention_dim": 32,
+            "attention_head_dim": 2,
+            "norm_num_groups": 16,
+            "use_linear_projection": True,
+        },
+        "timestep": 1,
+        "sign": -1.0,
+        "fold": 4,
+        "output": "sigmoid",
+        "train_vae": True,
+        "inference": {"size": 192, "resize_policy": "lower-bound"},
+    },
+}
+"""Architectures by name: configurations of the VAE and the U-Net, and how they are used (see `OneStepLatentDepth`)."""
+
+_TEXT_TOKENS = 2
+
+
+class OneStepLatentDepth(DepthModel):
+    """One deterministic pass through a latent diffusion network.
+
+    `z = k mode(encode(2 rgb - 1))`, `v = unet(z, timestep, context)`, `y = mean over channels of decode(sign v / k)`,
+    values `(y + 1) / 2`, with k the VAE's scaling factor and the context a constant: the encoded empty prompt. The
+    minus of GenPercept comes from v-prediction at a signal level of zero, where the clean latent is -v.
+
+    Args:
+        info: what the network is called and what its numbers mean.
+        preprocessing: its mean and deviation must be 0.5, which is the range [-1, 1] of the VAE.
+        vae, unet: the two networks.
+        context: `(1, tokens, C)` encoded empty prompt.
+        timestep: the constant time that the U-Net is told.
+        sign: -1 for GenPercept, +1 where the clean latent is predicted (Lotus).
+        fold: side of the square of pixels that is folded into channels before the VAE; 1 for none.
+        output: `clamp`: values clamped to [0, 1] in evaluation and left free in training, where a clamp would have no
+            gradient outside; `sigmoid`: `sigmoid(y)`, bounded in both.
+        train_vae: whether the VAE is trained too.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        preprocessing: Preprocessing,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        context: Tensor,
+        *,
+        timestep: int,
+        sign: float,
+        fold: int = 1,
+        output: str = "clamp",
+        train_vae: bool = False,
+    ) -> None:
+        super().__init__(info, preprocessing)
+        self.vae = vae
+        self.unet = unet
+        self.register_buffer("context", context)
+        self.timestep = timestep
+        self.sign = sign
+        self.fold = fold
+        self.output = output
+        self.train_vae = train_vae
+        vae.requires_grad_(train_vae)
+        if unet.config.class_embed_type == "projection":
+            # the task label of Lotus: depth, not image reconstruction
+            label = torch.tensor([[math.sin(1), math.sin(0), math.cos(1), math.cos(0)]])
+            self.register_buffer("class_label", label, persistent=False)
+        else:
+            self.class_label = None
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        return {
+            "vae": _public(self.vae.config),
+            "unet": _public(self.unet.config),
+            "timestep": self.timestep,
+            "sign": self.sign,
+            "fold": self.fold,
+            "output": self.output,
+            "train_vae": self.train_vae,
+        }
+
+    def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
+        multiple = self.preprocessing.multiple
+        height, width = images.shape[-2:]
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"OneStepLatentDepth.forward: sides of images must be multiples of {multiple}, got {height}x{width}; "
+                "use estimate() or predict() for images of any size"
+            )
+        scale, count = self.vae.config.scaling_factor, len(images)
+        pixels = self.normalise(images)
+        if self.fold > 1:
+            pixels = F.pixel_unshuffle(pixels, self.fold)
+        latent = self.vae.encode(pixels).latent_dist.mode() * scale
+        deepest: list[Tensor] = []
+        hook = self.unet.mid_block.register_forward_hook(lambda *args: deepest.append(args[2])) if features else None
+        try:
+            velocity = self.unet(
+                latent,
+                self.timestep,
+                encoder_hidden_states=self.context.expand(count, -1, -1),
+                class_labels=None if self.class_label is None else self.class_label.expand(count, -1),
+            ).sample
+        finally:
+            if hook is not None:
+                hook.remove()
+        decoded = self.vae.decode(self.sign * velocity / scale).sample
+        if self.fold > 1:
+            decoded = F.pixel_shuffle(decoded, self.fold)
+        decoded = decoded.mean(1)
+        if self.output == "sigmoid":
+            values = torch.sigmoid(decoded.float())
+        else:
+            values = ((decoded if self.training else decoded.clamp(-1, 1)) + 1) / 2
+        return DepthOutput(values, {"encoder": deepest[0]} if features else {})
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"encoder": [], "decoder": [p for p in self.parameters() if p.requires_grad]}
+
+
+def _public(config: Any) -> dict[str, Any]:
+    """A diffusers configuration without the names of the machine that wrote it."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dict(config).items() if not k.startswith("_")}
+
+
+def build(
+    architecture: dict[str, Any], info: ModelInfo, preprocessing: Preprocessing | None = None
+) -> OneStepLatentDepth:
+    """Make a randomly initialised network; the context is random too, as it is only a constant.
+
+    Args:
+        architecture: the keys of a `VARIANTS` entry, or `{"variant": name}` with any of them to override.
+        info: what the network is called and what its numbers mean.
+        preprocessing: None for the variant's own.
+    """
+    options = copy.deepcopy(architecture)
+    if "variant" in options:
+        options = copy.deepcopy(VARIANTS[options.pop("variant")]) | options
+    inference = options.pop("inference", {})
+    vae = AutoencoderKL.from_config(options.pop("vae"))
+    unet = UNet2DConditionModel.from_config(options.pop("unet"))
+    context = torch.randn(1, _TEXT_TOKENS, unet.config.cross_attention_dim)
+    return OneStepLatentDepth(info, preprocessing or _preprocessing(**inference), vae, unet, context, **options)
+
+
+def _preprocessing(size: int = 768, resize_policy: str = "upper-bound") -> Preprocessing:
+    half = (0.5, 0.5, 0.5)
+    return Preprocessing(size, 8, resize_policy, mean=half, std=half, interpolation="bilinear-antialias")
+
+
+def load_diffusers(
+    path: Path,
+    entry: registry.Entry | None,
+    *,
+    name: str,
+    offline: bool = False,
+    base: str | None = None,
+) -> OneStepLatentDepth:
+    """Load GenPercept or Lotus-D from the layouts in which they are published.
+
+    The U-Net is `path` itself (a file or its folder), `path/unet`, or one of GenPercept's `path/unet_<kind>_v2`. The
+    VAE and the text context are beside it (`vae`, `context.safetensors` or `text_encoder` and `tokenizer`) or come from
+    `base`.
+
+    Args:
+        path: file or folder.
+        entry: what the user said it is; None to tell from the folder.
+        name: what the model is called.
+        offline: never touch the network.
+        base: folder or hub id of the VAE and text encoder.
+
+    Raises:
+        DistillDepthError: a part is missing, corrupt, or of a kind that is not one-step depth.
+    """
+    kind = _kind(path, entry, name)
+    unet_path = _find_unet(path, kind)
+    folder = unet_path if unet_path.is_dir() else unet_path.parent
+    root = path if path.is_dir() and unet_path != path else folder.parent
+    if (root / "dpt_head_identity").is_dir() or "dpt_head" in unet_path.name:
+        raise DistillDepthError(
+            f"load_model: {path} is GenPercept's variant with a DPT head, which is not supported; "
+            "use genpercept-disparity"
+        )
+    unet = _load_part(UNet2DConditionModel, unet_path, _SD_UNET)
+    lotus = unet.config.class_embed_type == "projection" if entry is None else entry.variant == "lotus"
+    if unet.config.in_channels != unet.config.out_channels:
+        raise DistillDepthError(
+            f"load_model: {unet_path} takes {unet.config.in_channels} channels, image and noise; only one-step models "
+            "without noise (GenPercept, Lotus-D) are supported"
+        )
+    if lotus != (unet.config.class_embed_type == "projection"):
+        raise DistillDepthError(
+            f"load_model: {unet_path} is {'not ' if lotus else ''}a Lotus network; name the right model"
+        )
+    if kind is None:
+        raise DistillDepthError(
+            f"load_model: {path} does not say whether it predicts depth or disparity; name it as "
+            f"genpercept-disparity@{path} or genpercept-depth@{path}"
+        )
+    base_folder = None
+    if not (root / "vae").is_dir() or not _has_context(root):
+        base_folder = _base_folder(base, offline, has_vae=(root / "vae").is_dir())
+    vae_root = root if (root / "vae").is_dir() else base_folder
+    vae = _load_part(AutoencoderKL, vae_root / "vae", _SD_VAE)
+    for part, network in (("vae_decoder", vae.decoder), ("vae_post_quant_conv", vae.post_quant_conv)):
+        if (root / part).is_dir():
+            file = _weights_file(root / part)
+            state = read_state(file)
+            check_state(file, network, state)
+            network.load_state_dict(state)
+    context = _context(root if _has_context(root) else base_folder)
+    if context.shape[-1] != unet.config.cross_attention_dim:
+        raise DistillDepthError(
+            f"load_model: the text context of {base_folder or root} has width {context.shape[-1]}, the U-Net of "
+            f"{unet_path} wants {unet.config.cross_attention_dim}; name the right base"
+        )
+    variant = VARIANTS["lotus" if lotus else "genpercept"]
+    known = entry or registry.ENTRIES[f"{'lotus' if lotus else 'genpercept'}-{kind}"]
+    info = ModelInfo(name, "latent", kind, known.licence, str(path))
+    return OneStepLatentDepth(
+        info, _preprocessing(), vae, unet, context, timestep=variant["timestep"], sign=variant["sign"]
+    )
+
+
+def _kind(path: Path, entry: registry.Entry | None, name: str) -> str | None:
+    """What the numbers mean: as named in full, else by the path's last words, else by the short name's default."""
+    if entry is not None and name not in registry.ALIASES:
+        return entry.quantity
+    words = path.resolve().name if path.name != "unet" else path.resolve().parent.name
+    held = {child.name for child in path.glob("unet_*")} if path.is_dir() else set()
+    if len(held) == 1:
+        words = held.pop()
+    for kind in ("disparity", "depth"):
+        if kind in words:
+            return kind
+    return entry.quantity if entry is not None else None
+
+
+def _find_unet(path: Path, kind: str | None) -> Path:
+    if path.is_file() or any(path.glob("diffusion_pytorch_model*")):
+        return path
+    for name in ("unet", f"unet_{kind}_v2"):
+        if (path / name).is_dir():
+            return path / name
+    raise DistillDepthError(
+        f"load_model: {path} has no U-Net; a GenPercept or Lotus folder holds unet/ (or unet_{kind or 'disparity'}_v2/)"
+    )
+
+
+def _weights_file(folder: Path) -> Path:
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    plain = [file for file in files if ".fp16." not in file.name and ".non_ema." not in file.name]
+    if not files:
+        raise DistillDepthError(f"load_model: {folder} holds no weights (.safetensors or .bin)")
+    return (plain or files)[0]
+
+
+def _load_part(cls: Any, path: Path, default: dict[str, Any]) -> Any:
+    """Load a VAE or U-Net; published U-Nets may come without a configuration, then `default` is it."""
+    file = path if path.is_file() else _weights_file(path)
+    if (file.parent / "config.json").is_file() and file.suffix == ".safetensors" and path.is_dir():
+        # by diffusers, which renames the attention weights of old VAEs
+        return load_pretrained(cls, path, variant="fp16" if ".fp16." in file.name else None)
+    config = default
+    if (file.parent / "config.json").is_file():
+        config = cls.load_config(file.parent, local_files_only=True)
+    state = {key: value.float() for key, value in read_state(file).items()}
+    with torch.device("meta"):
+        network = cls.from_config(config)
+    check_state(file, network, state)
+    network.load_state_dict(state, assign=True)
+    return network
+
+
+def _base_folder(base: str | None, offline: bool, *, has_vae: bool) -> Path:
+    """Folder of the repository that the VAE and the text context come from."""
+    named = base or os.environ.get("DISTILLDEPTH_SD_BASE")
+    if named and Path(named).expanduser().is_dir():
+        return Path(named).expanduser()
+    if named and (named.startswith((".", "/", "~")) or named.count("/") != 1):
+        raise FileNotFoundError(f"load_model: no such base folder: {named}")
+    repo_id = named or registry.STABLE_DIFFUSION_BASE
+    short = repo_id.partition("/")[2]
+    for folder in hub.checkpoint_folders():
+        for candidate in (folder / repo_id, folder / short):
+            if has_vae or (candidate / "vae").is_dir():
+                if not _has_context(candidate):
+                    continue
+                return candidate
+    wanted = () if has_vae else ("vae",)
+    return hub.fetch(
+        repo_id, folders=(*wanted, "text_encoder", "tokenizer"), family="latent", offline=offline, expected=(short,)
+    )
+
+
+def _has_context(folder: Path) -> bool:
+    return (folder / "context.safetensors").is_file() or (
+        (folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir()
+    )
+
+
+def _context(folder: Path) -> Tensor:
+    """The encoded empty prompt `(1, tokens, C)`: from `context.safetensors`, or encoded once and kept in our cache."""
+    if (folder / "context.safetensors").is_file():
+        return _read_context(folder / "context.safetensors")
+    if not _has_context(folder):
+        raise DistillDepthError(
+            f"load_model: {folder} has no text context; it must hold context.safetensors, or text_encoder/ and "
+            "tokenizer/"
+        )
+    weights = _weights_file(folder / "text_encoder").resolve()
+    stat = weights.stat()
+    key = hashlib.sha256(f"{weights}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("DISTILLDEPTH_CACHE", "~/.cache/distilldepth")).expanduser()
+    file = cache / "contexts" / f"{key}.safetensors"
+    if file.is_file():
+        return _read_context(file)
+    context = _encode_empty_prompt(folder)
+    from safetensors.torch import save
+
+    from distilldepth.models.load import write_atomically
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, save({"context": context}))
+    except OSError:
+        pass  # a cache that cannot be written costs seconds next time, nothing else
+    return context
+
+
+def _read_context(file: Path) -> Tensor:
+    state = read_state(file)
+    context = state.get("context", next(iter(state.values())))
+    if context.ndim != 3 or len(context) != 1:
+        raise DistillDepthError(f"load_model: {file} must hold one tensor (1, tokens, C), got {tuple(context.shape)}")
+    return context.float()
+
+
+@torch.inference_mode()
+def _encode_empty_prompt(folder: Path) -> Tensor:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    encoder = load_pretrained(CLIPTextModel, folder / "text_encoder").eval()
+    try:
+        with hub.quiet_transformers():
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except Exception as error:
+        raise DistillDepthError(f"load_model: {folder / 'tokenizer'} cannot be loaded ({error})") from error
+    # unpadded, as in training: begin and end of text only
+    tokens = tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids
+    return encoder(tokens)[0].clone()

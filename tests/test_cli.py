@@ -1,0 +1,227 @@
+"""The command group: speed, exit codes, one line per failure, hints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import click
+import pytest
+from click.testing import CliRunner
+from distilldepth.cli import main as main_module
+from distilldepth.cli import options
+from distilldepth.cli.main import COMMANDS, cli
+
+from distilldepth.errors import DistillDepthError
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a command line in this process; the variables that options set are restored afterwards."""
+    for name in ("DISTILLDEPTH_DEBUG", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "0")
+    return lambda *args: CliRunner().invoke(cli, list(args))
+
+
+@pytest.fixture
+def failing(run, monkeypatch):
+    """Run `distilldepth doctor` with a body that raises the given error."""
+
+    def call(error: BaseException, *args: str):
+        @click.command()
+        def doctor() -> None:
+            raise error
+
+        monkeypatch.setitem(cli.commands, "doctor", doctor)
+        doctor.params.append(main_module._debug_option())
+        return run("doctor", *args)
+
+    return call
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys\nfrom distilldepth.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as exit: assert exit.code == 0, exit.code\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'transformers', 'diffusers', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    for args in (["--help"], ["--version"], ["predict", "--help"], ["evaluate", "--help"], ["bench", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_command_is_listed_and_says_the_same_in_its_own_help(run):
+    listed = run("--help").stdout
+    for name, (_, short_help) in COMMANDS.items():
+        assert name in listed
+        if name != "distill":
+            assert short_help.rstrip(".") in " ".join(run(name, "--help").stdout.split())
+
+
+def test_without_a_command_it_shows_help(run):
+    result = run()
+    assert result.exit_code == 0
+    assert "distilldepth predict img.jpg -o depth.png" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["perdict", "x"], "did you mean 'predict'?"),
+        (["zzz"], "choose from distill, evaluate"),
+        (["predict", "--modle", "x"], "did you mean '--model'?"),
+        (["predict", "x.png", "-o", "y", "--as", "pgn16"], "did you mean 'png16'?"),
+        (["predict", "x.png", "-o", "y", "--colormap", "infreno"], "did you mean 'inferno'?"),
+        (["predict", "x.png", "-o", "y", "--precision", "bf16"], "'bfloat16'"),
+        (["predict", "x.png", "-o", "y", "--fov", "60", "--intrinsics", "1,1,1,1"], "contradict"),
+        (["predict", "x.png", "-o", "y", "--intrinsics", "1,2"], "4 numbers fx,fy,cx,cy"),
+        (["predict", "x.png", "-o", "y", "--skip-existing", "--overwrite"], "contradict"),
+        (["predict", "x.png"], "--out"),
+        (["list", "teacher"], "did you mean 'teachers'?"),
+        (["bench", "--kernel", "hybrid-nrom"], "did you mean 'hybrid-norm'?"),
+        (["bench", "--shape", "4x560"], "BxHxW"),
+        (["bench", "--repeats", "0"], "range"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_a_hint_and_exit_2(run, args, hint):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert hint in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("distilldepth: error: ")
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DistillDepthError("a.pth: is damaged\nin two lines"),
+        ValueError("f: x must be y, got z"),
+        TypeError("f: x must be y, got z"),
+        FileNotFoundError(2, "No such file or directory", "a b.jpg"),
+        PermissionError(13, "Permission denied", "/x"),
+        OSError(28, "No space left on device"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_expected_failures_are_one_line_and_exit_1(failing, error):
+    result = failing(error)
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("distilldepth: error: ")
+    assert "--debug" not in result.stderr
+    assert "Errno" not in result.stderr or error.filename is None
+
+
+def test_a_file_error_names_the_file_first(failing):
+    result = failing(FileNotFoundError(2, "No such file or directory", "a b.jpg"))
+    assert result.stderr == "distilldepth: error: a b.jpg: No such file or directory\n"
+
+
+def test_a_fault_of_the_program_points_to_debug(failing):
+    result = failing(KeyError("x"))
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "KeyError" in result.stderr
+    assert "run again with --debug" in result.stderr
+
+
+def test_debug_shows_the_trace_wherever_it_stands(run, failing, monkeypatch):
+    result = failing(ValueError("f: broken"), "--debug")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1] == "distilldepth: error: f: broken"
+    monkeypatch.setenv("DISTILLDEPTH_DEBUG", "0")
+    assert "Traceback" not in failing(ValueError("f: broken")).stderr
+    assert "Traceback" in run("--debug", "doctor").stderr
+    monkeypatch.setenv("DISTILLDEPTH_DEBUG", "1")
+    assert "Traceback" in run("doctor").stderr
+
+
+def test_an_interrupt_is_130(failing):
+    result = failing(KeyboardInterrupt())
+    assert result.exit_code == 130
+    assert "Traceback" not in result.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    code = "import sys; from distilldepth.cli.main import main; sys.argv = ['distilldepth', 'list', 'teachers']; main()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        process.wait(timeout=60)
+
+
+def test_the_stand_in_warning_cannot_be_missed_and_foreign_warnings_are_silent(run, monkeypatch):
+    class BundledModelWarning(UserWarning):
+        pass
+
+    @click.command()
+    def doctor() -> None:
+        warnings.warn("dav2: the bundled stand-in is used", BundledModelWarning, stacklevel=1)
+        warnings.warn_explicit("noise of a library", UserWarning, "/lib/transformers/x.py", 1)
+        warnings.warn_explicit("ours", UserWarning, os.path.join(os.path.dirname(options.__file__), "x.py"), 1)
+
+    monkeypatch.setitem(cli.commands, "doctor", doctor)
+    result = run("doctor")
+    assert "WARNING: dav2: the bundled stand-in is used" in result.stderr
+    assert "noise" not in result.stderr
+
+
+def test_offline_is_set_before_the_hub_is_imported(run, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    result = run("predict", "missing.png", "-o", "x.png", "--offline")
+    assert result.exit_code == 1
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+
+
+def test_words_of_the_options_are_those_of_the_library():
+    from distilldepth.cli import bench as cli_bench
+    from distilldepth.cli import predict as cli_predict
+
+    from distilldepth.device import PRECISIONS
+    from distilldepth.models.preprocess import RESIZE_POLICIES
+    from distilldepth.predict import COLORMAPS
+    from distilldepth.predict.plan import FORMATS
+
+    assert options.PRECISIONS == PRECISIONS
+    assert options.RESIZE_POLICIES == RESIZE_POLICIES
+    assert cli_predict.FORMATS == FORMATS
+    assert cli_predict.COLORMAPS == COLORMAPS
+    from distilldepth.benchmark import KERNELS
+
+    assert cli_bench.KERNELS == KERNELS
+
+
+@pytest.mark.parametrize("kind", ["teachers", "students", "datasets", "protocols", "presets", "kernels"])
+def test_list_shows_a_table_and_the_same_as_json(run, kind):
+    table = run("list", kind)
+    assert table.exit_code == 0, table.stderr
+    result = run("list", kind, "--json", "-")
+    rows = json.loads(result.stdout)
+    assert rows
+    first = next(iter(rows[0]))
+    for row in rows:
+        assert str(row[first]) in table.stdout
+
+
+def test_list_of_models_has_size_licence_source_and_place(run):
+    rows = {row["name"]: row for row in json.loads(run("list", "students", "--json", "-").stdout)}
+    row = rows["distilldepth-mini"]
+    assert row["parameters"] > 1e6
+    assert {"licence", "source", "on_this_machine", "quantity"} <= row.keys()
+
+
+def test_doctor_tells_what_runs(run):
+    result = run("doctor", "--json", "-")
+    facts = json.loads(result.stdout)
+    assert facts["torch"]
+    assert {row["name"] for row in facts["kernels"]} == {"hybrid-norm", "crop-ssi", "channel-kl", "backproject"}
+    assert result.exit_code == (1 if facts["problems"] else 0)
+    assert run("doctor").stdout.count("kernel ") == 4

@@ -1,0 +1,351 @@
+"""Distillation through the real command line: what a run leaves behind, kill -9 and resume, and every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import distilldepth as dd
+from distilldepth.distill.agreement import measure_agreement
+from distilldepth.distill.config import load_config
+from distilldepth.distill.data import CropDataset, SourceView, StepBatches, crop_config, split_heldout
+from distilldepth.distill.ema import WeightAverage
+from distilldepth.distill.spec import parse_teachers
+from distilldepth.distill.teachers import Teacher, TeacherPool
+from distilldepth.distill.trainer import distill, label_batch, schedule_factor
+
+SMALL = [
+    "--student", "light-mini", "--size", "64x96", "--batch-size", "4", "--workers", "1", "--heldout", "4",
+    "--set", "crop.scene_size=64x96", "--set", "crop.min_crop=48", "--set", "crop.patches=2",
+    "--set", "crop.patch_share=0.6", "--set", "loss.feature=0", "--set", "optimiser.lr=1e-3",
+    "--set", "augment.colour=0.2", "--offline",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("DISTILLDEPTH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def run_cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "distilldepth.cli.main", "distill", *arguments], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def photographs(folder: Path, count: int = 12) -> Path:
+    generator = np.random.default_rng(5)
+    folder.mkdir(parents=True)
+    for index in range(count):
+        height, width = generator.integers(70, 160, 2)
+        small = generator.integers(0, 255, (6, 7, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((int(width), int(height))).save(folder / f"photo {index}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    result = run_cli(
+        "--teachers", "oracle", "--images", "scenes:24", "--steps", "6", "--out", "runs/a b", "--set",
+        "checkpoint_every=2", "--set", "log_every=2", "--json", "-", *SMALL, cwd=folder,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return folder / "runs" / "a b", result
+
+
+def test_a_run_leaves_what_it_promises(finished_run):
+    run, result = finished_run
+    names = {path.name for path in run.iterdir()}
+    assert {"config.toml", "metrics.jsonl", "checkpoints", "student", "samples", "report.html"} <= names
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    for row in rows:
+        assert {"shared_context", "local_global", "gradient", "anchor"} == set(row["terms"])
+        assert abs(sum(row["time"].values()) - 1) < 1e-6
+        assert row["skipped"] == 0
+        assert row["output_peak"] <= 1
+    card = (run / "student" / "README.md").read_text()
+    assert "oracle" in card
+    assert "distill --teachers oracle" in card
+    page = (run / "report.html").read_text()
+    assert "<svg" in page
+    assert "data:image/png;base64" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert json.loads(result.stdout)["steps"] == 6
+    assert load_config(file=run / "config.toml").steps == 6
+
+
+def test_the_student_is_a_model(finished_run):
+    run, _ = finished_run
+    for path in (run, run / "student"):
+        model = dd.load_model(path)
+        prediction = model.predict(np.random.default_rng(0).integers(0, 255, (60, 83, 3), dtype=np.uint8))
+        assert prediction.values.shape == (60, 83)
+        assert prediction.quantity == "disparity"
+
+
+def test_kill_and_resume_gives_identical_weights(tmp_path):
+    arguments = ["--teachers", "oracle", "--images", "scenes:24", "--steps", "40", "--set", "checkpoint_every=3"]
+    arguments += ["--set", "optimiser.ema=0.9", "--set", "log_every=5", *SMALL]
+    whole = run_cli(*arguments, "--out", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distilldepth.cli.main", "distill", *arguments, "--out", "cut"],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not any(checkpoints.glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "student").exists()
+    # What a kill in the middle of writing leaves: half a checkpoint and half a line.
+    (checkpoints / ".partial-00000099").mkdir()
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 99, "lo')
+    resumed = run_cli(*arguments, "--out", "cut", "--resume", "auto", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming cut at step" in resumed.stderr
+    expected = load_file(tmp_path / "whole" / "student" / "model.safetensors")
+    actual = load_file(tmp_path / "cut" / "student" / "model.safetensors")
+    assert expected.keys() == actual.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, actual[name]), name
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 40
+
+
+def test_distils_photographs_from_a_model(tmp_path, finished_run):
+    photos = photographs(tmp_path / "my photos")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a photograph")
+    teacher = finished_run[0] / "student"
+    result = run_cli(
+        "--teachers", f"{teacher}=2", "--images", str(photos), "--steps", "8", "--out", "run", *SMALL, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(row["unreadable"] for row in rows) > 0
+    assert "correlation" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "code"),
+    [
+        (["--teachers", "dav3"], "unknown teacher 'dav3'; did you mean 'dav2'", 1),
+        (["--teachers", "oracle,oracle"], "given twice", 1),
+        (["--teachers", "oracle=-2"], "must be positive", 1),
+        (["--teachers", "oracle", "--steps", "0"], "steps must be at least 1", 1),
+        (["--teachers", "oracle", "--student", "topformer-bas"], "did you mean", 1),
+        (["--teachers", "oracle", "--images", "nowhere/at all"], "nowhere/at all", 1),
+        (["--teachers", "oracle", "--images", "empty"], "empty", 1),
+        (["--teachers", "oracle", "--images", "photos"], "procedural scenes only", 1),
+        (["--teachers", "oracle", "--images", "scenes:6", "--batch-size", "64"], "larger than", 1),
+        (["--teachers", "oracle", "--set", "los.gradient=1"], "did you mean", 1),
+        (["--teachers", "oracle", "--device", "gpu"], "device", 1),
+        (["--teachers", "oracle", "--preset", "dem"], "did you mean 'demo'", 1),
+        (["--teachers", "oracle", "--config", "no.toml"], "no.toml", 1),
+        (["--teachers", "oracle", "--resume", "photos"], "not a checkpoint", 1),
+        (["--teachers", "oracle", "--out", "photos"], "not empty", 1),
+        (["--teachers", "oracle", "--overwrite", "--out", "photos"], "not a run folder", 1),
+        (["--teachers", "oracle", "--out", "a file"], "is a file", 1),
+        (["--teachers", "corrupt.safetensors"], "corrupt.safetensors", 1),
+        (["--teacher", "oracle"], "--teachers", 2),
+        (["--steps", "many"], "--steps", 2),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, words, code):
+    photographs(tmp_path / "photos", 3)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a file").write_text("x")
+    (tmp_path / "corrupt.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0nonsense")
+    defaults = [] if "--out" in arguments else ["--out", "new"]
+    settings = list(SMALL)
+    for flag in ("--batch-size", "--student"):
+        if flag in arguments:
+            at = settings.index(flag)
+            del settings[at : at + 2]
+    result = run_cli(*settings, *arguments, *defaults, cwd=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    if code == 1:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("distilldepth: error:")]
+        assert len(lines) == 1, result.stderr
+    assert sorted(p.name for p in (tmp_path / "photos").iterdir()) == ["photo 0.jpg", "photo 1.jpg", "photo 2.jpg"]
+
+
+def test_a_changed_configuration_is_not_resumed(tmp_path, finished_run):
+    run, _ = finished_run
+    result = run_cli(
+        "--config", str(run / "config.toml"), "--out", str(run), "--resume", "auto", "--batch-size", "3", cwd=tmp_path
+    )
+    assert result.returncode == 1
+    assert "batch_size was 4" in result.stderr
+
+
+class _Numbers:
+    has_depth = True
+    description = "numbers"
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        depth = np.full((64, 96), index + 1.0, np.float32) + np.arange(96, dtype=np.float32)
+        return {"image": np.full((64, 96, 3), index, np.uint8), "name": str(index), "depth": depth}
+
+
+def test_every_image_is_seen_once_per_epoch_in_a_new_order():
+    config = load_config(settings=["size=64x96", "crop.min_crop=64", "crop.patches=0"])
+    training, heldout = split_heldout(_Numbers(25), 5)
+    dataset = CropDataset(training, crop_config(config), seed=3)
+    orders = [[dataset[epoch * 20 + i]["name"] for i in range(20)] for epoch in range(2)]
+    assert sorted(map(int, orders[0])) == list(range(20)) == sorted(map(int, orders[1]))
+    assert orders[0] != orders[1]
+    assert [heldout[i]["name"] for i in range(len(heldout))] == ["20", "21", "22", "23", "24"]
+
+
+def test_processes_share_the_images_of_a_step():
+    whole = list(StepBatches(2, 5, 6))
+    parts = [list(StepBatches(2, 5, 3, process, 2)) for process in range(2)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+
+
+def test_held_out_images_are_a_fifth_at_most():
+    training, heldout = split_heldout(_Numbers(10), 100)
+    assert (len(training), len(heldout)) == (8, 2)
+
+
+def test_teachers_are_drawn_with_their_weights():
+    specs = parse_teachers("a=7,b=3")
+    pool = TeacherPool([_Named(spec.model, spec.weight) for spec in specs], seed=11)
+    drawn = [pool.draw(step).name for step in range(4000)]
+    assert abs(drawn.count("a") / 4000 - 0.7) < 0.03
+    assert drawn[:50] == [pool.draw(step).name for step in range(50)]
+
+
+class _Named:
+    def __init__(self, name, weight):
+        self.name, self.weight = name, weight
+
+
+def test_the_oracle_says_inverse_depth_and_knows_sky_and_holes():
+    oracle = Teacher(parse_teachers("oracle")[0], None)
+    depth = torch.tensor([[[2.0, float("inf"), float("nan")]]])
+    label = oracle.label(torch.zeros(1, 3, 1, 3), depth)
+    assert label.disparity[0, 0, :2].tolist() == [0.5, 0.0]
+    assert label.valid.tolist() == [[[True, True, False]]]
+
+
+def test_windows_are_labelled_in_the_order_of_their_boxes():
+    config = load_config(settings=["size=64x96", "crop.min_crop=64", "crop.patches=3", "crop.patch_share=0.5"])
+    training, _ = split_heldout(_Numbers(10), 0)
+    dataset = CropDataset(training, crop_config(config), seed=0)
+    batch = torch.utils.data.default_collate([dataset[i] for i in range(4)])
+    inputs = label_batch(batch, Teacher(parse_teachers("oracle")[0], None), config, torch.device("cpu"), features=False)
+    assert inputs.boxes.shape == (12, 4)
+    for n in range(12):
+        image, box = n // 3, inputs.boxes[n].tolist()
+        inside = inputs.pseudo_label[image, 5, round(box[0]) : round(box[2])]
+        window = inputs.patch_pseudo_labels[n, 5]
+        assert abs(float(inside.mean()) - float(window.mean())) < 0.02 * float(inside.mean())
+
+
+def test_non_finite_teacher_output_is_skipped_counted_and_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    original = Teacher.label
+
+    def poisoned(self, images, depth, *, features=False):
+        label = original(self, images, depth, features=features)
+        if len(label.disparity) == 4:
+            label.disparity[1, 3, 4] = float("nan")
+            label.valid[1] = True
+        return label
+
+    config = load_config(
+        settings=[*SMALL[SMALL.index("--set") + 1 : -1 : 2], "log_every=2"],
+        flags={
+            "teachers": "oracle", "student": "light-mini", "size": "64x96", "batch_size": 4, "workers": 0,
+            "heldout": 0, "images": ["scenes:24"], "steps": 4, "out": "run", "max_skipped_share": 0.5,
+        },
+    )  # fmt: skip
+    monkeypatch.setattr(Teacher, "label", poisoned)
+    distill(config)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows] == [2, 2]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    for tensor in load_file(tmp_path / "run" / "student" / "model.safetensors").values():
+        assert torch.isfinite(tensor.float()).all()
+    config.max_skipped_share, config.out = 0.1, "stopped"
+    with pytest.raises(dd.DistillDepthError, match="2 of the last 8 samples are not finite"):
+        distill(config)
+    assert load_file(next((tmp_path / "stopped").glob("failed-step-*.safetensors")))["image"].shape == (4, 3, 64, 96)
+
+
+def test_weight_average_forgets_the_start_and_follows():
+    module = torch.nn.BatchNorm1d(3)
+    average = WeightAverage(module, 0.9)
+    with torch.no_grad():
+        module.weight.fill_(5.0)
+        module.running_mean.fill_(2.0)
+        module.num_batches_tracked.fill_(7)
+    for step in range(200):
+        average.update(module, step)
+    assert torch.allclose(average.state_dict()["weight"], torch.full((3,), 5.0))
+    assert torch.allclose(average.state_dict()["running_mean"], torch.full((3,), 2.0))
+    assert int(average.state_dict()["num_batches_tracked"]) == 7
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine", "constant"])
+def test_schedule_rises_then_falls(schedule):
+    config = load_config(settings=[f"optimiser.schedule={schedule}", "steps=100", "optimiser.warmup=0.1"])
+    factors = [schedule_factor(config, step) for step in range(100)]
+    assert factors[:11] == sorted(factors[:11])
+    assert max(factors) == pytest.approx(1, abs=0.02)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[99] == 1 if schedule == "constant" else factors[99] < 0.05
+
+
+def test_agreement_is_perfect_with_oneself_and_affine_invariant(tmp_path):
+    config = load_config(settings=["size=64x96", "batch_size=3"])
+    student = dd.models.create_student("light-mini", seed=1).eval()
+
+    class Scaled(Teacher):
+        def label(self, images, depth, *, features=False):
+            label = super().label(images, depth, features=features)
+            label.disparity = 3 * label.disparity + 7
+            return label
+
+    teacher = Scaled(parse_teachers("x")[0], student)
+    generator = np.random.default_rng(2)
+
+    class Noise(_Numbers):
+        has_depth = False
+
+        def __getitem__(self, index):
+            return {"image": generator.integers(0, 255, (64, 96, 3), dtype=np.uint8), "name": str(index)}
+
+    found = measure_agreement(student, [teacher], SourceView(Noise(4), 0, 4), config, tmp_path)
+    scores = found["teachers"][teacher.name]
+    assert scores["correlation"] == pytest.approx(1, abs=1e-4)
+    assert scores["ssi_error"] == pytest.approx(0, abs=1e-2)

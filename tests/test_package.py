@@ -1,0 +1,240 @@
+"""The package as a whole: which part may import which, what importing costs, what is installed."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import distilldepth
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "distilldepth"
+CLI = REPOSITORY / "cli"
+
+BASE = {"errors", "depth", "device"}
+OPERATIONS = BASE | {"reference", "kernels", "native", "ops"}
+SCORES = {"losses", "metrics", "alignment"}
+MODELS = BASE | {"data", "models"}
+JOBS = OPERATIONS | SCORES | MODELS | {"inference"}
+MAY_IMPORT = {
+    "errors": set(),
+    "depth": {"errors"},
+    "device": {"errors"},
+    "reference": {"errors", "depth"},
+    "kernels": {"errors", "depth"},
+    "native": {"errors", "depth"},
+    "ops": OPERATIONS,
+    "losses": OPERATIONS | SCORES,
+    "metrics": OPERATIONS | SCORES,
+    "alignment": OPERATIONS | SCORES,
+    "data": BASE,
+    "models": MODELS,
+    "inference": MODELS,
+    "benchmark": OPERATIONS,
+    "distill": JOBS | {"predict", "evaluate"},
+    "evaluate": JOBS | {"benchmark"},
+    "predict": JOBS,
+    "cli": JOBS | {"distill", "evaluate", "predict", "benchmark"},
+}
+"""What each part of the package may import besides itself; `distilldepth` itself imports by name, at first use."""
+
+
+def part_of(path: Path) -> str:
+    """`distilldepth/ops/hybrid_norm.py` -> `ops`, `cli/main.py` -> `cli`."""
+    if path.is_relative_to(CLI):
+        return "cli"
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(source: str, package: str) -> set[str]:
+    """Parts of distilldepth that a module of `package` names in imports, also inside functions and as strings."""
+    modules = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [node.module])])
+            modules += [f"{base}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            modules += re.findall(r"\A(distilldepth(?:\.\w+)+)(?::\w+)?\Z", node.value)
+    names = [module.split(".") for module in modules]
+    return {name[1] for name in names if name[0] == "distilldepth" and len(name) > 1 and not name[1].startswith("__")}
+
+
+def sources() -> list[Path]:
+    return sorted([*PACKAGE.rglob("*.py"), *CLI.rglob("*.py")])
+
+
+def package_name(folder: Path) -> str:
+    return ".".join(["distilldepth", *(["cli"] if folder == CLI else folder.relative_to(PACKAGE).parts)])
+
+
+def run_python(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict:
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_dependencies_point_one_way():
+    wrong = []
+    for path in sources():
+        if path == PACKAGE / "__init__.py":
+            continue
+        part = part_of(path)
+        assert part in MAY_IMPORT, f"{path}: give '{part}' a place in MAY_IMPORT"
+        found = imported_parts(path.read_text(encoding="utf-8"), package_name(path.parent))
+        extra = found - MAY_IMPORT[part] - {part}
+        wrong += [f"{path.relative_to(REPOSITORY)} imports distilldepth.{name}" for name in sorted(extra)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_allowed_directions_have_no_cycle():
+    # Parts whose modules share a level (ops, scores, jobs) are one node: what matters is that nothing points upwards.
+    levels = [
+        BASE,
+        OPERATIONS,
+        SCORES | MODELS | {"inference", "benchmark"},
+        {"distill", "evaluate", "predict"},
+        {"cli"},
+    ]
+    level = {part: index for index, parts in reversed(list(enumerate(levels))) for part in parts}
+    assert level.keys() == MAY_IMPORT.keys()
+    for part, allowed in MAY_IMPORT.items():
+        assert all(level[name] <= level[part] for name in allowed), part
+    assert not MAY_IMPORT["models"] & (SCORES | {"ops", "reference"})
+    assert not MAY_IMPORT["data"] & (SCORES | {"models"})
+    assert all("cli" not in allowed for allowed in MAY_IMPORT.values())
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import distilldepth.losses.pixel", {"losses"}),
+        ("def f():\n    from distilldepth import metrics as m, __version__", {"metrics"}),
+        ("from distilldepth.ops import hybrid_norm_loss", {"ops"}),
+        ("from ..losses import pixel", {"losses"}),
+        ("from .. import cli", {"cli"}),
+        ("from . import base", {"models"}),
+        ("_NAMES = {'run': 'distilldepth.cli.main:main'}", {"cli"}),
+        ("'''Prose about distilldepth.losses.'''\nimport torch", set()),
+    ],
+)
+def test_imports_are_found_in_every_form(source, found):
+    assert imported_parts(source, "distilldepth.models") == found
+
+
+def test_triton_is_imported_in_kernels_only():
+    for path in sources():
+        if part_of(path) == "kernels":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "triton" for name in names), path
+
+
+def test_no_catch_all_files():
+    for path in [REPOSITORY / "benchmarks", REPOSITORY / "tests", PACKAGE, CLI]:
+        for file in path.rglob("*"):
+            assert not re.fullmatch(r"(utils?|misc|tmp|helpers?|common)(\.\w+)?", file.name), file
+
+
+@pytest.mark.parametrize(
+    "statement", ["import distilldepth", "import distilldepth.cli.main", "import distilldepth.errors"]
+)
+def test_import_is_cheap(statement, tmp_path):
+    heavy = "{'torch', 'numpy', 'PIL', 'transformers', 'diffusers', 'accelerate', 'triton', 'huggingface_hub'}"
+    done = run_python(f"{statement}, sys\nfound = {heavy} & set(sys.modules)\nassert not found, found", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_needs_no_torch(tmp_path):
+    # An entry of None makes every import of that name fail.
+    code = "import sys\nsys.modules['torch'] = None\nsys.argv = ['distilldepth', '--help']\n"
+    done = run_python(code + "import runpy\nrunpy.run_module('distilldepth.cli.main', run_name='__main__')", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "distill" in done.stdout
+
+
+def test_import_opens_no_connection(tmp_path):
+    code = (
+        "import socket\n"
+        "def refuse(*_, **__): raise AssertionError('a connection was opened')\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "import distilldepth\n"
+        "for name in distilldepth.__all__: getattr(distilldepth, name)\n"
+        "import torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+    )
+    done = run_python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", distilldepth.__all__)
+def test_every_exported_name_resolves(name):
+    value = getattr(distilldepth, name)
+    for inner in getattr(value, "__all__", ()):
+        assert getattr(value, inner) is not None, f"{name}.{inner}"
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="lod_model"):
+        distilldepth.lod_model  # noqa: B018
+
+
+def test_every_package_folder_is_installed(pyproject):
+    settings = pyproject["tool"]["setuptools"]
+    folders = {path.parent for path in sources()}
+    assert {package_name(folder) for folder in folders} == set(settings["packages"])
+    for folder in folders:
+        assert (folder / "__init__.py").is_file(), f"{folder} has no __init__.py"
+
+
+def test_only_distilldepth_is_installed_at_the_top(pyproject):
+    settings = pyproject["tool"]["setuptools"]
+    assert {name.split(".")[0] for name in settings["packages"]} == {"distilldepth"}
+    assert settings["package-dir"]["distilldepth.cli"] == "cli"
+    module, _, function = pyproject["project"]["scripts"]["distilldepth"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_version_is_said_once(pyproject):
+    project = pyproject["project"]
+    assert "version" in project.get("dynamic", ()) or project["version"] == distilldepth.__version__
+
+
+def test_constraints_pin_every_direct_dependency(pyproject):
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    needed = [*pyproject["project"]["dependencies"], *pyproject["project"]["optional-dependencies"]["test"]]
+    for python in ("3.10", "3.11", "3.12", "3.13"):
+        environment = {"python_version": python, "extra": ""}
+        here = {}
+        for pin in pins:
+            assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{pin} is not an exact version that pip finds"
+            if pin.marker is None or pin.marker.evaluate(environment):
+                assert pin.name not in here, f"{pin.name} is pinned twice for Python {python}"
+                here[pin.name.lower().replace("_", "-")] = pin.specifier
+        for requirement in map(Requirement, needed):
+            if requirement.marker is None or requirement.marker.evaluate(environment):
+                pin = here[requirement.name.lower().replace("_", "-")]
+                version = str(pin).removeprefix("==")
+                assert requirement.specifier.contains(version), f"{requirement} excludes {version} on Python {python}"
