@@ -13,7 +13,7 @@ def markdown(result: dict) -> str:
     base = {(row["op"], row["direction"]): row["median_ms"] for row in rows if row["backend"] == "reference"}
     metadata = result["metadata"]
     lines = [
-        f"{metadata['device']}, torch {metadata['torch']}, {metadata['threads']} threads, commit {metadata['commit']}",
+        f"{metadata['device']}, torch {metadata['torch']}, threads: {metadata['threads']}, commit {metadata['commit']}",
         "",
         "| op | backend | direction | shape | dtype | median ms | p20 to p80 | vs reference | max error |",
         "|---|---|---|---|---|---:|---:|---:|---:|",

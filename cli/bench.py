@@ -66,7 +66,8 @@ def bench(
     distilldepth bench --kernel hybrid-norm
     distilldepth bench --kernel all --shape 4x560x560 --json bench.json
 
-    The error is the largest difference of value or gradient from the float64 reference, relative to the largest entry.
+    The error is the largest difference from the float64 reference, relative to the largest entry: of the value for
+    forward, of the gradient for forward+backward.
     On a CPU that does other work too, only ratios within one run mean something.
     """
     options.check_json_target(json_file)
@@ -97,7 +98,7 @@ def bench(
     metadata = result["metadata"]
     table = Table(
         title=f"{'x'.join(map(str, shape))} {dtype} on {metadata['device']}, torch {metadata['torch']}, "
-        f"{metadata['threads']} threads",
+        f"threads: {metadata['threads']}",
         title_justify="left",
     )
     for heading in ("op", "backend", "direction"):

@@ -117,7 +117,7 @@ def _print(facts: dict[str, Any]) -> None:
 
     commit = f" (commit {facts['commit']})" if facts["commit"] else ""
     add("distilldepth", f"{facts['distilldepth']}{commit}, Python {facts['python']}, {facts['platform']}")
-    add("torch", f"{facts['torch']}, {facts['threads']} threads, CUDA {facts['cuda'] or 'not built in'}")
+    add("torch", f"{facts['torch']}, threads: {facts['threads']}, CUDA {facts['cuda'] or 'not built in'}")
     add("processor", facts["processor"])
     add("GPU", "; ".join(facts["gpus"]) or f"none: {facts['why_no_gpu']}")
     add("triton", facts["triton"] or "not installed")

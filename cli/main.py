@@ -145,11 +145,13 @@ def _debug_option() -> click.Option:
 
 def _silence_libraries() -> None:
     """Tell the model libraries, before they are imported, to print no advice unless `--debug` is given."""
-    level = "info" if debugging() else "error"
-    os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["DIFFUSERS_VERBOSITY"] = level
-    os.environ["HF_HUB_VERBOSITY"] = level
-    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "0" if debugging() else "1"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    wanted = dict.fromkeys(("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"), "error")
+    wanted |= {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    for name, value in wanted.items():
+        if not debugging():
+            os.environ.setdefault(name, value)
+        elif name.endswith("VERBOSITY"):
+            os.environ[name] = "info"
     if not sys.stderr.isatty():
         # On a terminal the bar of a long download is news; in a log it is noise.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -25,7 +25,8 @@ class Alignment:
     shift: Tensor
     """float64 `(B,)`, or a scalar for one map."""
     depth: Tensor
-    """`(B, H, W)` or `(H, W)`, the aligned prediction as depth in the target's unit; float32, or float64 if an input was."""
+    """`(B, H, W)` or `(H, W)`, the aligned prediction as depth, in the target's unit; float32, or float64 if an input
+    was."""
 
 
 def align(
@@ -60,7 +61,7 @@ def align(
         TypeError: a map is not a floating tensor, valid is not bool.
         ValueError: shapes differ; unknown space or method.
 
-    Source: Ranftl et al., Towards Robust Monocular Depth Estimation (2020), equation 4. The published codes clip at
+    Source: Ranftl et al., Towards Robust Monocular Depth Estimation (2020). The published codes clip at
     other values (0.001 per metre, the smallest valid inverse depth).
 
     >>> depth = torch.tensor([[1.0, 2.0, 4.0]])

@@ -35,8 +35,8 @@ def depth_metrics(
         valid: bool, as prediction; None = all.
 
     Returns:
-        By name: floats for one map, float64 tensors `(B,)` for a batch. NaN for an image without a valid pixel. A NaN in
-        a valid pixel of the prediction counts as wrong in the deltas and makes the others NaN.
+        By name: floats for one map, float64 tensors `(B,)` for a batch. NaN for an image without a valid pixel. A NaN
+        in a valid pixel of the prediction counts as wrong in the deltas and makes the others NaN.
 
     Raises:
         TypeError: a map is not a floating tensor, valid is not bool.

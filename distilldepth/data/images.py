@@ -52,8 +52,8 @@ def read_image(path: str | os.PathLike, *, min_side: int | None = None, max_side
         path: the file.
         min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster, as long as its
             shorter side keeps this many pixels.
-        max_side: an image whose longer side exceeds this many pixels is averaged over the smallest blocks of n x n pixels
-            that make it fit. Whole numbers cost a fraction of an exact resize, and JPEG decoding does 2, 4 and 8 itself.
+        max_side: an image whose longer side exceeds this many pixels is averaged over blocks of n x n pixels, with the
+            smallest n that makes it fit: cheaper than an exact resize, and JPEG decoding does n = 2, 4, 8 itself.
 
     Returns:
         uint8 `(H, W, 3)`, contiguous and writable.

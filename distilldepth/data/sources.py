@@ -66,7 +66,7 @@ class FolderSource:
 
     Args:
         spec: a folder, glob, `.txt` list or single file; see `images.list_images`.
-        max_side: images whose longer side exceeds this many pixels are divided by 2, 3, ... to fit; see `images.read_image`.
+        max_side: images with a longer side are divided by 2, 3, ... until they fit; see `images.read_image`.
 
     Raises:
         FileNotFoundError, DistillDepthError: nothing is found.
@@ -94,7 +94,7 @@ class TarSource:
 
     Args:
         paths: the shards.
-        max_side: images whose longer side exceeds this many pixels are divided by 2, 3, ... to fit; see `images.read_image`.
+        max_side: images with a longer side are divided by 2, 3, ... until they fit; see `images.read_image`.
 
     Raises:
         FileNotFoundError: a shard does not exist.

@@ -208,8 +208,10 @@ def score(values: Tensor, quantity: str, truth: Truth, protocol: Protocol) -> di
             raise DistillDepthError("a ratio of medians in depth means nothing for disparity; use --space disparity")
         # Only the sign: larger = farther. The fit finds scale and shift.
         prediction = -prediction
-    aligned = align_prediction(prediction, depth, valid, space=protocol.space, method=protocol.align)
-    return depth_metrics(aligned.depth, depth, valid)
+    # Only what counts: a LiDAR sweep leaves one pixel in a hundred.
+    prediction, depth = prediction[valid][None], depth[valid][None]
+    aligned = align_prediction(prediction, depth, space=protocol.space, method=protocol.align)
+    return depth_metrics(aligned.depth, depth)
 
 
 def _load(model: str | Path | DepthModel, offline: bool) -> DepthModel:

@@ -12,10 +12,10 @@ from distilldepth.ops.arguments import check_device, check_floats, check_teacher
 def feature_loss(student: Tensor, teacher: Tensor, *, tolerance: float = 0.15) -> Tensor:
     """Mean of 1 - cos between student and teacher tokens, over the tokens that are not yet close.
 
-    `mean over tokens with 1 - cos >= tolerance of 1 - cos(student, teacher)`. Tokens that are close already are dropped:
-    the teacher's features say what a thing is and are alike across it, while depth varies, so a student should not copy
-    them to the last digit. The divisor is the number of tokens kept (the papers do not say), so that the pull on those
-    does not fade as others are dropped.
+    `mean over tokens with 1 - cos >= tolerance of 1 - cos(student, teacher)`. Tokens that are close already are
+    dropped: the teacher's features say what a thing is and are alike across it, while depth varies, so a student should
+    not copy them to the last digit. The divisor is the number of tokens kept (the papers do not say), so that the pull
+    on those does not fade as others are dropped.
 
     Args:
         student: `(B, C, h, w)`, a floating dtype; resized to the teacher's grid bilinearly if it differs.
@@ -31,8 +31,8 @@ def feature_loss(student: Tensor, teacher: Tensor, *, tolerance: float = 0.15) -
 
     Gradient: to `student`.
 
-    Source: Depth Anything, equation 5, with the author's correction that the tolerance is on 1 - cos; Distill Any Depth,
-    section 3.3 (L_feat).
+    Source: Depth Anything (feature alignment), with the author's correction that the tolerance is on 1 - cos; Distill
+    Any Depth, section 3.2 (L_feat).
 
     >>> float(feature_loss(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 3, 3)))
     0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from distilldepth.losses.normalise import normalise
@@ -14,8 +13,8 @@ def gradient_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = Non
 
     `sum over k < scales of (sum |R(x + s, y) - R(x, y)| + sum |R(x, y + s) - R(x, y)|) / count`, s = 2^k, over every
     s-th row and column (subsampled, not averaged), with `R = N(prediction) - N(target)`, N the global median and mean
-    absolute deviation of the valid pixels, and count the valid pixels of that scale; mean over images. Pairs count where
-    both pixels are valid. It keeps edges sharp and flat regions flat, which a loss on pixels alone does not see.
+    absolute deviation of the valid pixels, and count the valid pixels of that scale; mean over images. Pairs count
+    where both pixels are valid. It keeps edges sharp and flat regions flat, which a loss on pixels alone does not see.
 
     Args:
         prediction: `(B, H, W)`, the student's map, a floating dtype.
@@ -32,9 +31,10 @@ def gradient_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = Non
 
     Gradient: to `prediction`.
 
-    Source: Ranftl et al., Towards Robust Monocular Depth Estimation (2020), equation 11; Distill Any Depth, section 3.3
-    (L_grad). The papers do not say which normalisation comes first.
+    Source: Ranftl et al., Towards Robust Monocular Depth Estimation (2020), gradient matching; Distill Any Depth,
+    section 3.2 (L_grad). The papers do not say which normalisation comes first.
 
+    >>> import torch
     >>> target = torch.tensor([[[1.0, 2.0, 4.0]]])
     >>> float(gradient_loss(3 * target + 1, target)) < 1e-5
     True

@@ -63,7 +63,7 @@ def normalise(values: Tensor, valid: Tensor | None = None, *, spread_eps: float 
 
     Gradient: to `values`, through the statistics.
 
-    Source: Distill Any Depth, equation 1 (global normalisation).
+    Source: Distill Any Depth, section 3.1 (global normalisation).
 
     >>> normalise(torch.tensor([[[1.0, 2.0, 6.0]]]), spread_eps=0)
     tensor([[[-0.6000,  0.0000,  2.4000]]])

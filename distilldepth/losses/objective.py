@@ -258,7 +258,7 @@ def distill_any_depth_objective(
     Raises:
         ValueError: unknown term or normalisation, negative weight, no term left.
 
-    Source: Distill Any Depth, equation 9.
+    Source: Distill Any Depth, section 3.2.
 
     >>> [term.name for term in distill_any_depth_objective(weights={"anchor": 0.0}).terms]
     ['shared_context', 'local_global', 'gradient']

@@ -14,7 +14,8 @@ def ssi_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None, *,
 
     This is `hybrid_norm_loss` with one context per image; see there for arguments, result and errors.
 
-    Source: Ranftl et al., Towards Robust Monocular Depth Estimation (2020), equation 5; Distill Any Depth, equation 2.
+    Source: Ranftl et al., Towards Robust Monocular Depth Estimation (2020), scale- and shift-invariant loss;
+    Distill Any Depth, section 3.1.
 
     >>> target = torch.tensor([[[1.0, 2.0, 6.0]]])
     >>> float(ssi_loss(10 * target, target)) < 1e-5
@@ -39,7 +40,7 @@ def l1_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> 
 
     Gradient: to `prediction`.
 
-    Source: Distill Any Depth, table 6 ("no normalisation").
+    Source: Distill Any Depth, section 3.1 (no normalisation).
 
     >>> l1_loss(torch.zeros(1, 1, 2), torch.tensor([[[1.0, 3.0]]]))
     tensor(2.)

@@ -88,7 +88,7 @@ class OfficialPositionEmbeddings(Dinov2Embeddings):
         if rows == columns == side:
             return positions
         grid = positions[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        scale = ((rows + 0.0) / side, (columns + 0.1) / side)
+        scale = ((rows + 0.1) / side, (columns + 0.1) / side)
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
         return torch.cat((positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions.dtype)), dim=1)
 

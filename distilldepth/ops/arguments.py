@@ -79,8 +79,8 @@ def check_normaliser(function: str, segments: Sequence[int], contexts: str, spre
             f"{function}: contexts must be one of {', '.join(CONTEXTS)}, got {contexts!r}"
             f"{did_you_mean(str(contexts), CONTEXTS)}"
         )
-    if not (math.isfinite(spread_eps) and spread_eps >= 0):
-        raise ValueError(f"{function}: spread_eps must be finite and not negative, got {spread_eps}")
+    if not (math.isfinite(spread_eps) and spread_eps > 0):
+        raise ValueError(f"{function}: spread_eps must be positive, got {spread_eps}; constant contexts divide by it")
     return tuple(segments)
 
 

@@ -37,7 +37,7 @@ def channel_kl_loss(
 
     Gradient: to `student`, in its dtype: `temperature * (phi_s - phi_t) / maps`.
 
-    Source: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction (2021), equation 4.
+    Source: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction (2021).
 
     >>> import torch
     >>> student = torch.tensor([[[0.0, 1.0, 3.0]]])

@@ -45,7 +45,7 @@ def crop_ssi_loss(
         valid: bool `(N, h, w)`, True = use the pixel of the crop; None = all.
         segments: how many contexts each level has.
         contexts: `range`, `quantile` or `spatial`, of each crop.
-        spread_eps: added to every spread, in the unit of the maps.
+        spread_eps: positive, added to every spread, in the unit of the maps.
 
     Returns:
         Scalar float32; float64 if a map is float64. Crops without a valid pixel do not count; 0 with zero gradient if
@@ -60,7 +60,7 @@ def crop_ssi_loss(
 
     Gradient: to `prediction`, in its dtype; exact, through sampling and normalisation.
 
-    Source: Distill Any Depth, section 3.2, equation 6.
+    Source: Distill Any Depth, section 3.2 (L_lg).
 
     >>> import torch
     >>> region = torch.rand(1, 8, 8)

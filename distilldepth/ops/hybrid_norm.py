@@ -39,7 +39,7 @@ def hybrid_norm_loss(
         valid: bool `(B, H, W)`, True = use the pixel; None = all.
         segments: how many contexts each level has.
         contexts: `range`, `quantile` or `spatial`.
-        spread_eps: added to every spread, in the unit of the maps.
+        spread_eps: positive, added to every spread, in the unit of the maps.
 
     Returns:
         Scalar float32; float64 if an input is float64. 0 with zero gradient if there is no valid pixel; NaN if a valid
@@ -54,7 +54,7 @@ def hybrid_norm_loss(
     pixel of the context whose prediction equals it.
 
     Source: Distill Any Depth, section 3.1; Zhang et al., Hierarchical Normalization for Robust Monocular Depth
-    Estimation (2022), equations 4 to 7.
+    Estimation (2022).
 
     >>> import torch
     >>> target = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])

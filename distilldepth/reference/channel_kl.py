@@ -27,7 +27,7 @@ def channel_kl_loss(
 
     Gradient: to `student`: `temperature * (phi_s - phi_t) / maps`.
 
-    Source: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction (2021), equation 4.
+    Source: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction (2021).
     """
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     channels = student.shape[1] if student.ndim == 4 else 1

@@ -40,7 +40,7 @@ def crop_ssi_loss(
 
     Gradient: to `prediction`, exact, through sampling and normalisation.
 
-    Source: Distill Any Depth, section 3.2, equation 6.
+    Source: Distill Any Depth, section 3.2 (L_lg).
     """
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, targets.dtype), torch.float32)
     crops = sample_crops(prediction.to(dtype), boxes, image_index, targets.shape[-2:])

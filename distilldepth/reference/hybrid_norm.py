@@ -47,7 +47,7 @@ def hybrid_norm_loss(
     context whose prediction equals it.
 
     Source: Distill Any Depth, section 3.1; Zhang et al., Hierarchical Normalization for Robust Monocular Depth
-    Estimation (2022), equations 4 to 7.
+    Estimation (2022).
 
     >>> target = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
     >>> float(hybrid_norm_loss(2 * target + 5, target)) < 1e-5
@@ -97,7 +97,7 @@ def per_pixel_loss(
 
 
 def _normalise(values: Tensor, center: Tensor, groups: _Groups, divisor: Tensor, spread_eps: float) -> Tensor:
-    """(x - center) / spread in each group, 0 for pixels in none. Sums are made in float64, applied in x's type."""
+    """(x - center) / spread in each group, 0 for pixels in none; summed in float64, applied in the type of x."""
     deviation = values - groups.spread_out(center.to(accumulator_dtype(values))).to(values.dtype)
     if groups.kept is not None:
         deviation = deviation * groups.kept
@@ -158,7 +158,7 @@ def _sort(values: Tensor) -> _Order:
     """Sort a flattened batch, once for all contexts."""
     values = values.reshape(-1) + 0.0  # -0.0 and 0.0 are equal and must compare so in every encoding.
     if values.dtype == torch.float32:
-        # Integers take torch's radix sort, four times as fast on a CPU. A negative float's bits grow with its magnitude.
+        # Integers take torch's radix sort, four times as fast on a CPU. The bits of a negative float grow downwards.
         bits = values.view(torch.int32)
         values = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return _Order(*torch.sort(values, stable=True))
@@ -209,8 +209,12 @@ class _Splitter:
             context = (row[:, None] * parts + column).view(1, -1)
             parts = parts * parts
         else:
-            context = torch.searchsorted(self._edges(parts), self._target, right=True, out_int32=True)
-        return self._groups(context + self._image * parts, batch * parts, outside=context == parts)
+            # One comparison per edge; for the few edges there are, a search costs more.
+            context = torch.zeros_like(self._target, dtype=torch.int32)
+            for edge in self._edges(parts).split(1, 1):
+                context += self._target >= edge
+        outside = context == parts if self._open_top else None
+        return self._groups(context + self._image * parts, batch * parts, outside=outside)
 
     def target_center(self, groups: _Groups, segmented: _Segmented) -> Tensor:
         """The target's lower median in each group; `segmented` is any order of the same batch by these groups."""
@@ -219,13 +223,11 @@ class _Splitter:
         rank = (self._images if by_value else _segment(self._order, groups)).rank
         return self._target.reshape(-1)[self._order.index[rank[segmented.median_position()]]]
 
-    def _groups(
-        self, ids: Tensor, count: int, *, whole_images: bool = False, outside: Tensor | None = None
-    ) -> _Groups:
+    def _groups(self, ids: Tensor, count: int, *, whole_images: bool = False, outside: Tensor | None = None) -> _Groups:
         kept = self._kept
         if self._valid is not None:
             ids = torch.where(self._valid, ids, count)
-        if self._open_top and outside is not None:
+        if outside is not None:
             ids = torch.where(outside, count, ids)
             kept = (ids < count).to(self._target)
         return _Groups(ids.contiguous(), count, kept, whole_images)

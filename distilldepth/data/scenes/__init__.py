@@ -1,7 +1,8 @@
 """Procedural scenes by ray casting: RGB, metric depth, intrinsics and the second view of a rectified stereo pair.
 
 Everything follows from a seed: rooms, desks, corridors and stairs, streets, gardens, piles of objects, with natural
-and odd textures, lights with shadows, and a camera's faults. Depth is measured along the optical axis in metres; the sky is inf.
+and odd textures, lights with shadows, and a camera's faults. Depth is
+measured along the optical axis in metres; the sky is inf.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from distilldepth.data.scenes.builder import Builder, Draw
-from distilldepth.data.scenes.geometry import NEAR, Camera, Objects, cast, inside_any, look
-from distilldepth.data.scenes.layouts import LAYOUTS, Plan
+from distilldepth.data.scenes.geometry import Camera, Objects, cast, inside_any, look
+from distilldepth.data.scenes.layouts import LAYOUTS
 from distilldepth.data.scenes.shading import Response, Surface, fog, shade, sky
+from distilldepth.data.scenes.staging import Plan
 
 __all__ = ["KINDS", "RENDERER_VERSION", "Scene", "SceneSource", "render_scene"]
 
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 KINDS: tuple[str, ...] = tuple(LAYOUTS)
 _ENDLESS = 1_000_000
 
@@ -81,7 +83,9 @@ def _render(seed: int, size: tuple[int, int], *, stereo: bool = False, kind: str
         raise ValueError(f"render_scene: seed must be >= 0, got {seed}")
     if min(height, width) < 16:
         raise ValueError(f"render_scene: size must be (height, width), each >= 16, got {size}")
-    chosen = kind or Draw(np.random.default_rng([seed, 1])).weighted([(weight, name) for name, (weight, _) in LAYOUTS.items()])
+    chosen = kind or Draw(np.random.default_rng([seed, 1])).weighted(
+        [(weight, name) for name, (weight, _) in LAYOUTS.items()]
+    )
     found = None
     for attempt in range(8):
         rng = np.random.default_rng([seed, 2, attempt, KINDS.index(chosen)])
@@ -102,7 +106,16 @@ def _render(seed: int, size: tuple[int, int], *, stereo: bool = False, kind: str
     if not stereo:
         image = _picture(plan, objects, camera, depth, surface, table, response, int(state), surface.point, 0)
         return Scene(image, depth, camera.intrinsics(), None, baseline, chosen)
-    other = Camera(camera.position + camera.axes[0] * baseline, camera.axes, camera.fx, camera.fy, camera.cx, camera.cy, height, width)
+    other = Camera(
+        camera.position + camera.axes[0] * baseline,
+        camera.axes,
+        camera.fx,
+        camera.fy,
+        camera.cx,
+        camera.cy,
+        height,
+        width,
+    )
     depth_right, index_right = cast(objects, other)
     surface_right = Surface(objects, other, depth_right, index_right)
     # The left view frames the shadow map, so that it does not change with `stereo`.
@@ -111,7 +124,9 @@ def _render(seed: int, size: tuple[int, int], *, stereo: bool = False, kind: str
     return Scene(image, depth, camera.intrinsics(), right, baseline, chosen)
 
 
-def _find_view(plan: Plan, objects: Objects, draw: Draw, height: int, width: int) -> tuple[Camera, np.ndarray, np.ndarray] | None:
+def _find_view(
+    plan: Plan, objects: Objects, draw: Draw, height: int, width: int
+) -> tuple[Camera, np.ndarray, np.ndarray] | None:
     """A camera whose view passes the rules, with its depth and object buffers."""
     for _ in range(12):
         position, target = plan.aim(draw)
@@ -121,7 +136,11 @@ def _find_view(plan: Plan, objects: Objects, draw: Draw, height: int, width: int
         limit = draw(0.5, 0.75) if not plan.outdoor else draw(0.2, 0.5)
         pitch = max(min(pitch, 0.3), -limit)
         yaw = math.atan2(dy, dx) + draw(-0.12, 0.12)
-        roll = draw(-0.035, 0.035) + (draw(-0.09, 0.09) if draw.chance(0.3) else 0.0) + (draw(-0.25, 0.25) if draw.chance(0.06) else 0.0)
+        roll = (
+            draw(-0.035, 0.035)
+            + (draw(-0.09, 0.09) if draw.chance(0.3) else 0.0)
+            + (draw(-0.25, 0.25) if draw.chance(0.06) else 0.0)
+        )
         fov = math.radians(draw(*plan.field_of_view))
         focal = max(height, width) / 2 / math.tan(fov / 2)
         cx, cy = (width - 1) / 2 + draw(-0.03, 0.03) * width, (height - 1) / 2 + draw(-0.03, 0.03) * height
@@ -150,9 +169,17 @@ def _worthwhile(depth: np.ndarray, index: np.ndarray) -> bool:
 
 
 def _picture(
-    plan: Plan, objects: Objects, camera: Camera, depth: np.ndarray, surface: Surface, table: np.ndarray,
-    response: Response, state: int, view: np.ndarray, number: int,
-) -> np.ndarray:  # fmt: skip
+    plan: Plan,
+    objects: Objects,
+    camera: Camera,
+    depth: np.ndarray,
+    surface: Surface,
+    table: np.ndarray,
+    response: Response,
+    state: int,
+    view: np.ndarray,
+    number: int,
+) -> np.ndarray:
     draw = Draw(np.random.default_rng([state, 5]))
     radiance = np.zeros((3, camera.height * camera.width), np.float32)
     empty = np.flatnonzero(np.isinf(depth.reshape(-1)))
@@ -177,7 +204,9 @@ class SceneSource:
 
     has_depth = True
 
-    def __init__(self, size: tuple[int, int] = (192, 256), count: int | None = None, seed: int = 0, cache: Path | None = None) -> None:
+    def __init__(
+        self, size: tuple[int, int] = (192, 256), count: int | None = None, seed: int = 0, cache: Path | None = None
+    ) -> None:
         if count is not None and count < 1:
             raise ValueError(f"SceneSource: count must be >= 1, got {count}")
         self.size = (int(size[0]), int(size[1]))
@@ -239,6 +268,3 @@ def _write(path: Path, sample: dict[str, Any]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-assert NEAR > 0

@@ -15,8 +15,14 @@ _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 # Columns of the material table.
 TEXTURE, SCALE, U0, V0, COS, SIN, FIT, LOW, HIGH, DETAIL, DETAIL_SCALE, DETAIL_GAIN, GLOSS, EMIT = (
-    *range(8), 10, 13, 14, 15, 16, 17
-)  # fmt: skip
+    *range(8),
+    10,
+    13,
+    14,
+    15,
+    16,
+    17,
+)
 
 
 class Draw:
@@ -60,31 +66,43 @@ class Draw:
         return 1.0 if self.unit() < 0.5 else -1.0
 
 
-WALLS = ((0.88, 0.86, 0.82), (0.8, 0.8, 0.78), (0.82, 0.78, 0.68), (0.72, 0.75, 0.76), (0.6, 0.66, 0.72), (0.8, 0.72, 0.62),
-         (0.92, 0.92, 0.92), (0.7, 0.64, 0.56), (0.74, 0.68, 0.52), (0.62, 0.68, 0.58), (0.55, 0.5, 0.46), (0.66, 0.4, 0.34),
-         (0.5, 0.52, 0.56), (0.86, 0.8, 0.8), (0.35, 0.38, 0.44))  # fmt: skip
-WOODS = ((0.55, 0.38, 0.22), (0.4, 0.26, 0.15), (0.74, 0.57, 0.38), (0.26, 0.17, 0.11), (0.84, 0.73, 0.56), (0.63, 0.46, 0.3),
-         (0.5, 0.28, 0.18), (0.68, 0.62, 0.54), (0.9, 0.84, 0.74), (0.36, 0.31, 0.28))  # fmt: skip
-FABRICS = ((0.3, 0.3, 0.33), (0.55, 0.5, 0.44), (0.75, 0.72, 0.68), (0.25, 0.3, 0.42), (0.45, 0.22, 0.22), (0.32, 0.38, 0.3),
-           (0.62, 0.56, 0.4), (0.14, 0.14, 0.16), (0.58, 0.42, 0.38), (0.4, 0.5, 0.56), (0.86, 0.84, 0.8), (0.5, 0.36, 0.5),
-           (0.66, 0.3, 0.2), (0.36, 0.24, 0.16))  # fmt: skip
-PLASTICS = ((0.06, 0.06, 0.07), (0.15, 0.15, 0.16), (0.85, 0.85, 0.83), (0.6, 0.6, 0.6), (0.35, 0.36, 0.38), (0.93, 0.93, 0.93),
-            (0.72, 0.7, 0.62))  # fmt: skip
-ACCENTS = ((0.75, 0.12, 0.1), (0.12, 0.3, 0.65), (0.85, 0.7, 0.1), (0.15, 0.5, 0.25), (0.85, 0.4, 0.1), (0.45, 0.15, 0.5),
-           (0.1, 0.55, 0.6), (0.8, 0.35, 0.5), (0.55, 0.1, 0.15), (0.5, 0.7, 0.25))  # fmt: skip
-METALS = ((0.6, 0.6, 0.62), (0.4, 0.41, 0.43), (0.2, 0.2, 0.21), (0.75, 0.75, 0.76), (0.5, 0.45, 0.38))
-GREENS = ((0.22, 0.33, 0.12), (0.3, 0.42, 0.16), (0.16, 0.25, 0.1), (0.4, 0.46, 0.2), (0.26, 0.36, 0.22), (0.45, 0.4, 0.18),
-          (0.5, 0.32, 0.14))  # fmt: skip
-EARTHS = ((0.45, 0.36, 0.26), (0.56, 0.48, 0.36), (0.35, 0.28, 0.2), (0.62, 0.58, 0.5), (0.5, 0.5, 0.48), (0.4, 0.42, 0.28))
-TARMACS = ((0.3, 0.3, 0.31), (0.4, 0.4, 0.4), (0.22, 0.22, 0.24), (0.48, 0.46, 0.44), (0.55, 0.54, 0.52))
-BRICKS = ((0.55, 0.3, 0.22), (0.62, 0.42, 0.32), (0.45, 0.24, 0.18), (0.66, 0.58, 0.48), (0.5, 0.46, 0.44), (0.78, 0.74, 0.68))
-CARS = ((0.06, 0.06, 0.07), (0.75, 0.76, 0.77), (0.9, 0.9, 0.9), (0.35, 0.36, 0.38), (0.5, 0.08, 0.08), (0.1, 0.16, 0.35),
-        (0.5, 0.5, 0.46), (0.2, 0.25, 0.22))  # fmt: skip
+def palette(colours: str) -> tuple[Colour, ...]:
+    """sRGB colours in 0..1 from hexadecimal ones."""
+    return tuple(tuple(int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)) for c in colours.split())
+
+
+WALLS = palette(
+    "e0dbd1 ccccc7 d1c7ad b8bfc2 99a8b8 ccb89e ebebeb b2a38f bdad85 9ead94 8c8075 a86657 80858f dbcccc 596170"
+)
+WOODS = palette("8c6138 664226 bd9161 422b1c d6ba8f a1754c 80472e ad9e8a e6d6bd 5c4f47")
+FABRICS = palette("4c4c54 8c8070 bfb8ad 404c6b 733838 52614c 9e8f66 242429 946b61 66808f dbd6cc 805c80 a84c33 5c3d29")
+PLASTICS = palette("0f0f12 262629 d9d9d4 999999 595c61 ededed b8b29e")
+ACCENTS = palette("bf1f1a 1f4ca6 d9b21a 268040 d9661a 732680 1a8c99 cc5980 8c1a26 80b240")
+METALS = palette("99999e 66696e 333336 bfbfc2 807361")
+GREENS = palette("38541f 4c6b29 29401a 667533 425c38 73662e 805224")
+EARTHS = palette("735c42 8f7a5c 594733 9e9480 80807a 666b47")
+TARMACS = palette("4c4c4f 666666 38383d 7a7570 8c8a85")
+BRICKS = palette("8c4c38 9e6b52 733d2e a8947a 807570 c7bdad")
+CARS = palette("0f0f12 bfc2c4 e6e6e6 595c61 801414 1a2959 808075 334038")
 BLACK, WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _GREY_TEXTURES = (
-    "plaster", "cloud", "speckle", "wood", "planks", "brick", "tiles", "checker", "stripes", "weave", "plaid", "spots",
-    "gravel", "marble", "leaves", "poster",
-)  # fmt: skip
+    "plaster",
+    "cloud",
+    "speckle",
+    "wood",
+    "planks",
+    "brick",
+    "tiles",
+    "checker",
+    "stripes",
+    "weave",
+    "plaid",
+    "spots",
+    "gravel",
+    "marble",
+    "leaves",
+    "poster",
+)
 
 
 class Builder:
@@ -144,9 +162,16 @@ class Builder:
             x, y = c * x - s * y, s * x + c * y
             r = rotation
             rotation = (
-                c * r[0] - s * r[3], c * r[1] - s * r[4], c * r[2] - s * r[5],
-                s * r[0] + c * r[3], s * r[1] + c * r[4], s * r[2] + c * r[5], r[6], r[7], r[8],
-            )  # fmt: skip
+                c * r[0] - s * r[3],
+                c * r[1] - s * r[4],
+                c * r[2] - s * r[5],
+                s * r[0] + c * r[3],
+                s * r[1] + c * r[4],
+                s * r[2] + c * r[5],
+                r[6],
+                r[7],
+                r[8],
+            )
         self.rows.append((kind, x + ax, y + ay, z + az, hx, hy, hz, taper, material, self._group, *rotation))
 
     def box(self, x, y, z, hx, hy, hz, material: int, rotation=_IDENTITY) -> None:
@@ -155,7 +180,9 @@ class Builder:
 
     def block(self, x0, x1, y0, y1, z0, z1, material: int) -> None:
         """Box by its bounds."""
-        self.add(BOX, (x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2, (x1 - x0) / 2, (y1 - y0) / 2, (z1 - z0) / 2, material)
+        self.add(
+            BOX, (x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2, (x1 - x0) / 2, (y1 - y0) / 2, (z1 - z0) / 2, material
+        )
 
     def ball(self, x, y, z, hx, hy, hz, material: int, rotation=_IDENTITY) -> None:
         self.add(ELLIPSOID, x, y, z, hx, hy, hz, material, rotation)
@@ -173,8 +200,17 @@ class Builder:
         dx, dy, dz = q[0] - p[0], q[1] - p[1], q[2] - p[2]
         n = math.sqrt(dx * dx + dy * dy + dz * dz) or 1e-6
         kind = ELLIPSOID if rounded else CYLINDER
-        self.add(kind, (p[0] + q[0]) / 2, (p[1] + q[1]) / 2, (p[2] + q[2]) / 2, r, r * flat, n / 2, material,
-                 along(dx / n, dy / n, dz / n))  # fmt: skip
+        self.add(
+            kind,
+            (p[0] + q[0]) / 2,
+            (p[1] + q[1]) / 2,
+            (p[2] + q[2]) / 2,
+            r,
+            r * flat,
+            n / 2,
+            material,
+            along(dx / n, dy / n, dz / n),
+        )
 
     def hills(self, waves: np.ndarray, material: int) -> None:
         self.terrain = waves
@@ -183,10 +219,19 @@ class Builder:
     # Materials
 
     def paint(
-        self, texture: str, low: Colour, high: Colour, tile: float = 1.0, *, fit: bool = False, gloss: float = 0.0,
-        emit: float = 0.0, turn: bool = False, detail: float = 0.15,
-    ) -> int:  # fmt: skip
-        """A material: texture blended between two sRGB colours; `tile` metres per repeat, or one repeat per face (`fit`)."""
+        self,
+        texture: str,
+        low: Colour,
+        high: Colour,
+        tile: float = 1.0,
+        *,
+        fit: bool = False,
+        gloss: float = 0.0,
+        emit: float = 0.0,
+        turn: bool = False,
+        detail: float = 0.15,
+    ) -> int:
+        """A material: a texture between two sRGB colours, a repeat per `tile` metres, or one per face (`fit`)."""
         draw = self.draw
         if fit:
             u, v, angle, scale = 0.0, 0.0, 0.0, 1.0
@@ -194,11 +239,24 @@ class Builder:
             u, v, scale = draw.unit(), draw.unit(), 1.0 / tile
             angle = draw(0, 6.283) if turn else draw.pick((0.0, 0.0, 1.5707963, 3.1415926))
         grain = draw.pick(self.names[draw.pick(("cloud", "plaster", "speckle", "plaster"))])
-        self.materials.append((
-            draw.pick(self.names[texture]), scale, u, v, math.cos(angle), math.sin(angle), float(fit),
-            *(linear(c) for c in low), *(linear(c) for c in high),
-            grain, 1.0 / draw.log(0.15, 3.0), detail * draw(0.3, 1.6) * self.contrast, gloss, emit,
-        ))  # fmt: skip
+        self.materials.append(
+            (
+                draw.pick(self.names[texture]),
+                scale,
+                u,
+                v,
+                math.cos(angle),
+                math.sin(angle),
+                float(fit),
+                *(linear(c) for c in low),
+                *(linear(c) for c in high),
+                grain,
+                1.0 / draw.log(0.15, 3.0),
+                detail * draw(0.3, 1.6) * self.contrast,
+                gloss,
+                emit,
+            )
+        )
         return len(self.materials) - 1
 
     def shades(self, colour: Colour, spread: float) -> tuple[Colour, Colour]:
@@ -217,27 +275,61 @@ class Builder:
         """A material of a natural palette; now and then anything at all, so that no texture tells a surface."""
         draw = self.draw
         if draw.chance(self.odd):
-            return self.paint(draw.pick(_GREY_TEXTURES), self.tint(FABRICS, 0.25), self.tint(WALLS, 0.25),
-                              draw.log(0.1, 4.0), gloss=gloss, turn=draw.chance(0.5))  # fmt: skip
+            return self.paint(
+                draw.pick(_GREY_TEXTURES),
+                self.tint(FABRICS, 0.25),
+                self.tint(WALLS, 0.25),
+                draw.log(0.1, 4.0),
+                gloss=gloss,
+                turn=draw.chance(0.5),
+            )
         low, high = self.shades(self.tint(palette, accent), spread * draw(0.4, 1.3))
         return self.paint(texture, low, high, draw.log(*tile), gloss=gloss, turn=turn)
 
     def wood(self, gloss: float | None = None) -> int:
-        return self.stuff(self.draw.pick(("wood", "wood", "plain")), WOODS, (0.4, 1.6), 0.35,
-                          gloss=self.draw(0, 0.25) if gloss is None else gloss)  # fmt: skip
+        return self.stuff(
+            self.draw.pick(("wood", "wood", "plain")),
+            WOODS,
+            (0.4, 1.6),
+            0.35,
+            gloss=self.draw(0, 0.25) if gloss is None else gloss,
+        )
 
     def wall(self) -> int:
         draw = self.draw
-        kind = draw.weighted(((6, "plaster"), (2, "plain"), (0.6, "brick"), (0.5, "stripes"), (0.4, "tiles"), (0.4, "planks"),
-                              (0.3, "marble"), (0.2, "spots"), (0.2, "plaid")))  # fmt: skip
+        kind = draw.weighted(
+            (
+                (6, "plaster"),
+                (2, "plain"),
+                (0.6, "brick"),
+                (0.5, "stripes"),
+                (0.4, "tiles"),
+                (0.4, "planks"),
+                (0.3, "marble"),
+                (0.2, "spots"),
+                (0.2, "plaid"),
+            )
+        )
         spread = {"plaster": 0.12, "plain": 0.08}.get(kind, 0.22)
         tile = {"brick": (0.7, 1.6), "planks": (0.8, 2), "tiles": (0.5, 2)}.get(kind, (0.4, 3.0))
         return self.stuff(kind, BRICKS if kind == "brick" and draw.chance(0.7) else WALLS, tile, spread, accent=0.04)
 
     def floor(self) -> int:
         draw = self.draw
-        kind = draw.weighted(((4, "planks"), (3, "speckle"), (2, "tiles"), (1, "plaster"), (1, "wood"), (0.6, "checker"),
-                              (1, "weave"), (0.6, "plaid"), (0.6, "marble"), (0.5, "cloud")))  # fmt: skip
+        kind = draw.weighted(
+            (
+                (4, "planks"),
+                (3, "speckle"),
+                (2, "tiles"),
+                (1, "plaster"),
+                (1, "wood"),
+                (0.6, "checker"),
+                (1, "weave"),
+                (0.6, "plaid"),
+                (0.6, "marble"),
+                (0.5, "cloud"),
+            )
+        )
         palette = WOODS if kind in ("planks", "wood") else draw.pick((FABRICS, EARTHS, WALLS))
         return self.stuff(kind, palette, (0.6, 2.5), 0.35, gloss=draw(0, 0.3), accent=0.03)
 
@@ -260,12 +352,22 @@ class Builder:
         kind = self.draw.pick(("leaves", "leaves", "cloud", "speckle", "gravel"))
         return self.stuff(kind, GREENS, (0.25, 1.6), 0.7, accent=0.02, turn=True)
 
-    def print(self, texture: str = "poster", fit: bool = True, tile: float = 0.4, emit: float = 0.0, gloss: float = 0.0) -> int:
+    def print(
+        self, texture: str = "poster", fit: bool = True, tile: float = 0.4, emit: float = 0.0, gloss: float = 0.0
+    ) -> int:
         """A picture in its own colours, a little faded."""
         draw = self.draw
         fade, ink = draw(0.02, 0.15), draw(0.6, 0.95)
-        return self.paint(texture, (fade, fade, fade), (ink * draw(0.9, 1), ink * draw(0.9, 1), ink * draw(0.85, 1)), tile,
-                          fit=fit, emit=emit, gloss=gloss, detail=0.05)  # fmt: skip
+        return self.paint(
+            texture,
+            (fade, fade, fade),
+            (ink * draw(0.9, 1), ink * draw(0.9, 1), ink * draw(0.85, 1)),
+            tile,
+            fit=fit,
+            emit=emit,
+            gloss=gloss,
+            detail=0.05,
+        )
 
     def thing(self) -> int:
         """Any small object's material."""
@@ -292,8 +394,15 @@ class Builder:
         turn[:, 0, 0], turn[:, 0, 1], turn[:, 1, 0], turn[:, 1, 1], turn[:, 2, 2] = c, -s, s, c, 1
         centre = mul(turn, table[:, 1:4]) + groups[:, :3]
         rotation = mul(turn, table[:, 10:].reshape(-1, 3, 3))
-        return Objects(table[:, 0].astype(np.int64), centre, rotation, np.maximum(table[:, 4:7], 1e-3), table[:, 7],
-                       table[:, 8].astype(np.int64), self.terrain)  # fmt: skip
+        return Objects(
+            table[:, 0].astype(np.int64),
+            centre,
+            rotation,
+            np.maximum(table[:, 4:7], 1e-3),
+            table[:, 7],
+            table[:, 8].astype(np.int64),
+            self.terrain,
+        )
 
 
 def linear(c: float) -> float:

@@ -76,7 +76,9 @@ def look(forward: tuple[float, float, float], roll: float = 0.0) -> np.ndarray:
     f = f / math.sqrt(f[0] * f[0] + f[1] * f[1] + f[2] * f[2])
     flat = math.sqrt(f[0] * f[0] + f[1] * f[1])
     right = np.array([f[1] / flat, -f[0] / flat, 0.0]) if flat > 1e-6 else np.array([1.0, 0.0, 0.0])
-    down = np.array([f[1] * right[2] - f[2] * right[1], f[2] * right[0] - f[0] * right[2], f[0] * right[1] - f[1] * right[0]])
+    down = np.array(
+        [f[1] * right[2] - f[2] * right[1], f[2] * right[0] - f[0] * right[2], f[0] * right[1] - f[1] * right[0]]
+    )
     c, s = math.cos(roll), math.sin(roll)
     return np.stack([c * right + s * down, c * down - s * right, f])
 
@@ -110,7 +112,7 @@ def screen_boxes(objects: Objects, camera: Camera, near: float) -> np.ndarray:
 
 
 def hit_box(o: np.ndarray, d: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Entry and exit distance of rays o + t d (o (3, 1, 1), d (3, h, w), local frame) in a box; a miss has entry > exit."""
+    """Entry and exit distance of rays o + t d (o (3, 1, 1), d (3, h, w), local) in a box; a miss has entry > exit."""
     inv = 1.0 / d
     mid = inv * -o
     inv *= half
@@ -129,20 +131,20 @@ def hit_ellipsoid(o: np.ndarray, d: np.ndarray, half: np.ndarray) -> tuple[np.nd
 
 
 def hit_foliage(o: np.ndarray, d: np.ndarray, half: np.ndarray, salt: int) -> tuple[np.ndarray, np.ndarray]:
-    """As hit_ellipsoid, with holes: a lattice of small cells decides where there are leaves."""
-    near, far = hit_ellipsoid(o, d, half)
-    # Cells of about a fourteenth of the crown; a hole in front shows the inside of the far side.
-    front = _leaf((o + near * d) / half, salt)
-    back = _leaf((o + far * d) / half, salt)
-    t = np.where(front, near, np.where(back, far * np.float32(0.999), np.float32(np.nan)))
-    return t, far
-
-
-def _leaf(p: np.ndarray, salt: int) -> np.ndarray:
-    cell = np.floor(np.nan_to_num(p) * np.float32(7)).astype(np.int32)
-    mixed = cell[0] * np.int32(7919) ^ cell[1] * np.int32(10007) ^ cell[2] * np.int32(3571) ^ np.int32(salt * 613)
-    mixed = mixed * np.int32(40503)
-    return (mixed >> 9 & 15) < 10
+    """As hit_ellipsoid, but ragged: a lattice of small cells decides where the outer leaves are, above a core."""
+    o, d = o / half, d / half
+    a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
+    b = d[0] * o[0] + d[1] * o[1] + d[2] * o[2]
+    c = o[0] * o[0] + o[1] * o[1] + o[2] * o[2]
+    square = b * b
+    root = np.sqrt(square - a * (c - 1))
+    near = (-b - root) / a
+    core = (-b - np.sqrt(square - a * (c - np.float32(0.8)))) / a
+    cells = (o + near * d) * np.float32(6 + salt % 5)
+    np.copyto(cells, 0, where=np.isnan(near))
+    x, y, z = np.floor(cells).astype(np.int32)
+    mixed = (x * np.int32(7919) ^ y * np.int32(10007) ^ z * np.int32(3571) ^ np.int32(salt * 613)) * np.int32(40503)
+    return np.where((mixed >> 9 & 15) < 9, near, core), (root - b) / a
 
 
 def hit_cylinder(o: np.ndarray, d: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +196,7 @@ def terrain_height(waves: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarra
 
 
 def hit_terrain(o: np.ndarray, d: np.ndarray, waves: np.ndarray, far: float = 160.0, steps: int = 30) -> np.ndarray:
-    """Distance of rays (o (3,), d (3, n)) to the terrain by marching in growing steps, then bisection; inf for a miss."""
+    """Distance of rays (o (3,), d (3, n)) to the terrain: marching in growing steps, then bisection; inf for a miss."""
     o = o.astype(np.float32)
     n = d.shape[1]
     out = np.full(n, np.inf, np.float32)
@@ -231,7 +233,7 @@ def hit_terrain(o: np.ndarray, d: np.ndarray, waves: np.ndarray, far: float = 16
 
 
 def cast(objects: Objects, camera: Camera, *, near: float = NEAR) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest hit of every pixel: depth along the optical axis float32 (H, W), inf = none, and object index, -1 = none."""
+    """Nearest hit per pixel: depth along the optical axis float32 (H, W), inf = none; object index, -1 = none."""
     depth = np.full((camera.height, camera.width), np.inf, np.float32)
     index = np.full((camera.height, camera.width), -1, np.int32)
     xs, ys = camera.xs, camera.ys

@@ -12,7 +12,7 @@ import numpy as np
 from distilldepth.data.scenes import builder as m
 from distilldepth.data.scenes.builder import Draw
 from distilldepth.data.scenes.geometry import BOX, CONE, CYLINDER, TERRAIN, Camera, Objects, cast, look, wave
-from distilldepth.data.scenes.layouts import Light, Plan
+from distilldepth.data.scenes.staging import Light, Plan
 from distilldepth.data.scenes.textures import atlas
 
 _SHADOW_SIZE = 160
@@ -26,7 +26,9 @@ def rays(camera: Camera, at: np.ndarray) -> np.ndarray:
     return a[0][:, None] * x + a[1][:, None] * y + a[2][:, None]
 
 
-def _local_normals(kinds: np.ndarray, q: np.ndarray, half: np.ndarray, taper: np.ndarray, objects: Objects) -> np.ndarray:
+def _local_normals(
+    kinds: np.ndarray, q: np.ndarray, half: np.ndarray, taper: np.ndarray, objects: Objects
+) -> np.ndarray:
     """Outward normals (3, n) in the objects' frames at local points q."""
     s = q / half
     size = np.abs(s)
@@ -88,11 +90,20 @@ def _shadow_camera(light: Light, points: np.ndarray) -> Camera:
     return Camera(position, look(tuple(-d)), f, f, c, c, n, n)
 
 
-def shadow(objects: Objects, casters: np.ndarray, light: Light, points: np.ndarray, owner: np.ndarray, view: np.ndarray) -> np.ndarray:
+def shadow(
+    objects: Objects, casters: np.ndarray, light: Light, points: np.ndarray, owner: np.ndarray, view: np.ndarray
+) -> np.ndarray:
     """Share of the light (n,) that reaches points (3, n) of objects `owner`; `view` is the set that frames the map."""
     camera = _shadow_camera(light, view)
-    some = Objects(objects.kind[casters], objects.centre[casters], objects.rotation[casters], objects.half[casters],
-                   objects.taper[casters], objects.material[casters], objects.terrain)  # fmt: skip
+    some = Objects(
+        objects.kind[casters],
+        objects.centre[casters],
+        objects.rotation[casters],
+        objects.half[casters],
+        objects.taper[casters],
+        objects.material[casters],
+        objects.terrain,
+    )
     depth, index = cast(some, camera, near=0.05)
     index = np.where(index >= 0, casters[index], -1).astype(np.int32).reshape(-1)
     depth = depth.reshape(-1)
@@ -111,7 +122,12 @@ def shadow(objects: Objects, casters: np.ndarray, light: Light, points: np.ndarr
     z = z * np.float32(0.995) - np.float32(0.01)
     lit = np.zeros(len(z), np.float32)
     at = y0 * np.int32(_SHADOW_SIZE) + x0
-    for step, weight in ((0, (1 - fx) * (1 - fy)), (1, fx * (1 - fy)), (_SHADOW_SIZE, (1 - fx) * fy), (_SHADOW_SIZE + 1, fx * fy)):
+    for step, weight in (
+        (0, (1 - fx) * (1 - fy)),
+        (1, fx * (1 - fy)),
+        (_SHADOW_SIZE, (1 - fx) * fy),
+        (_SHADOW_SIZE + 1, fx * fy),
+    ):
         cell = at + np.int32(step)
         lit += weight * ((depth[cell] >= z) | (index[cell] == owner))
     lit[outside] = 1
@@ -128,7 +144,9 @@ class Surface:
         self.z = depth.reshape(-1)[self.at]
         self.ray = rays(camera, self.at)
         self.point = self.ray * self.z + camera.position.astype(np.float32)[:, None]
-        table = np.concatenate([objects.centre, objects.rotation.reshape(-1, 9), objects.half, objects.taper[:, None]], 1)
+        table = np.concatenate(
+            [objects.centre, objects.rotation.reshape(-1, 9), objects.half, objects.taper[:, None]], 1
+        )
         g = np.ascontiguousarray(table.T.astype(np.float32)).take(self.owner, axis=1)
         r, p = g[3:12], self.point - g[0:3]
         self.local = r[0:3] * p[0] + r[3:6] * p[1] + r[6:9] * p[2]
@@ -138,12 +156,16 @@ class Surface:
         n = self.local_normal
         self.normal = np.stack([r[3 * i] * n[0] + r[3 * i + 1] * n[1] + r[3 * i + 2] * n[2] for i in range(3)])
         self.length = np.sqrt(self.ray[0] ** 2 + self.ray[1] ** 2 + self.ray[2] ** 2)
-        facing = -(self.normal[0] * self.ray[0] + self.normal[1] * self.ray[1] + self.normal[2] * self.ray[2]) / self.length
+        facing = (
+            -(self.normal[0] * self.ray[0] + self.normal[1] * self.ray[1] + self.normal[2] * self.ray[2]) / self.length
+        )
         self.normal *= np.sign(facing)
         self.facing = np.abs(facing)
 
 
-def albedo(surface: Surface, table: np.ndarray, materials: np.ndarray, fx: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def albedo(
+    surface: Surface, table: np.ndarray, materials: np.ndarray, fx: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Linear albedo (3, n), gloss (n,) and emission (n,) of the hits."""
     g = table.take(materials, axis=1)
     size = np.abs(surface.local_normal)
@@ -187,7 +209,9 @@ def _corners(point: np.ndarray, normal: np.ndarray, bounds: tuple[float, ...], s
     return shade
 
 
-def shade(plan: Plan, objects: Objects, surface: Surface, table: np.ndarray, camera: Camera, draw: Draw, view: np.ndarray) -> np.ndarray:
+def shade(
+    plan: Plan, objects: Objects, surface: Surface, table: np.ndarray, camera: Camera, draw: Draw, view: np.ndarray
+) -> np.ndarray:
     """Linear radiance (3, n) of the hits."""
     materials = objects.material.take(surface.owner)
     colour, gloss, emit = albedo(surface, table, materials, camera.fx)
@@ -244,7 +268,9 @@ def sky(camera: Camera, at: np.ndarray, draw: Draw) -> tuple[np.ndarray, np.ndar
     power = draw(0.7, 1.6)
     clear = draw.chance(0.6)
     zenith = np.array((0.16, 0.32, 0.75) if clear else (0.55, 0.58, 0.62), np.float32) * np.float32(power)
-    horizon = np.array((0.75, 0.82, 0.92) if clear else (0.8, 0.8, 0.8), np.float32) * np.float32(power * draw(0.7, 1.1))
+    horizon = np.array((0.75, 0.82, 0.92) if clear else (0.8, 0.8, 0.8), np.float32) * np.float32(
+        power * draw(0.7, 1.1)
+    )
     names = atlas().names["cloud"]
     which, scale, cover, drift = draw.pick(names), draw.log(0.1, 0.6), draw(0.2, 0.7), draw(0, 1)
     if not len(at):
@@ -336,7 +362,7 @@ class Response:
         return np.ascontiguousarray(image.transpose(1, 2, 0)).astype(np.uint8)
 
     def _meter(self, luma: np.ndarray, depth: np.ndarray) -> None:
-        """Set the exposure that brings the mean display value to the target (by bisection), and the focus to the middle."""
+        """Set the exposure that brings the mean display value to the target (by bisection); focus on the middle."""
         h, w = depth.shape
         self.focus = min(float(depth[h // 2, w // 2]), 50.0)
         curve = self._curve()

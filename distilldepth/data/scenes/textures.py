@@ -23,7 +23,7 @@ _Y, _X = np.meshgrid(np.arange(SIZE) / SIZE, np.arange(SIZE) / SIZE, indexing="i
 
 @dataclass(frozen=True)
 class Atlas:
-    """Texels as packed RGBA (one uint32 each), all mip levels of all textures in a row; `names` maps to their numbers."""
+    """Texels as packed RGBA (uint32), all mip levels of all textures in a row; `names` maps to their numbers."""
 
     texels: np.ndarray
     names: dict[str, tuple[int, ...]]
@@ -226,7 +226,7 @@ def _landscape(rng: np.random.Generator) -> np.ndarray:
         ridge = rng.uniform(0.25, 0.4) + 0.13 * i + 0.25 * (_fbm(rng, 3 + i, 5)[7] - 0.5)
         tone = 0.6 * tone + 0.4 * np.array([0.25, 0.35, 0.12]) * rng.uniform(0.4, 1.6)
         ground = tone + 0.25 * (_fbm(rng, 12, 5)[..., None] - 0.5)
-        image = np.where((_Y > ridge)[..., None], ground, image)
+        image = np.where((ridge < _Y)[..., None], ground, image)
     return image
 
 
