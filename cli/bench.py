@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import click
+
 from distilldepth.cli import options
 
 KERNELS = ("hybrid-norm", "crop-ssi", "channel-kl", "backproject")

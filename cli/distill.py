@@ -68,6 +68,8 @@ def distill(
     if demo:
         preset = "demo"
     config = load_config(preset=preset, file=config_file, settings=settings, flags=flags)
+    if not ({"out", "resume", "overwrite"} & set(flags) or config_file):
+        config.out = _free_folder(config.out)
     if print_config:
         click.echo(to_toml(config, comments=True), nl=False)
         return
@@ -100,6 +102,14 @@ def distill(
             from distilldepth.distill.checkpoint import write_atomic
 
             write_atomic(Path(json_target), text + "\n")
+
+
+def _free_folder(out: str) -> str:
+    """The default run folder, or that name with the first number that is not taken."""
+    candidate, number = out, 2
+    while Path(candidate).exists() and any(Path(candidate).iterdir()):
+        candidate, number = f"{out}-{number}", number + 1
+    return candidate
 
 
 def _summary(result: Any, config: DistillConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from distilldepth.cli import options
 
 KERNELS = {

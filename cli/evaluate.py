@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from distilldepth.cli import options
 
 PROTOCOLS = ("affine-disparity", "affine-depth", "scale-depth", "metric")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+
 from distilldepth.cli import options
 
 KINDS = ("teachers", "students", "datasets", "protocols", "presets", "kernels")

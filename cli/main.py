@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from distilldepth.cli.options import printable
 
 from distilldepth import __version__
+from distilldepth.cli.options import printable
 from distilldepth.errors import DistillDepthError
 
 COMMANDS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+
 from distilldepth.cli import options
 
 FORMATS = ("png16", "color", "npy", "ply")

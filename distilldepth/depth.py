@@ -64,7 +64,7 @@ def stereo_disparity_to_depth(stereo_disparity_px: Tensor, focal_px: float, base
 def intrinsics_from_fov(height: int, width: int, fov_deg: float) -> Tensor:
     """Return `(3, 3)` float32 intrinsics in pixels for a horizontal field of view.
 
-    The principal point is the image centre, `((W - 1) / 2, (H - 1) / 2)` with pixel centres at integers; pixels are square.
+    Pixels are square and their centres at integers, so the image centre is `((W - 1) / 2, (H - 1) / 2)`.
 
     Raises:
         ValueError: `fov_deg` outside (0, 180).

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from distilldepth.cli.main import cli
 
 from distilldepth import benchmark, reference
+from distilldepth.cli.main import cli
 
 ROW = {
     "op": str, "backend": str, "direction": str, "dtype": str, "shape": list, "note": str, "median_ms": float,

@@ -11,10 +11,10 @@ import warnings
 import click
 import pytest
 from click.testing import CliRunner
+
 from distilldepth.cli import main as main_module
 from distilldepth.cli import options
 from distilldepth.cli.main import COMMANDS, cli
-
 from distilldepth.errors import DistillDepthError
 
 
@@ -184,7 +184,6 @@ def test_offline_is_set_before_the_hub_is_imported(run, monkeypatch):
 def test_words_of_the_options_are_those_of_the_library():
     from distilldepth.cli import bench as cli_bench
     from distilldepth.cli import predict as cli_predict
-
     from distilldepth.device import PRECISIONS
     from distilldepth.models.preprocess import RESIZE_POLICIES
     from distilldepth.predict import COLORMAPS

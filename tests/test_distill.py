@@ -33,9 +33,11 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("DISTILLDEPTH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTILLDEPTH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 def run_cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -55,7 +57,7 @@ def photographs(folder: Path, count: int = 12) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory):
+def finished_run(tmp_path_factory, _own_cache):
     folder = tmp_path_factory.mktemp("run")
     result = run_cli(
         "--teachers", "oracle", "--images", "scenes:24", "--steps", "6", "--out", "runs/a b", "--set",

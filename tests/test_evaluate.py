@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from distilldepth.cli.main import cli
 from PIL import Image
 
+from distilldepth.cli.main import cli
 from distilldepth.evaluate import PROTOCOLS, Protocol, choose_protocol, evaluate, open_data
 from distilldepth.evaluate.data import SCENE_SEED, Truth
 from distilldepth.evaluate.run import score

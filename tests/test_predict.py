@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from distilldepth.cli.main import cli
 from PIL import Image
 
+from distilldepth.cli.main import cli
 from distilldepth.errors import DistillDepthError
 from distilldepth.inference import choose_policy
 from distilldepth.models import create_student, load_model, save_model

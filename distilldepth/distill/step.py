@@ -32,6 +32,8 @@ class StepInputs:
     """`(B * N, 4)` windows in pixels of `images`."""
     teacher_features: dict[str, Tensor] | None = None
     """Encoder features of the teacher."""
+    teacher: str = ""
+    """Name of the teacher."""
 
 
 @dataclass
@@ -92,6 +94,7 @@ class DistillationStep(nn.Module):
                     image_index=image_index,
                     student_features=output.features,
                     teacher_features=inputs.teacher_features or {},
+                    teacher=inputs.teacher,
                 )
             )
             detached = prediction.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distilldepth.data.sources import open_source
-from distilldepth.distill.agreement import measure_agreement
+from distilldepth.distill.agreement import measure_agreement, predict_at
 from distilldepth.distill.augment import augment
 from distilldepth.distill.card import model_card, run_facts
 from distilldepth.distill.checkpoint import (
@@ -31,7 +32,15 @@ from distilldepth.distill.checkpoint import (
     write_atomic,
 )
 from distilldepth.distill.config import DistillConfig, to_toml
-from distilldepth.distill.data import CropDataset, StepBatches, crop_config, make_loader, split_heldout
+from distilldepth.distill.data import (
+    CropDataset,
+    SourceView,
+    StepBatches,
+    crop_config,
+    make_loader,
+    split_heldout,
+    whole_batches,
+)
 from distilldepth.distill.ema import WeightAverage
 from distilldepth.distill.progress import ProgressLine, Stopwatch
 from distilldepth.distill.report import write_report
@@ -39,8 +48,11 @@ from distilldepth.distill.spec import check_known, parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs, StepOutputs
 from distilldepth.distill.teachers import Teacher, load_teachers
 from distilldepth.errors import DistillDepthError
-from distilldepth.losses import distill_any_depth_objective
-from distilldepth.models import create_student, load_model, save_model
+from distilldepth.losses import DistillationObjective, center_and_spread, distill_any_depth_objective
+from distilldepth.models import DepthModel, create_student, load_model, save_model
+
+RANDOM_WEIGHTS = "random initialisation"
+"""`info.source` of a student without trained weights."""
 
 _RESUME_MAY_CHANGE = {
     "steps", "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "resume", "overwrite",
@@ -111,7 +123,8 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
         student = student.to(memory_format=torch.channels_last)
 
     stopwatch = Stopwatch(device)
-    step_module = DistillationStep(student, make_objective(config, student, teachers.teachers), stopwatch)
+    objective = make_objective(config, student, teachers.teachers, training)
+    step_module = DistillationStep(student.train(), objective, stopwatch)
     optimiser = make_optimiser(config, step_module, device)
     step_module, optimiser = accelerator.prepare(step_module, optimiser)
     bare = accelerator.unwrap_model(step_module)
@@ -185,6 +198,9 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     if average is not None:
         bare.student.load_state_dict(average.state_dict())
     bare.student.eval()
+    if student.info.source == RANDOM_WEIGHTS:
+        # What it was trained at is what it should be shown; trained weights keep the size that they came with.
+        student.preprocessing = dataclasses.replace(student.preprocessing, size=min(config.height_width))
     result = RunResult(folder, config.steps, before, before, log.state()["seconds"])
     if accelerator.is_main_process:
         result.after = measure_agreement(bare.student, teachers.teachers, heldout, config, folder / "samples" / "after")
@@ -235,8 +251,14 @@ def fast_bfloat16(kind: str) -> bool:
     return False
 
 
-def make_objective(config: DistillConfig, student: torch.nn.Module, teachers: list[Teacher]) -> torch.nn.Module:
-    """Return the weighted terms of the run; feature projections are sized from the models' own widths."""
+def make_objective(
+    config: DistillConfig, student: DepthModel, teachers: list[Teacher], training: SourceView
+) -> DistillationObjective:
+    """Return the weighted terms of the run.
+
+    Feature projections are sized from the models' own widths. A student with trained weights is anchored at the centre
+    and spread that it has on some of the training images; a random one at the default.
+    """
     loss = config.loss
     weights = {
         "shared_context": loss.shared_context,
@@ -251,7 +273,11 @@ def make_objective(config: DistillConfig, student: torch.nn.Module, teachers: li
         student_channels = feature_width(student) if teacher_channels else None
         if student_channels is None or not teacher_channels:
             weights["feature"] = 0.0
+    anchor: dict[str, float] = {}
+    if loss.anchor and student.info.source != RANDOM_WEIGHTS:
+        anchor["anchor_center"], anchor["anchor_spread"] = output_range(student, training, config)
     return distill_any_depth_objective(
+        **anchor,
         weights=weights,
         normalisation_shared=loss.normalisation_shared,
         normalisation_local_global=loss.normalisation_local_global,
@@ -259,6 +285,21 @@ def make_objective(config: DistillConfig, student: torch.nn.Module, teachers: li
         student_channels=student_channels,
         teacher_channels=teacher_channels or None,
     )
+
+
+@torch.inference_mode()
+def output_range(
+    student: DepthModel, training: SourceView, config: DistillConfig, images: int = 16
+) -> tuple[float, float]:
+    """Return the mean centre and spread of a student's maps on the first training images."""
+    student.eval()
+    some = SourceView(training, 0, min(images, len(training)))
+    parts = [
+        center_and_spread(predict_at(student, batch["image"].float() / 255))
+        for batch in whole_batches(some, config, config.batch_size)
+    ]
+    center, spread = (torch.cat(values).mean() for values in zip(*parts, strict=True))
+    return float(center), max(float(spread), 1e-3)
 
 
 def feature_width(model: torch.nn.Module | None) -> int | None:
@@ -334,7 +375,13 @@ def label_batch(
     images = _to_float(batch["image"], device)
     depth = _move(batch.get("depth"), device)
     label = teacher.label(images, depth, features=features)
-    inputs = StepInputs(augment(images, config.augment), label.disparity, label.valid, teacher_features=label.features)
+    inputs = StepInputs(
+        augment(images, config.augment),
+        label.disparity,
+        label.valid,
+        teacher_features=label.features,
+        teacher=teacher.name,
+    )
     if batch["boxes"].shape[1] and config.loss.local_global:
         patches = _to_float(batch["patches"].flatten(0, 1), device)
         patch_depth = batch.get("patch_depth")

@@ -49,7 +49,7 @@ class DepthOutput:
     values: Tensor
     """`(B, H, W)`, in the model's quantity, at the input's size."""
     features: dict[str, Tensor] = field(default_factory=dict)
-    """Encoder features by name, each `(B, C, h, w)`; `encoder` is the last level. Empty if the model has none to offer."""
+    """Encoder features by name, each `(B, C, h, w)`; `encoder` is the last level. Empty if there are none."""
     extras: dict[str, Tensor] = field(default_factory=dict)
     """Further named maps at the input's size, for example an uncertainty."""
 

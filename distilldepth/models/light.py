@@ -54,7 +54,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Pre-norm transformer block over the positions of a map, with a depthwise convolution that tells it where they are."""
+    """Pre-norm transformer block over the positions of a map; a depthwise convolution tells it where they are."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -93,8 +93,12 @@ class LightDepth(DepthModel):
     ) -> None:
         super().__init__(info, preprocessing)
         self._architecture = {
-            "widths": list(widths), "blocks": list(blocks), "attention": attention, "heads": heads, "decoder": list(decoder),
-        }  # fmt: skip
+            "widths": list(widths),
+            "blocks": list(blocks),
+            "attention": attention,
+            "heads": heads,
+            "decoder": list(decoder),
+        }
         self.stem = ConvNormAct(3, widths[0], stride=2)
         stages = []
         for level, count in enumerate(blocks):

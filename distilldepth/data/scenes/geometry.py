@@ -241,7 +241,8 @@ def cast(objects: Objects, camera: Camera, *, near: float = NEAR) -> tuple[np.nd
     to_local = mul(np.swapaxes(objects.rotation, 1, 2), np.broadcast_to(camera.axes.T, objects.rotation.shape))
     across = to_local[:, :, 0:1].astype(np.float32)
     down = to_local[:, :, 1:2].astype(np.float32)
-    ahead = to_local[:, :, 2:3].astype(np.float32)
+    # The nudge keeps the rays of a camera that looks along an axis from being exactly parallel to a face.
+    ahead = (to_local[:, :, 2:3] + 1e-8).astype(np.float32)
     origin = mul(np.swapaxes(objects.rotation, 1, 2), camera.position - objects.centre)
     origin = origin.astype(np.float32)[:, :, None, None]
     half = objects.half.astype(np.float32)[:, :, None, None]

@@ -330,7 +330,7 @@ def desk(b: Builder) -> Plan:
         points += scatter(b, surface, density)
     if kind == "floor":
         gx, gy, _, _ = b.groups[group]
-        points += clutter(
+        points += scatter(
             b, (0, gx - 0.8, gx + 0.8, gy - 0.9, gy + 0.3, 0.0, 9.0), density, clutter.FLOOR_CLUTTER + clutter.CLUTTER
         )
     gx, gy, _, _ = b.groups[group]

@@ -15,7 +15,7 @@ from distilldepth.data.scenes.geometry import BOX, CONE, CYLINDER, TERRAIN, Came
 from distilldepth.data.scenes.staging import Light, Plan
 from distilldepth.data.scenes.textures import atlas
 
-_SHADOW_SIZE = 160
+_SHADOW_SIZE = 160  # of the shadow map, for images up to about 192 rows
 _CURVE = 4096
 
 
@@ -69,11 +69,10 @@ def _hill_normals(waves: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray
     return np.stack([-gx * n, -gy * n, n])
 
 
-def _shadow_camera(light: Light, points: np.ndarray) -> Camera:
+def _shadow_camera(light: Light, points: np.ndarray, n: int) -> Camera:
     """A pinhole at the light that sees the points; a distant light is one far away."""
     low, high = points.min(1).astype(np.float64), points.max(1).astype(np.float64)
     middle, reach = (low + high) / 2, math.sqrt(float(((high - low) ** 2).sum())) / 2
-    n = _SHADOW_SIZE
     if light.distant:
         d = np.asarray(light.at, np.float64)
         d = d / math.sqrt(float((d * d).sum()))
@@ -84,17 +83,26 @@ def _shadow_camera(light: Light, points: np.ndarray) -> Camera:
         d = position - middle
         away = math.sqrt(float((d * d).sum()))
         d = d / away if away > 0.05 else np.array([0.0, 0.0, 1.0])
-        ahead = np.maximum(away * 0 + 0.5, reach / max(away, 0.1))
+        ahead = max(0.5, reach / max(away, 0.1))
         f = n / 2 / min(ahead, 2.4)
     c = (n - 1) / 2
     return Camera(position, look(tuple(-d)), f, f, c, c, n, n)
 
 
 def shadow(
-    objects: Objects, casters: np.ndarray, light: Light, points: np.ndarray, owner: np.ndarray, view: np.ndarray
+    objects: Objects,
+    casters: np.ndarray,
+    light: Light,
+    points: np.ndarray,
+    owner: np.ndarray,
+    view: np.ndarray,
+    size: int,
 ) -> np.ndarray:
-    """Share of the light (n,) that reaches points (3, n) of objects `owner`; `view` is the set that frames the map."""
-    camera = _shadow_camera(light, view)
+    """Share of the light (n,) that reaches points (3, n) of objects `owner`.
+
+    The shadow map of `size` squared pixels covers the points `view`.
+    """
+    camera = _shadow_camera(light, view, size)
     some = Objects(
         objects.kind[casters],
         objects.centre[casters],
@@ -113,7 +121,7 @@ def shadow(
     inv = np.float32(camera.fx) / np.maximum(z, np.float32(1e-3))
     u = (a[0, 0] * p[0] + a[0, 1] * p[1] + a[0, 2] * p[2]) * inv + np.float32(camera.cx)
     v = (a[1, 0] * p[0] + a[1, 1] * p[1] + a[1, 2] * p[2]) * inv + np.float32(camera.cy)
-    limit = _SHADOW_SIZE - 2
+    limit = size - 2
     outside = (z < 0.05) | (u < 1) | (v < 1) | (u > limit) | (v > limit)
     ui = np.clip(u, 1, limit)
     vi = np.clip(v, 1, limit)
@@ -121,12 +129,12 @@ def shadow(
     fx, fy = ui - x0, vi - y0
     z = z * np.float32(0.995) - np.float32(0.01)
     lit = np.zeros(len(z), np.float32)
-    at = y0 * np.int32(_SHADOW_SIZE) + x0
+    at = y0 * np.int32(size) + x0
     for step, weight in (
         (0, (1 - fx) * (1 - fy)),
         (1, fx * (1 - fy)),
-        (_SHADOW_SIZE, (1 - fx) * fy),
-        (_SHADOW_SIZE + 1, fx * fy),
+        (size, (1 - fx) * fy),
+        (size + 1, fx * fy),
     ):
         cell = at + np.int32(step)
         lit += weight * ((depth[cell] >= z) | (index[cell] == owner))
@@ -242,7 +250,20 @@ def shade(
             ok &= objects.kind != TERRAIN  # gentle hills shade only themselves
             casters = np.flatnonzero(ok)
             soft = np.float32(draw(0.55, 1.0) if not plan.outdoor else draw(0.8, 1.0))
-            lit = 1 - soft + soft * shadow(objects, casters, lamp, p, surface.owner, view)
+            lit = (
+                1
+                - soft
+                + soft
+                * shadow(
+                    objects,
+                    casters,
+                    lamp,
+                    p,
+                    surface.owner,
+                    view,
+                    max(_SHADOW_SIZE, min(camera.height, camera.width) * 5 // 6),
+                )
+            )
             strength = strength * lit
             half = d + towards_eye
             half = half / np.sqrt(half[0] ** 2 + half[1] ** 2 + half[2] ** 2 + np.float32(1e-6))
