@@ -173,7 +173,7 @@ def test_distils_photographs_from_a_model(tmp_path, finished_run):
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, words, code):
-    photographs(tmp_path / "photos", 3)
+    photographs(tmp_path / "photos")
     (tmp_path / "empty").mkdir()
     (tmp_path / "a file").write_text("x")
     (tmp_path / "corrupt.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0nonsense")
@@ -190,7 +190,7 @@ def test_bad_input_is_one_line(tmp_path, arguments, words, code):
     if code == 1:
         lines = [line for line in result.stderr.splitlines() if line.startswith("distilldepth: error:")]
         assert len(lines) == 1, result.stderr
-    assert sorted(p.name for p in (tmp_path / "photos").iterdir()) == ["photo 0.jpg", "photo 1.jpg", "photo 2.jpg"]
+    assert len(list((tmp_path / "photos").iterdir())) == 12
 
 
 def test_a_changed_configuration_is_not_resumed(tmp_path, finished_run):

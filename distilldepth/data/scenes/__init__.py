@@ -219,9 +219,9 @@ class SceneSource:
 
     @property
     def description(self) -> str:
-        kept = f", kept in {self.folder}" if self.folder else ""
         number = "endless" if self.count is None else str(self.count)
-        return f"{number} procedural scenes of {self.size[0]}x{self.size[1]} from seed {self.seed}{kept}"
+        size = f"{self.size[0]}x{self.size[1]}"
+        return f"{number} procedural scenes of {size} from seed {self.seed}, renderer version {RENDERER_VERSION}"
 
     def __len__(self) -> int:
         return _ENDLESS if self.count is None else self.count
