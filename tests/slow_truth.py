@@ -1,4 +1,4 @@
-"""The four operations again, pixel by pixel in plain Python and numpy: a second truth that shares no code with the first."""
+"""The four operations again, pixel by pixel in plain Python and numpy: a second truth that shares no code with them."""
 
 from __future__ import annotations
 

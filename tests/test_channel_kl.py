@@ -37,7 +37,9 @@ def test_equals_the_second_truth(temperature, device):
     everywhere = slow_truth.channel_kl(numpy[0], numpy[1], numpy[2] | True, temperature)
     assert_loss(ops.channel_kl_loss(student, teacher, temperature=temperature), everywhere, torch.float64)
     one_channel = ops.channel_kl_loss(student[:, 0], teacher[:, 0], valid, temperature=temperature)
-    assert_loss(one_channel, ops.channel_kl_loss(student[:, :1], teacher[:, :1], valid, temperature=temperature), torch.float64)
+    assert_loss(
+        one_channel, ops.channel_kl_loss(student[:, :1], teacher[:, :1], valid, temperature=temperature), torch.float64
+    )
 
 
 def test_gradient_is_the_closed_form(device):
@@ -92,7 +94,11 @@ def test_degenerate_inputs_are_zero(device):
     one[:, 3, 3] = True
     constant = torch.full_like(student, 5.0)
     cases = [(student, teacher, torch.zeros_like(valid)), (student, teacher, one), (constant, constant - 3, valid)]
-    cases += [(student[:0], teacher[:0], valid[:0]), (student[:0], teacher[:0], None), (student[:, :0], teacher[:, :0], None)]
+    cases += [
+        (student[:0], teacher[:0], valid[:0]),
+        (student[:0], teacher[:0], None),
+        (student[:, :0], teacher[:, :0], None),
+    ]
     for s, t, v in cases:
         got, gradient = loss_and_gradient(ops.channel_kl_loss, s, t, v)
         assert float(got) == pytest.approx(0, abs=1e-12)

@@ -43,7 +43,9 @@ def loss_and_gradient(function, prediction, *args, **kwargs):
 def test_equals_the_second_truth(contexts, segments, device):
     prediction, targets, boxes, index, valid = make(device=device)
     valid[2] = False
-    truth = slow_truth.crop_ssi(*(x.cpu().numpy() for x in (prediction, targets, boxes, index, valid)), segments, contexts)
+    truth = slow_truth.crop_ssi(
+        *(x.cpu().numpy() for x in (prediction, targets, boxes, index, valid)), segments, contexts
+    )
     got = ops.crop_ssi_loss(prediction, targets, boxes, index, valid, segments=segments, contexts=contexts)
     assert_loss(got, truth, torch.float64)
 
@@ -71,9 +73,7 @@ def test_precision(dtype, device):
     boxes = arguments[2].float()
     rest = arguments[3:]
     options = {"segments": (1, 2, 4)}
-    truth = loss_and_gradient(
-        reference.crop_ssi_loss, prediction.double(), targets.double(), boxes, *rest, **options
-    )
+    truth = loss_and_gradient(reference.crop_ssi_loss, prediction.double(), targets.double(), boxes, *rest, **options)
     got, gradient = loss_and_gradient(ops.crop_ssi_loss, prediction, targets, boxes, *rest, **options)
     assert got.dtype == torch.float32
     assert_loss(got, truth[0], dtype)
@@ -148,7 +148,16 @@ def test_scale_and_shift_do_not_matter(seed, scale, shift, height, width):
 
 
 @pytest.mark.parametrize(
-    "box", [(0, 0, 0, 5), (0, 5, 4, 5), (4, 0, 2, 3), (-0.5, 0, 4, 4), (0, 0, 14.5, 4), (0, 0, 4, 12), (0, 0, float("nan"), 4)]
+    "box",
+    [
+        (0, 0, 0, 5),
+        (0, 5, 4, 5),
+        (4, 0, 2, 3),
+        (-0.5, 0, 4, 4),
+        (0, 0, 14.5, 4),
+        (0, 0, 4, 12),
+        (0, 0, float("nan"), 4),
+    ],
 )
 def test_boxes_that_do_not_fit_are_named(box):
     prediction, targets, boxes, index, valid = make()

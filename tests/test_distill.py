@@ -23,7 +23,15 @@ from distilldepth.distill.data import CropDataset, SourceView, StepBatches, crop
 from distilldepth.distill.ema import WeightAverage
 from distilldepth.distill.spec import parse_teachers
 from distilldepth.distill.teachers import Teacher, TeacherPool
-from distilldepth.distill.trainer import distill, label_batch, schedule_factor
+from distilldepth.distill.trainer import (
+    _watch_gradients,
+    distill,
+    label_batch,
+    make_accelerator,
+    make_optimiser,
+    schedule_factor,
+)
+from distilldepth.models import create_student
 
 SMALL = [
     "--student", "light-mini", "--size", "64x96", "--batch-size", "4", "--workers", "1", "--heldout", "4",
@@ -301,7 +309,25 @@ def test_non_finite_teacher_output_is_skipped_counted_and_stops_the_run(tmp_path
     config.max_skipped_share, config.out = 0.1, "stopped"
     with pytest.raises(dd.DistillDepthError, match="2 of the last 8 samples are not finite"):
         distill(config)
-    assert load_file(next((tmp_path / "stopped").glob("failed-step-*.safetensors")))["image"].shape == (4, 3, 64, 96)
+    saved = load_file(next((tmp_path / "stopped").glob("failed-step-*.safetensors")))
+    assert saved["image"].shape == (4, 3, 64, 96)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    config = load_config(settings=["optimiser.lr=0.1"])
+    accelerator = make_accelerator(load_config(settings=["device=cpu"]))
+    module = torch.nn.Module()
+    module.student = create_student("light-mini", seed=0)
+    optimiser = make_optimiser(config, module, torch.device("cpu"))
+    flag = _watch_gradients(accelerator, optimiser, torch.device("cpu"))
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    for infinite in (True, False):
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, float("nan") if infinite else 1.0)
+        flag.fill_(float(infinite))
+        optimiser.step()
+        same = all(torch.equal(value, before[name]) for name, value in module.named_parameters())
+        assert same == infinite
 
 
 def test_weight_average_forgets_the_start_and_follows():
@@ -330,7 +356,7 @@ def test_schedule_rises_then_falls(schedule):
 
 def test_agreement_is_perfect_with_oneself_and_affine_invariant(tmp_path):
     config = load_config(settings=["size=64x96", "batch_size=3"])
-    student = dd.models.create_student("light-mini", seed=1).eval()
+    student = create_student("light-mini", seed=1).eval()
 
     class Scaled(Teacher):
         def label(self, images, depth, *, features=False):

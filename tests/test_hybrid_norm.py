@@ -85,7 +85,9 @@ def test_center_share_goes_to_the_lowest_index():
 @pytest.mark.parametrize("contexts", CONTEXTS)
 def test_precision(contexts, dtype, device):
     prediction, target, valid = (x if x.dtype == torch.bool else x.to(dtype) for x in make((3, 33, 47), device=device))
-    truth = loss_and_gradient(reference.hybrid_norm_loss, prediction.double(), target.double(), valid, contexts=contexts)
+    truth = loss_and_gradient(
+        reference.hybrid_norm_loss, prediction.double(), target.double(), valid, contexts=contexts
+    )
     got, gradient = loss_and_gradient(ops.hybrid_norm_loss, prediction, target, valid, contexts=contexts)
     assert got.dtype == torch.float32
     assert_loss(got, truth[0], dtype)
@@ -132,7 +134,9 @@ def test_not_finite_where_valid_is_nan(side, rubbish, contexts, dtype, device):
     maps = {"prediction": prediction.to(dtype), "target": target.to(dtype)}
     valid[1, 2, 3] = True
     maps[side][1, 2, 3] = rubbish
-    got, gradient = loss_and_gradient(ops.hybrid_norm_loss, maps["prediction"], maps["target"], valid, contexts=contexts)
+    got, gradient = loss_and_gradient(
+        ops.hybrid_norm_loss, maps["prediction"], maps["target"], valid, contexts=contexts
+    )
     assert got.isnan()
     # The other images' gradients are what they are without the broken one, up to the count of valid pixels.
     assert torch.isfinite(gradient[0]).all()
@@ -191,8 +195,7 @@ def test_many_images_take_wider_group_numbers(device):
     for batch in (63, 64, 300):
         prediction, target, valid = make((batch, 3, 4), device=device)
         each = [
-            ops.hybrid_norm_loss(prediction[i : i + 1], target[i : i + 1], valid[i : i + 1])
-            * valid[i].sum()
+            ops.hybrid_norm_loss(prediction[i : i + 1], target[i : i + 1], valid[i : i + 1]) * valid[i].sum()
             for i in range(batch)
         ]
         assert_loss(ops.hybrid_norm_loss(prediction, target, valid), sum(each) / valid.sum(), torch.float64)

@@ -26,7 +26,7 @@ th, td { padding: .25rem .7rem; border-bottom: 1px solid #d0d7de; text-align: le
 td.number { text-align: right; font-variant-numeric: tabular-nums }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem }
 .pictures { overflow-x: auto }
-.pictures img { display: block; width: 9.5rem; height: auto }
+.pictures img { display: block; width: 11rem; height: auto }
 .pictures td, .pictures th { border: 0; padding: .15rem }
 pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: 13px }
 .note { color: #9a6700; font-weight: 600 }
@@ -113,7 +113,7 @@ def _charts(rows: list[dict[str, Any]]) -> str:
     for term in sorted({name for row in rows for name in row["terms"]}):
         charts.append(_chart(f"{term}, unweighted", steps, {term: [row["terms"].get(term) for row in rows]}))
     magnitude = {name: [row[f"output_{name}"] for row in rows] for name in ("center", "spread", "peak")}
-    charts.append(_chart("student's output: centre, spread, peak", steps, magnitude))
+    charts.append(_chart("student's output", steps, magnitude))
     charts.append(_chart("gradient norm", steps, {"norm": [row.get("grad_norm") for row in rows]}))
     charts.append(_chart("learning rate", steps, {"lr": [row["lr"] for row in rows]}))
     shares = {phase: [row["time"][phase] for row in rows] for phase in rows[-1]["time"]}
@@ -123,7 +123,7 @@ def _charts(rows: list[dict[str, Any]]) -> str:
 
 def _chart(title: str, steps: Sequence[int], series: dict[str, list[float | None]]) -> str:
     """A line chart as SVG; values that are missing or not finite leave a gap in the line."""
-    width, height, left, bottom, top = 420, 220, 52, 24, 28
+    width, height, left, bottom, top = 420, 220, 60, 24, 28
     values = [v for line in series.values() for v in line if v is not None and np.isfinite(v)]
     if not values:
         return ""

@@ -139,7 +139,9 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
         start = state.pop("step")
         before = state["before"]
     else:
-        before = measure_agreement(bare.student, teachers.teachers, heldout, config, folder / "samples" / "before")
+        before = {}
+        if accelerator.is_main_process:
+            before = measure_agreement(bare.student, teachers.teachers, heldout, config, folder / "samples" / "before")
         state["before"] = before
 
     metrics_path = folder / "metrics.jsonl"
@@ -163,25 +165,26 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     for step in range(start, config.steps):
         seed_step(config.seed, step, accelerator.process_index)
         set_learning_rate(optimiser, config, step)
-        for _ in range(config.grad_accumulation):
+        for part in range(config.grad_accumulation):
             with stopwatch("data", host=True):
                 batch = next(loader)
             teacher = teachers.draw(step)
             with stopwatch("teacher"):
-                inputs = label_batch(batch, teacher, config, device, features=config.loss.feature > 0)
+                inputs = label_batch(batch, teacher, config, device, features="features" in objective.needs)
             with accelerator.accumulate(step_module):
                 outputs = step_module(inputs)
                 with stopwatch("student"):
                     accelerator.backward(outputs.loss)
                 with stopwatch("optimiser"):
-                    norm = accelerator.clip_grad_norm_(
-                        step_module.parameters(), config.optimiser.clip_norm or float("inf")
-                    )
-                    if found_infinite is not None and norm is not None:
-                        found_infinite.copy_(~torch.isfinite(norm))
+                    norm = None
+                    if accelerator.sync_gradients:
+                        largest = config.optimiser.clip_norm or float("inf")
+                        norm = accelerator.clip_grad_norm_(step_module.parameters(), largest)
+                        if found_infinite is not None:
+                            found_infinite.copy_(~torch.isfinite(norm))
                     optimiser.step()
-                    optimiser.zero_grad(set_to_none=False)
-            log.add(outputs, norm, batch, teacher.name)
+                    optimiser.zero_grad()
+            log.add(outputs, norm, batch, teacher.name, step * config.grad_accumulation + part)
         done = step + 1
         if average is not None:
             with stopwatch("optimiser"):
@@ -190,7 +193,7 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
         if done % config.log_every == 0 or done == config.steps:
             row = log.flush(done, optimiser.param_groups[-1]["lr"], stopwatch.shares())
             progress.report(done, row["terms"], row["time"])
-            _stop_if_not_finite(config, row, dataset, done, accelerator, folder)
+            _stop_if_not_finite(config, row, log.bad_batch, dataset, accelerator, folder)
         if done % config.checkpoint_every == 0 or done == config.steps:
             save_checkpoint(accelerator, folder / "checkpoints", done, log.state(), keep=config.keep_checkpoints)
     progress.close()
@@ -414,10 +417,14 @@ def _watch_gradients(accelerator: Accelerator, optimiser: Any, device: torch.dev
 
 
 class _Log:
-    """Sums on the device between two lines of metrics.jsonl; only `flush` waits for the device."""
+    """Sums on the device between two lines of metrics.jsonl; only `flush` waits for the device.
+
+    After it, `bad_batch` is the number of the last batch with anything not finite, or -1.
+    """
 
     def __init__(self, path: Path | None, config: DistillConfig, state: dict[str, Any]) -> None:
         self._path, self._config, self._state = path, config, state
+        self.bad_batch = -1
         self._began = time.monotonic()
         self._earlier = state["seconds"]
         self._reset()
@@ -427,12 +434,12 @@ class _Log:
         self._counts: dict[str, int] = defaultdict(int)
         self._teachers: dict[str, int] = defaultdict(int)
         self._skipped: Tensor | None = None
-        self._bad_steps: Tensor | None = None
+        self._bad: Tensor | None = None
         self._unreadable, self._samples, self._errors = 0, 0, []
         self._since = time.monotonic()
 
-    def add(self, outputs: StepOutputs, norm: Tensor | None, batch: dict[str, Any], teacher: str) -> None:
-        """Take in one batch."""
+    def add(self, outputs: StepOutputs, norm: Tensor | None, batch: dict[str, Any], teacher: str, number: int) -> None:
+        """Take in batch `number` of the run."""
         values = {f"terms.{name}": value for name, value in outputs.terms.items()}
         values |= {"loss": outputs.loss.detach(), "output_center": outputs.center, "output_spread": outputs.spread}
         if norm is not None:
@@ -444,6 +451,11 @@ class _Log:
         self._sums["output_peak"] = outputs.peak if peak is None else torch.maximum(peak, outputs.peak)
         self._counts["output_peak"] = 1
         self._skipped = outputs.skipped if self._skipped is None else self._skipped + outputs.skipped
+        bad = (outputs.skipped > 0) | ~torch.isfinite(outputs.loss.detach())
+        if norm is not None:
+            bad = bad | ~torch.isfinite(norm)
+        here = torch.where(bad, number, -1)
+        self._bad = here if self._bad is None else torch.maximum(here, self._bad)
         self._teachers[teacher] += 1
         self._samples += len(batch["image"])
         self._unreadable += int(batch["unreadable"].sum())
@@ -454,6 +466,7 @@ class _Log:
         means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
         now = time.monotonic()
         skipped = int(self._skipped)
+        self.bad_batch = int(self._bad)
         self._state["seconds"] = self._earlier + now - self._began
         self._state["skipped"] += skipped
         self._state["unreadable"] += self._unreadable
@@ -484,14 +497,23 @@ class _Log:
 
 
 def _stop_if_not_finite(
-    config: DistillConfig, row: dict[str, Any], dataset: CropDataset, step: int, accelerator: Accelerator, folder: Path
+    config: DistillConfig,
+    row: dict[str, Any],
+    bad_batch: int,
+    dataset: CropDataset,
+    accelerator: Accelerator,
+    folder: Path,
 ) -> None:
+    """Stop the run, with the last bad batch made again and saved, when too much of it was not finite."""
     broken = not np.isfinite(row["loss"]) or not np.isfinite(row.get("grad_norm", 0.0))
     if row["skipped"] <= config.max_skipped_share * row["samples"] and not broken:
         return
+    step = row["step"]
     path = folder / f"failed-step-{step:08d}.safetensors"
     if accelerator.is_main_process:
-        ordinals = next(iter(StepBatches(step - 1, step, config.batch_size)))
+        ordinals = next(
+            iter(StepBatches(bad_batch, bad_batch + 1, config.batch_size, processes=accelerator.num_processes))
+        )
         images = torch.stack([dataset[ordinal]["image"] for ordinal in ordinals])
         save_file({"image": images}, str(path))
     what = "the loss or its gradient is" if broken else f"{row['skipped']} of the last {row['samples']} samples are"

@@ -1,0 +1,70 @@
+"""How good the bundled models are: delta1 on held-out procedural scenes and on photographs with measured depth.
+
+    python benchmarks/bundled_models.py --json benchmarks/results/accuracy/bundled-models.json --data MANIFESTS
+
+Without --data only the scenes are scored. Other models can be named as arguments. Least squares in disparity per
+image, scored in depth; the constant and the vertical ramp are what a model that looks at nothing, or only at rows,
+would reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from distilldepth.benchmark import machine
+from distilldepth.evaluate import evaluate
+
+BASELINES = ("baseline:constant", "baseline:ramp")
+BUNDLED = ("dav2-mini", "genpercept-mini", "distilldepth-mini")
+MEAN_OF = (
+    "nyu", "redwood", "seven_scenes", "tum", "sunrgbd", "slambook_rgbd", "icl_nuim", "priorda", "kitti_object",
+)  # fmt: skip
+"""Datasets of the mean: dense or well-covered truth, no stereo pairs."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=list(BUNDLED))
+    parser.add_argument("--data", help="folder of .jsonl manifests")
+    parser.add_argument("--scenes", type=int, default=200, help="held-out procedural scenes")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    for name in (*BASELINES, *arguments.models):
+        for data in [f"scenes:{arguments.scenes}", *([arguments.data] if arguments.data else [])]:
+            result = evaluate(name, data, protocol="affine-disparity", offline=True)
+            rows += [
+                {"model": name, "dataset": d["name"], "frames": d["frames"], "metrics": d["metrics"]}
+                for d in result.datasets
+            ]
+            if result.failures:
+                raise SystemExit(f"{name}: {len(result.failures)} frames failed, first: {result.failures[0]}")
+    if arguments.json:
+        text = json.dumps({"metadata": machine("cpu"), "results": rows}, indent=1)
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    print(make_markdown(rows))
+
+
+def make_markdown(rows: list[dict], metric: str = "delta1") -> str:
+    """Return a table of datasets by models, with the mean over `MEAN_OF` and how many of those beat the ramp."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    value = {(row["model"], row["dataset"]): row["metrics"][metric] for row in rows}
+    frames = {row["dataset"]: row["frames"] for row in rows}
+    lines = ["| | frames | " + " | ".join(models) + " |", "|---|---" + "|---" * len(models) + "|"]
+    for dataset, count in frames.items():
+        cells = " | ".join(f"{value[model, dataset]:.3f}" for model in models)
+        lines.append(f"| {dataset} | {count} | {cells} |")
+    if all(name in frames for name in MEAN_OF):
+        means = [sum(value[model, name] for name in MEAN_OF) / len(MEAN_OF) for model in models]
+        lines.append(f"| mean of {len(MEAN_OF)} | | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
+        ramp = "baseline:ramp"
+        better = [sum(value[model, name] > value[ramp, name] for name in MEAN_OF) for model in models]
+        lines.append("| better than the ramp on | | " + " | ".join(f"{n} of {len(MEAN_OF)}" for n in better) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
