@@ -201,9 +201,9 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     if average is not None:
         bare.student.load_state_dict(average.state_dict())
     bare.student.eval()
-    if student.info.source == RANDOM_WEIGHTS:
-        # What it was trained at is what it should be shown; trained weights keep the size that they came with.
-        student.preprocessing = dataclasses.replace(student.preprocessing, size=min(config.height_width))
+    # What it was trained at is what it should be shown.
+    side = max(min(config.height_width), student.preprocessing.multiple)
+    student.preprocessing = dataclasses.replace(student.preprocessing, size=side)
     result = RunResult(folder, config.steps, before, before, log.state()["seconds"])
     if accelerator.is_main_process:
         result.after = measure_agreement(bare.student, teachers.teachers, heldout, config, folder / "samples" / "after")
