@@ -100,12 +100,13 @@ def test_one_map_is_a_batch_of_one(device):
 
 def test_degenerate_fits(device):
     prediction, depth, valid = make(device=device)
-    constant = align(torch.full_like(prediction, 0.1), depth, valid)
-    for b in range(3):
-        mean = float((1 / depth[b][valid[b]]).mean())
-        assert float(constant.scale[b]) == 0
-        assert float(constant.shift[b]) == pytest.approx(mean)
-        torch.testing.assert_close(constant.depth[b], torch.full_like(depth[b], 1 / mean))
+    for value in (0.1, 1 / 3, 1e9 / 7):  # their means are a rounding error away from them
+        constant = align(torch.full_like(prediction, value), depth, valid)
+        for b in range(3):
+            mean = float((1 / depth[b][valid[b]]).mean())
+            assert float(constant.scale[b]) == 0
+            assert float(constant.shift[b]) == pytest.approx(mean)
+            torch.testing.assert_close(constant.depth[b], torch.full_like(depth[b], 1 / mean))
     few = torch.zeros_like(valid)
     few[1, 2, 3] = few[2, 2, 3] = few[2, 4, 5] = True  # none, one, two valid pixels
     got = align(prediction, depth, few)

@@ -93,18 +93,18 @@ def test_what_is_not_valid_never_leaks(device):
     prediction, targets, _, _, valid = make(crops=2, device=device)
     boxes = torch.tensor([[2.0, 2.0, 8.0, 9.0], [0.0, 0.0, 6.0, 7.0]], device=device)
     index = torch.tensor([0, 2], device=device)
-    valid[:, 0] = False
+    valid[:, 3] = False
     valid[1] = False
     clean = loss_and_gradient(ops.crop_ssi_loss, prediction, targets, boxes, index, valid)
     dirty = prediction.clone()
     dirty[1] = torch.inf  # no crop of this image
     dirty[2] = torch.nan  # its only crop has no valid pixel
-    dirty[0, 2, 2:8] = torch.nan  # under the crop's row that is not valid; boxes on whole pixels touch no neighbour
+    dirty[0, 5, 2:8] = torch.nan  # under the crop's row that is not valid; boxes on whole pixels touch no neighbour
     got = loss_and_gradient(ops.crop_ssi_loss, dirty, targets.masked_fill(~valid, torch.inf), boxes, index, valid)
     assert torch.equal(got[0], clean[0])
     assert torch.equal(got[1], clean[1])
     dirty = prediction.clone()
-    dirty[0, 5, 5] = torch.nan
+    dirty[0, 6, 5] = torch.nan
     valid[0] = True
     assert ops.crop_ssi_loss(dirty, targets, boxes, index, valid).isnan()
 

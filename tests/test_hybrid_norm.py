@@ -81,6 +81,19 @@ def test_center_share_goes_to_the_lowest_index():
     assert abs(float(gradient.sum())) < 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_two_zeros_are_one_value(dtype, device):
+    # The median of -1 0 0 1 2 is 0, first met at index 0 whatever its sign.
+    target = torch.tensor([[[0.5, 0.1, 0.3, 0.9, 0.95]]], dtype=dtype, device=device)
+    for zeros in ((0.0, -0.0), (-0.0, 0.0)):
+        prediction = torch.tensor([[[*zeros, 1.0, 2.0, -1.0]]], dtype=dtype, device=device)
+        _, gradient = loss_and_gradient(ops.hybrid_norm_loss, prediction, target, segments=(1,))
+        _, truth = slow_truth.hybrid_norm(
+            prediction.double().cpu().numpy(), target.double().cpu().numpy(), np.ones((1, 1, 5), bool), (1,)
+        )
+        assert_gradient(gradient.cpu(), torch.from_numpy(truth), dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("contexts", CONTEXTS)
 def test_precision(contexts, dtype, device):
@@ -95,8 +108,15 @@ def test_precision(contexts, dtype, device):
 
 
 @pytest.mark.parametrize("contexts", CONTEXTS)
-def test_precision_on_a_large_map(contexts, device):
+@pytest.mark.parametrize("kind", ["noise", "skewed", "ordered"])
+def test_precision_on_a_large_map(kind, contexts, device):
+    # Sums of a hundred thousand one-sided numbers: made in float32 they would be off by thirty times the tolerance.
     prediction, target, _ = make((1, 280, 351), device=device)
+    if kind == "skewed":
+        prediction = (prediction + 5).exp()
+    elif kind == "ordered":
+        target = torch.linspace(0, 1, target.numel(), dtype=torch.float64, device=device).view(target.shape)
+        prediction = target**3 + 100
     prediction, target = prediction.float(), target.float()
     truth = loss_and_gradient(reference.hybrid_norm_loss, prediction.double(), target.double(), contexts=contexts)
     got, gradient = loss_and_gradient(ops.hybrid_norm_loss, prediction, target, contexts=contexts)

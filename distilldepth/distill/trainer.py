@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -94,10 +94,11 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     specs = parse_teachers(config.teachers)
     check_known(specs)
     folder = Path(config.out)
-    resume_from = _prepare_folder(config, folder)
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config)
+    found = [_prepare_folder(config, folder) if accelerator.is_main_process else None]
+    resume_from = broadcast_object_list(found)[0]
     device = accelerator.device
     torch.manual_seed(config.seed)
 
@@ -545,11 +546,10 @@ def _prepare_folder(config: DistillConfig, folder: Path) -> Path | None:
         )
     if used and not (folder / "config.toml").is_file():
         raise ValueError(f"distill: {folder} is not empty and not a run folder; choose another --out")
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        if used:
-            shutil.rmtree(folder)
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "config.toml", to_toml(config))
+    if used:
+        shutil.rmtree(folder)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "config.toml", to_toml(config))
     return None
 
 
