@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -74,8 +75,6 @@ def distill(
         click.echo(to_toml(config, comments=True), nl=False)
         return
     if config.offline:
-        import os
-
         os.environ["HF_HUB_OFFLINE"] = "1"
     if demo:
         click.echo(
@@ -90,7 +89,9 @@ def distill(
 
     command = shlex.join(["distilldepth", *sys.argv[1:]])
     result = run(config, command=command)
-    _summary(result, config)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    _summary(result)
     if json_target:
         import dataclasses
         import json
@@ -112,7 +113,7 @@ def _free_folder(out: str) -> str:
     return candidate
 
 
-def _summary(result: Any, config: DistillConfig) -> None:
+def _summary(result: Any) -> None:
     for name, after in result.after.get("teachers", {}).items():
         before = result.before["teachers"][name]
         click.echo(

@@ -155,6 +155,24 @@ def test_distils_photographs_from_a_model(tmp_path, finished_run):
     assert "correlation" in result.stderr
 
 
+def test_two_processes_train_one_student(tmp_path):
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+            "distilldepth.cli.main", "distill", "--teachers", "oracle", "--images", "scenes:24", "--steps", "4",
+            "--device", "cpu", "--set", "log_every=2", "--out", "run", *SMALL,
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("student: ") == 1
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert dd.load_model(tmp_path / "run").info.quantity == "disparity"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [

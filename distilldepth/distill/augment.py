@@ -31,5 +31,7 @@ def augment(images: Tensor, config: AugmentSection) -> Tensor:
         soft = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
         images = torch.where(draw(0, 1) < config.blur, soft, images)
     if config.noise:
-        images = images + torch.randn_like(images) * draw(0, config.noise)
+        # In memory order: drawing straight into a channels-last tensor takes six times as long on a CPU.
+        noise = torch.randn(images.shape, device=images.device)
+        images = images + noise * draw(0, config.noise)
     return images.clamp(0, 1)
