@@ -285,6 +285,22 @@ def test_the_oracle_says_inverse_depth_and_knows_sky_and_holes():
     assert label.valid.tolist() == [[[True, True, False]]]
 
 
+def test_teachers_label_in_their_own_precision():
+    model = create_student("light-mini", seed=2)
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
+    labels = {}
+    for precision in (torch.float32, torch.bfloat16):
+        teacher = Teacher(parse_teachers("x")[0], model, precision)
+        with torch.autocast("cpu", torch.bfloat16, enabled=False):
+            labels[precision] = teacher.label(images, None).disparity
+    assert labels[torch.bfloat16].dtype == torch.float32
+    assert not torch.equal(labels[torch.float32], labels[torch.bfloat16])
+    torch.testing.assert_close(labels[torch.float32], labels[torch.bfloat16], rtol=0.05, atol=0.02)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = Teacher(parse_teachers("x")[0], model).label(images, None).disparity
+    assert torch.equal(again, labels[torch.float32])
+
+
 def test_windows_are_labelled_in_the_order_of_their_boxes():
     config = load_config(settings=["size=64x96", "crop.min_crop=64", "crop.patches=3", "crop.patch_share=0.5"])
     training, _ = split_heldout(_Numbers(10), 0)

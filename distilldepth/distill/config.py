@@ -129,6 +129,9 @@ class DistillConfig:
     size: str = option("560", "size at which the student sees a region: SIDE or HxW, in pixels")
     device: str = option("auto", "auto, cpu, cuda, cuda:INDEX or mps")
     precision: str = option("auto", "auto, float32, bfloat16 or float16; auto = bfloat16 where it is fast")
+    teacher_precision: str = option(
+        "float32", "float32, bfloat16 or float16; bfloat16 is faster and rounds pseudo-labels to about three digits"
+    )
     seed: int = option(0, "seed of initial weights, order, crops and draws")
     workers: int = option(2, "processes that decode or render images; 0 = in the main process")
     threads: int = option(0, "CPU threads of the training process; 0 = all")
@@ -189,7 +192,8 @@ class DistillConfig:
         choices = {
             "loss.normalisation_shared": NORMALISATIONS, "loss.normalisation_local_global": NORMALISATIONS,
             "loss.contexts": CONTEXTS, "initial_weights": INITIAL_WEIGHTS,
-            "precision": PRECISIONS, "optimiser.schedule": ("poly", "cosine", "constant"),
+            "precision": PRECISIONS, "teacher_precision": PRECISIONS[1:],
+            "optimiser.schedule": ("poly", "cosine", "constant"),
         }  # fmt: skip
         for key, allowed in choices.items():
             if get_key(self, key) not in allowed:

@@ -31,8 +31,9 @@ class PseudoLabel:
 class Teacher:
     """A frozen model, or the renderer's truth (`oracle`)."""
 
-    def __init__(self, spec: TeacherSpec, model: DepthModel | None) -> None:
+    def __init__(self, spec: TeacherSpec, model: DepthModel | None, precision: torch.dtype = torch.float32) -> None:
         self.weight = spec.weight
+        self.precision = precision
         self.model = model
         if model is None:
             self.info = ModelInfo(ORACLE, ORACLE, "metric_depth", "Apache-2.0", "the renderer's depth buffer")
@@ -45,11 +46,15 @@ class Teacher:
         return self.info.name
 
     def label(self, images: Tensor, depth: Tensor | None, *, features: bool = False) -> PseudoLabel:
-        """Label images `(B, 3, H, W)` in [0, 1]; `depth` `(B, H, W)` in metres is what the oracle reads."""
+        """Label images `(B, 3, H, W)` in [0, 1]; `depth` `(B, H, W)` in metres is what the oracle reads.
+
+        Runs in the teacher's own precision, whatever autocast surrounds it.
+        """
         if self.model is None:
             inverse = depth_to_inverse_depth(depth)
             return PseudoLabel(inverse, ~torch.isnan(inverse), {})
-        with torch.inference_mode():
+        reduced = self.precision != torch.float32
+        with torch.inference_mode(), torch.autocast(images.device.type, self.precision, enabled=reduced):
             height, width = images.shape[-2:]
             preprocessing = self.model.preprocessing
             output = self.model(
@@ -88,7 +93,13 @@ class TeacherPool:
 
 
 def load_teachers(
-    specs: list[TeacherSpec], *, device: torch.device, offline: bool, has_depth: bool, seed: int
+    specs: list[TeacherSpec],
+    *,
+    device: torch.device,
+    offline: bool,
+    has_depth: bool,
+    seed: int,
+    precision: str = "float32",
 ) -> TeacherPool:
     """Load every teacher of the list.
 
@@ -102,5 +113,6 @@ def load_teachers(
                 raise DistillDepthError("distill: teacher 'oracle' knows procedural scenes only; use --images scenes")
             teachers.append(Teacher(spec, None))
         else:
-            teachers.append(Teacher(spec, load_model(spec.model, device=device, offline=offline)))
+            model = load_model(spec.model, device=device, offline=offline)
+            teachers.append(Teacher(spec, model, getattr(torch, precision)))
     return TeacherPool(teachers, seed)

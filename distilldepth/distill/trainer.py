@@ -111,7 +111,14 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
             f"distill: batch_size {config.batch_size} is larger than the {len(training)} training images found; "
             f"use --batch-size {max(len(training), 1)} or add images"
         )
-    teachers = load_teachers(specs, device=device, offline=config.offline, has_depth=source.has_depth, seed=config.seed)
+    teachers = load_teachers(
+        specs,
+        device=device,
+        offline=config.offline,
+        has_depth=source.has_depth,
+        seed=config.seed,
+        precision=config.teacher_precision,
+    )
     if config.initial_weights == "pretrained":
         student = load_model(config.student, offline=config.offline)
     else:
