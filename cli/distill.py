@@ -88,7 +88,12 @@ def distill(
     from distilldepth.distill.trainer import distill as run
 
     command = shlex.join(["distilldepth", *sys.argv[1:]])
-    result = run(config, command=command)
+    try:
+        result = run(config, command=command)
+    except KeyboardInterrupt:
+        again = shlex.join(["distilldepth", "distill", "--config", f"{config.out}/config.toml", "--resume", "auto"])
+        click.echo(f"\nto continue from the last checkpoint: {again}", err=True)
+        raise
     if os.environ.get("RANK", "0") != "0":
         return
     _summary(result)

@@ -142,6 +142,25 @@ def test_kill_and_resume_gives_identical_weights(tmp_path):
     assert steps[-1] == 40
 
 
+def test_an_interrupted_run_says_how_to_continue(tmp_path):
+    arguments = ["--teachers", "oracle", "--images", "scenes:24", "--steps", "5000", "--out", "my run", *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distilldepth.cli.main", "distill", *arguments, "--set", "checkpoint_every=1"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not any((tmp_path / "my run" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130, messages
+    assert "distilldepth distill --config 'my run/config.toml' --resume auto" in messages
+    assert "Traceback" not in messages.split("to continue from")[1]
+
+
 def test_distils_photographs_from_a_model(tmp_path, finished_run):
     photos = photographs(tmp_path / "my photos")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a photograph")
