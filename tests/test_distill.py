@@ -21,16 +21,10 @@ from distilldepth.distill.agreement import measure_agreement
 from distilldepth.distill.config import load_config
 from distilldepth.distill.data import CropDataset, SourceView, StepBatches, crop_config, split_heldout
 from distilldepth.distill.ema import WeightAverage
+from distilldepth.distill.optimiser import make_optimiser, schedule_factor, watch_gradients
 from distilldepth.distill.spec import parse_teachers
 from distilldepth.distill.teachers import Teacher, TeacherPool
-from distilldepth.distill.trainer import (
-    _watch_gradients,
-    distill,
-    label_batch,
-    make_accelerator,
-    make_optimiser,
-    schedule_factor,
-)
+from distilldepth.distill.trainer import distill, label_batch, make_accelerator
 from distilldepth.models import create_student
 
 SMALL = [
@@ -372,7 +366,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     module = torch.nn.Module()
     module.student = create_student("light-mini", seed=0)
     optimiser = make_optimiser(config, module, torch.device("cpu"))
-    flag = _watch_gradients(accelerator, optimiser, torch.device("cpu"))
+    flag = watch_gradients(accelerator, optimiser, torch.device("cpu"))
     before = {name: value.clone() for name, value in module.named_parameters()}
     for infinite in (True, False):
         for parameter in module.parameters():

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import random
-import shutil
-import time
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distilldepth.data.sources import open_source
+from distilldepth.device import resolve_device
 from distilldepth.distill.agreement import measure_agreement, predict_at
 from distilldepth.distill.augment import augment
 from distilldepth.distill.card import model_card, run_facts
 from distilldepth.distill.checkpoint import (
-    list_checkpoints,
     load_checkpoint,
     read_state,
     save_checkpoint,
-    write_atomic,
 )
-from distilldepth.distill.config import DistillConfig, to_toml
+from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.data import (
     CropDataset,
     SourceView,
@@ -42,10 +37,13 @@ from distilldepth.distill.data import (
     whole_batches,
 )
 from distilldepth.distill.ema import WeightAverage
+from distilldepth.distill.log import RunLog, keep_lines_until
+from distilldepth.distill.optimiser import make_optimiser, set_learning_rate, watch_gradients
 from distilldepth.distill.progress import ProgressLine, Stopwatch
 from distilldepth.distill.report import write_report
+from distilldepth.distill.run_folder import prepare_folder
 from distilldepth.distill.spec import check_known, parse_teachers
-from distilldepth.distill.step import DistillationStep, StepInputs, StepOutputs
+from distilldepth.distill.step import DistillationStep, StepInputs
 from distilldepth.distill.teachers import Teacher, load_teachers
 from distilldepth.errors import DistillDepthError
 from distilldepth.losses import DistillationObjective, center_and_spread, distill_any_depth_objective
@@ -53,12 +51,6 @@ from distilldepth.models import DepthModel, create_student, load_model, save_mod
 
 RANDOM_WEIGHTS = "random initialisation"
 """`info.source` of a student without trained weights."""
-
-_RESUME_MAY_CHANGE = {
-    "steps", "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "resume", "overwrite",
-    "offline", "out", "device", "max_skipped_share",
-}  # fmt: skip
-"""Keys that a resumed run may change; any other change would make it a different run."""
 
 
 @dataclass
@@ -97,7 +89,7 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config)
-    found = [_prepare_folder(config, folder) if accelerator.is_main_process else None]
+    found = [prepare_folder(config, folder) if accelerator.is_main_process else None]
     resume_from = broadcast_object_list(found)[0]
     device = accelerator.device
     torch.manual_seed(config.seed)
@@ -153,7 +145,7 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
         state["before"] = before
 
     metrics_path = folder / "metrics.jsonl"
-    _keep_lines_until(metrics_path, start)
+    keep_lines_until(metrics_path, start)
     batches = StepBatches(
         start * config.grad_accumulation,
         config.steps * config.grad_accumulation,
@@ -166,8 +158,8 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     progress = ProgressLine(config.steps, start, enabled=accelerator.is_main_process)
     if start:
         progress.write(f"resuming {folder} at step {start}")
-    log = _Log(metrics_path if accelerator.is_main_process else None, config, state)
-    found_infinite = _watch_gradients(accelerator, optimiser, device)
+    log = RunLog(metrics_path if accelerator.is_main_process else None, state)
+    found_infinite = watch_gradients(accelerator, optimiser, device)
 
     step_module.train()
     for step in range(start, config.steps):
@@ -224,22 +216,10 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
 
 def make_accelerator(config: DistillConfig) -> Accelerator:
     """Return the accelerator for a configuration; under `accelerate launch` the launcher decides on the device."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
-        raise ValueError(f"distill: device must be auto, cpu, cuda, cuda:INDEX or mps, got {config.device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise DistillDepthError(
-            "distill: device cuda is not available here; use --device cpu, see `distilldepth doctor`"
-        )
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise DistillDepthError(
-            "distill: device mps is not available here; use --device cpu, see `distilldepth doctor`"
-        )
-    if index and "LOCAL_RANK" not in os.environ:
-        torch.cuda.set_device(int(index))
+    device = resolve_device(config.device)
+    kind = device.type
+    if kind == "cuda" and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(device)
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(kind) else "float32"
@@ -326,51 +306,6 @@ def feature_width(model: torch.nn.Module | None) -> int | None:
     return features["encoder"].shape[1] if "encoder" in features else None
 
 
-def make_optimiser(config: DistillConfig, module: DistillationStep, device: torch.device) -> torch.optim.Optimizer:
-    """Return AdamW with groups for encoder and the rest; biases and norms are not decayed."""
-    settings = config.optimiser
-    encoder = {id(p) for p in module.student.parameter_groups()["encoder"]}
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            groups[id(parameter) in encoder, parameter.ndim > 1].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr_share": settings.encoder_lr_share if in_encoder else 1.0,
-                "weight_decay": settings.weight_decay if decayed else 0.0,
-            }
-            for (in_encoder, decayed), parameters in sorted(groups.items(), reverse=True)
-        ],
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        fused=device.type in ("cpu", "cuda"),
-    )
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, config: DistillConfig, step: int) -> None:
-    """Set every group's learning rate for a step; a pure function of the step, so a resumed run needs no state."""
-    factor = schedule_factor(config, step)
-    for group in optimiser.param_groups:
-        group["lr"] = config.optimiser.lr * group["lr_share"] * factor
-
-
-def schedule_factor(config: DistillConfig, step: int) -> float:
-    """Return the learning rate of a step as a share of the largest."""
-    settings = config.optimiser
-    warmup = settings.warmup * config.steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(config.steps - warmup, 1)
-    least = settings.final_lr_share
-    if settings.schedule == "cosine":
-        return least + (1 - least) * 0.5 * (1 + float(np.cos(np.pi * progress)))
-    if settings.schedule == "poly":
-        return least + (1 - least) * (1 - progress) ** 0.9
-    return 1.0
-
-
 def seed_step(seed: int, step: int, process: int) -> None:
     """Seed every generator from (seed, step, process), so that nothing random depends on what ran before."""
     mixed = int(np.random.SeedSequence([seed, 4, step, process]).generate_state(1)[0])
@@ -411,99 +346,6 @@ def _move(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
-def _watch_gradients(accelerator: Accelerator, optimiser: Any, device: torch.device) -> Tensor | None:
-    """Give the fused optimiser a flag on the device that makes it skip a step with a non-finite gradient.
-
-    A branch on the host would wait for the device in every step. Under float16 the gradient scaler does the same.
-    """
-    if accelerator.scaler is not None or device.type not in ("cpu", "cuda"):
-        return None
-    inner = getattr(optimiser, "optimizer", optimiser)
-    flag = torch.zeros((), device=device)
-    inner.found_inf, inner.grad_scale = flag, None
-    return flag
-
-
-class _Log:
-    """Sums on the device between two lines of metrics.jsonl; only `flush` waits for the device.
-
-    After it, `bad_batch` is the number of the last batch with anything not finite, or -1.
-    """
-
-    def __init__(self, path: Path | None, config: DistillConfig, state: dict[str, Any]) -> None:
-        self._path, self._config, self._state = path, config, state
-        self.bad_batch = -1
-        self._began = time.monotonic()
-        self._earlier = state["seconds"]
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = defaultdict(int)
-        self._teachers: dict[str, int] = defaultdict(int)
-        self._skipped: Tensor | None = None
-        self._bad: Tensor | None = None
-        self._unreadable, self._samples, self._errors = 0, 0, []
-        self._since = time.monotonic()
-
-    def add(self, outputs: StepOutputs, norm: Tensor | None, batch: dict[str, Any], teacher: str, number: int) -> None:
-        """Take in batch `number` of the run."""
-        values = {f"terms.{name}": value for name, value in outputs.terms.items()}
-        values |= {"loss": outputs.loss.detach(), "output_center": outputs.center, "output_spread": outputs.spread}
-        if norm is not None:
-            values["grad_norm"] = norm.detach()
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] += 1
-        peak = self._sums.get("output_peak")
-        self._sums["output_peak"] = outputs.peak if peak is None else torch.maximum(peak, outputs.peak)
-        self._counts["output_peak"] = 1
-        self._skipped = outputs.skipped if self._skipped is None else self._skipped + outputs.skipped
-        bad = (outputs.skipped > 0) | ~torch.isfinite(outputs.loss.detach())
-        if norm is not None:
-            bad = bad | ~torch.isfinite(norm)
-        here = torch.where(bad, number, -1)
-        self._bad = here if self._bad is None else torch.maximum(here, self._bad)
-        self._teachers[teacher] += 1
-        self._samples += len(batch["image"])
-        self._unreadable += int(batch["unreadable"].sum())
-        self._errors += [text for text in batch["errors"] if text]
-
-    def flush(self, step: int, lr: float, shares: dict[str, float]) -> dict[str, Any]:
-        """Write and return the line of the steps since the last one."""
-        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
-        now = time.monotonic()
-        skipped = int(self._skipped)
-        self.bad_batch = int(self._bad)
-        self._state["seconds"] = self._earlier + now - self._began
-        self._state["skipped"] += skipped
-        self._state["unreadable"] += self._unreadable
-        row: dict[str, Any] = {"step": step, "loss": means.pop("loss")}
-        row["terms"] = {name[6:]: means.pop(name) for name in sorted(means) if name.startswith("terms.")}
-        row |= means
-        row |= {
-            "lr": lr,
-            "samples": self._samples,
-            "skipped": skipped,
-            "unreadable": self._unreadable,
-            "images_per_second": self._samples / max(now - self._since, 1e-9),
-            "time": shares,
-            "teachers": dict(self._teachers),
-            "seconds": self._state["seconds"],
-        }
-        if self._errors:
-            row["errors"] = self._errors[:20]
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-        self._reset()
-        return row
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {**self._state, "seconds": self._earlier + time.monotonic() - self._began}
-
-
 def _stop_if_not_finite(
     config: DistillConfig,
     row: dict[str, Any],
@@ -529,61 +371,3 @@ def _stop_if_not_finite(
         f"distill: stopped at step {step}: {what} not finite (max_skipped_share {config.max_skipped_share}); "
         f"the batch is in {path}, the last good state in {folder / 'checkpoints'}; try a smaller optimiser.lr"
     )
-
-
-def _prepare_folder(config: DistillConfig, folder: Path) -> Path | None:
-    """Make the run folder ready and return the checkpoint to resume from, if any."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"distill: --out must be a folder, {folder} is a file")
-    resume_from: Path | None = None
-    if config.resume == "auto":
-        found = list_checkpoints(folder / "checkpoints")
-        resume_from = found[-1] if found else None
-    elif config.resume:
-        resume_from = Path(config.resume)
-        read_state(resume_from)
-    if resume_from is not None:
-        _same_run(config, folder)
-        return resume_from
-    used = folder.is_dir() and any(folder.iterdir())
-    if used and not (config.overwrite or config.resume):
-        raise ValueError(
-            f"distill: {folder} is not empty; continue it with --resume auto, replace it with --overwrite, "
-            "or choose another --out"
-        )
-    if used and not (folder / "config.toml").is_file():
-        raise ValueError(f"distill: {folder} is not empty and not a run folder; choose another --out")
-    if used:
-        shutil.rmtree(folder)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "config.toml", to_toml(config))
-    return None
-
-
-def _same_run(config: DistillConfig, folder: Path) -> None:
-    from distilldepth.distill.config import get_key, keys, load_config
-
-    saved_file = folder / "config.toml"
-    saved = load_config(file=saved_file)
-    for key in keys():
-        old, new = get_key(saved, key), get_key(config, key)
-        if key not in _RESUME_MAY_CHANGE and old != new:
-            raise ValueError(
-                f"distill: {key} was {old!r} when {folder} was started and is {new!r} now; "
-                f"resume with --config {saved_file}, or choose another --out"
-            )
-
-
-def _keep_lines_until(path: Path, step: int) -> None:
-    """Drop the lines after `step`, and a last line that was cut short: the resumed run writes them again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if row["step"] <= step:
-            kept.append(line + "\n")
-    write_atomic(path, "".join(kept))

@@ -1,0 +1,72 @@
+"""AdamW for a student: its groups, its learning rate as a function of the step, and steps that must not be taken."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from distilldepth.distill.config import DistillConfig
+from distilldepth.distill.step import DistillationStep
+
+
+def make_optimiser(config: DistillConfig, module: DistillationStep, device: torch.device) -> torch.optim.Optimizer:
+    """Return AdamW with groups for encoder and the rest; biases and norms are not decayed."""
+    settings = config.optimiser
+    encoder = {id(p) for p in module.student.parameter_groups()["encoder"]}
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            groups[id(parameter) in encoder, parameter.ndim > 1].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr_share": settings.encoder_lr_share if in_encoder else 1.0,
+                "weight_decay": settings.weight_decay if decayed else 0.0,
+            }
+            for (in_encoder, decayed), parameters in sorted(groups.items(), reverse=True)
+        ],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, config: DistillConfig, step: int) -> None:
+    """Set every group's learning rate for a step; a pure function of the step, so a resumed run needs no state."""
+    factor = schedule_factor(config, step)
+    for group in optimiser.param_groups:
+        group["lr"] = config.optimiser.lr * group["lr_share"] * factor
+
+
+def schedule_factor(config: DistillConfig, step: int) -> float:
+    """Return the learning rate of a step as a share of the largest."""
+    settings = config.optimiser
+    warmup = settings.warmup * config.steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(config.steps - warmup, 1)
+    least = settings.final_lr_share
+    if settings.schedule == "cosine":
+        return least + (1 - least) * 0.5 * (1 + float(np.cos(np.pi * progress)))
+    if settings.schedule == "poly":
+        return least + (1 - least) * (1 - progress) ** 0.9
+    return 1.0
+
+
+def watch_gradients(accelerator: Accelerator, optimiser: Any, device: torch.device) -> Tensor | None:
+    """Give the fused optimiser a flag on the device that makes it skip a step with a non-finite gradient.
+
+    A branch on the host would wait for the device in every step. Under float16 the gradient scaler does the same.
+    """
+    if accelerator.scaler is not None or device.type not in ("cpu", "cuda"):
+        return None
+    inner = getattr(optimiser, "optimizer", optimiser)
+    flag = torch.zeros((), device=device)
+    inner.found_inf, inner.grad_scale = flag, None
+    return flag
