@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+from distilldepth.cli import options
 from distilldepth.distill.config import DistillConfig, keys, load_config, preset_names, to_toml
 
 _PLACEHOLDERS = {int: click.INT, float: click.FLOAT, str: click.STRING}
@@ -98,16 +100,7 @@ def distill(
         return
     _summary(result)
     if json_target:
-        import dataclasses
-        import json
-
-        text = json.dumps({**dataclasses.asdict(result), "folder": str(result.folder)}, indent=1)
-        if json_target == "-":
-            click.echo(text)
-        else:
-            from distilldepth.distill.checkpoint import write_atomic
-
-            write_atomic(Path(json_target), text + "\n")
+        options.write_json({**dataclasses.asdict(result), "folder": str(result.folder)}, json_target)
 
 
 def _free_folder(out: str) -> str:

@@ -99,6 +99,7 @@ def test_the_student_is_a_model(finished_run):
         prediction = model.predict(np.random.default_rng(0).integers(0, 255, (60, 83, 3), dtype=np.uint8))
         assert prediction.values.shape == (60, 83)
         assert prediction.quantity == "disparity"
+        assert model.info.source == "distilled from oracle"
 
 
 def test_kill_and_resume_gives_identical_weights(tmp_path):

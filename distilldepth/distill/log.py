@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distilldepth.distill.checkpoint import write_atomic
 from distilldepth.distill.step import StepOutputs
+from distilldepth.models.load import write_atomically
 
 
 class RunLog:
@@ -107,4 +107,4 @@ def keep_lines_until(path: Path, step: int) -> None:
             continue
         if row["step"] <= step:
             kept.append(line + "\n")
-    write_atomic(path, "".join(kept))
+    write_atomically(path, "".join(kept).encode())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distilldepth.distill.checkpoint import write_atomic
+from distilldepth.models.load import write_atomically
 from distilldepth.predict.colormaps import colorize
 
 _COLOURS = ("#1f6feb", "#d1580b", "#1a7f37", "#8250df", "#bf3989", "#57606a")
@@ -44,7 +44,7 @@ def write_report(folder: Path, facts: dict[str, Any]) -> Path:
     teachers = [teacher["name"] for teacher in facts["teachers"]]
     pictures = _pictures(folder / "samples", teachers)
     path = folder / "report.html"
-    write_atomic(path, _page(facts, rows, pictures))
+    write_atomically(path, _page(facts, rows, pictures).encode())
     return path
 
 
@@ -175,7 +175,7 @@ def _pictures(samples: Path, teachers: list[str]) -> str:
     table = "<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in columns) + "</tr>"
     for index in range(len(images)):
         row = [column[index] for column in columns.values()]
-        write_atomic(samples / f"heldout-{index}.png", _png(np.concatenate(row, axis=1)))
+        write_atomically(samples / f"heldout-{index}.png", _png(np.concatenate(row, axis=1)))
         cells = "".join(
             f'<td><img alt="{html.escape(name)} {index}" src="{_data_url(picture)}"></td>'
             for name, picture in zip(columns, row, strict=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from distilldepth.distill.checkpoint import list_checkpoints, read_state, write_atomic
+from distilldepth.distill.checkpoint import list_checkpoints, read_state
 from distilldepth.distill.config import DistillConfig, get_key, keys, load_config, to_toml
+from distilldepth.models.load import write_atomically
 
 _RESUME_MAY_CHANGE = {
     "steps", "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "resume", "overwrite",
@@ -40,7 +41,7 @@ def prepare_folder(config: DistillConfig, folder: Path) -> Path | None:
     if used:
         shutil.rmtree(folder)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "config.toml", to_toml(config))
+    write_atomically(folder / "config.toml", to_toml(config).encode())
     return None
 
 

@@ -208,6 +208,8 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     if accelerator.is_main_process:
         result.after = measure_agreement(bare.student, teachers.teachers, heldout, config, folder / "samples" / "after")
         facts = run_facts(config, bare.student, teachers.teachers, source.description, result, command, log.state())
+        taught = f"distilled from {', '.join(teacher.name for teacher in teachers.teachers)}"
+        bare.student.info = dataclasses.replace(bare.student.info, source=taught)
         save_model(bare.student.float(), folder / "student", card=model_card(facts), extra={"training": facts})
         write_report(folder, facts)
     accelerator.wait_for_everyone()
@@ -234,7 +236,7 @@ def make_accelerator(config: DistillConfig) -> Accelerator:
 
 
 def fast_bfloat16(kind: str) -> bool:
-    """True where bfloat16 has matrix instructions: recent GPUs, and CPUs with AMX or AVX512-BF16."""
+    """True where bfloat16 has matrix instructions: recent GPUs, and CPUs with AMX."""
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind == "cpu":
