@@ -15,7 +15,6 @@ from distilldepth.cli import options
 from distilldepth.distill.config import DistillConfig, keys, load_config, preset_names, to_toml
 
 _PLACEHOLDERS = {int: click.INT, float: click.FLOAT, str: click.STRING}
-_SWITCHES = ("overwrite", "offline")
 
 
 def _flags(command: click.Command) -> click.Command:
@@ -26,7 +25,7 @@ def _flags(command: click.Command) -> click.Command:
         name = f"--{key.replace('_', '-')}"
         names = [name, "-o"] if key == "out" else [name]
         default = getattr(DistillConfig(), key)
-        if key in _SWITCHES:
+        if hint is bool:
             option = click.option(*names, is_flag=True, default=None, help=doc)
         elif hint in _PLACEHOLDERS:
             shown = f"{doc}  [default: {default}]" if default != "" else doc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -22,10 +23,15 @@ from distilldepth.distill.config import load_config
 from distilldepth.distill.data import CropDataset, SourceView, StepBatches, crop_config, split_heldout
 from distilldepth.distill.ema import WeightAverage
 from distilldepth.distill.optimiser import make_optimiser, schedule_factor, watch_gradients
+from distilldepth.distill.progress import Stopwatch
 from distilldepth.distill.spec import parse_teachers
+from distilldepth.distill.step import DistillationStep, StepInputs
 from distilldepth.distill.teachers import Teacher, TeacherPool
 from distilldepth.distill.trainer import distill, label_batch, make_accelerator
+from distilldepth.losses import distill_any_depth_objective
 from distilldepth.models import create_student
+from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.preprocess import Preprocessing
 
 SMALL = [
     "--student", "light-mini", "--size", "64x96", "--batch-size", "4", "--workers", "1", "--heldout", "4",
@@ -425,3 +431,33 @@ def test_agreement_is_perfect_with_oneself_and_affine_invariant(tmp_path):
     scores = found["teachers"][teacher.name]
     assert scores["correlation"] == pytest.approx(1, abs=1e-4)
     assert scores["ssi_error"] == pytest.approx(0, abs=1e-2)
+
+
+def test_a_compiled_student_makes_the_same_step(monkeypatch):
+    # Everything of torch.compile but the code generator, which would need a compiler and most of a minute.
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch.manual_seed(4)
+    images, labels = torch.rand(3, 3, 32, 48), torch.rand(3, 32, 48)
+    inputs = StepInputs(images, labels, labels > 0.05)
+    results = []
+    for compiled in (False, True):
+        student = _Tiny()
+        objective = distill_any_depth_objective()
+        step = DistillationStep(student, objective, Stopwatch(torch.device("cpu")), compiled=compiled)
+        loss = step(inputs).loss
+        loss.backward()
+        assert list(step.state_dict()) == ["student.layer.weight", "student.layer.bias"]
+        results.append((loss.detach(), student.layer.weight.grad))
+    torch.testing.assert_close(results[1], results[0])
+
+
+class _Tiny(DepthModel):
+    """One convolution."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(5)
+        super().__init__(ModelInfo("tiny", "tiny", "disparity", "MIT", "random"), Preprocessing(32, 8))
+        self.layer = torch.nn.Conv2d(3, 1, 3, padding=1)
+
+    def forward(self, images: torch.Tensor, *, features: bool = False) -> DepthOutput:
+        return DepthOutput(self.layer(self.normalise(images))[:, 0])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distilldepth.distill.progress import Stopwatch
 from distilldepth.distill.teachers import nearest_size
 from distilldepth.losses import DistillationObjective, ObjectiveInputs
 from distilldepth.models import DepthModel
 from distilldepth.models.preprocess import resize
+
+_SHORT_SEQUENCE_PIXELS = 128 * 14 * 14
+"""Up to this many pixels a transformer on patches of 14 sees at most 128 tokens."""
 
 
 @dataclass
@@ -54,22 +59,28 @@ class StepOutputs:
 
 
 class DistillationStep(nn.Module):
-    """Student and objective together, so that one wrapper (DDP, FSDP) serves both."""
+    """Student and objective together, so that one wrapper (DDP, FSDP) serves both.
 
-    def __init__(self, student: DepthModel, objective: DistillationObjective, stopwatch: Stopwatch) -> None:
+    With `compiled` the student's pass goes through `torch.compile`; the module itself stays as it is.
+    """
+
+    def __init__(
+        self, student: DepthModel, objective: DistillationObjective, stopwatch: Stopwatch, *, compiled: bool = False
+    ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
         self._watch = stopwatch
+        self._compiled = torch.compile(student.forward) if compiled else None
 
     def forward(self, inputs: StepInputs) -> StepOutputs:
         height, width = inputs.images.shape[-2:]
         with self._watch("student"):
             preprocessing = self.student.preprocessing
             inner = nearest_size(height, width, preprocessing.multiple)
-            output = self.student(
-                resize(inputs.images, inner, preprocessing.interpolation), features=bool(inputs.teacher_features)
-            )
+            images = resize(inputs.images, inner, preprocessing.interpolation)
+            with _fastest_attention(images):
+                output = (self._compiled or self.student)(images, features=bool(inputs.teacher_features))
             prediction = resize(output.values.float()[:, None], (height, width), "bilinear")[:, 0]
         with self._watch("loss"):
             batch = len(prediction)
@@ -108,3 +119,12 @@ def _labelled(labels: Tensor, valid: Tensor) -> Tensor:
     """Per map: every valid pixel is finite and there is at least one."""
     good = torch.isfinite(labels) | ~valid
     return good.flatten(1).all(1) & valid.flatten(1).any(1)
+
+
+def _fastest_attention(images: Tensor) -> AbstractContextManager[None]:
+    """Plain matrix products for short sequences on a CPU, where fused attention's backward takes seven times as long.
+
+    Measured with bfloat16, 63 tokens: 39 ms against 6 ms. From a few hundred tokens on the fused kernel wins.
+    """
+    short = images.device.type == "cpu" and images.shape[-2] * images.shape[-1] <= _SHORT_SEQUENCE_PIXELS
+    return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()

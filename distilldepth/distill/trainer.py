@@ -124,7 +124,7 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
 
     stopwatch = Stopwatch(device)
     objective = make_objective(config, student, teachers.teachers, training)
-    step_module = DistillationStep(student.train(), objective, stopwatch)
+    step_module = DistillationStep(student.train(), objective, stopwatch, compiled=config.compile)
     optimiser = make_optimiser(config, step_module, device)
     step_module, optimiser = accelerator.prepare(step_module, optimiser)
     bare = accelerator.unwrap_model(step_module)
