@@ -85,5 +85,7 @@ def check_normaliser(function: str, segments: Sequence[int], contexts: str, spre
 
 
 def values_are_checked(tensor: Tensor) -> bool:
-    """Whether contents may be looked at: always on the CPU, elsewhere only with DISTILLDEPTH_CHECK_VALUES=1."""
+    """Whether contents may be looked at: on a CPU, elsewhere with DISTILLDEPTH_CHECK_VALUES=1; never while tracing."""
+    if torch.compiler.is_compiling():
+        return False
     return tensor.device.type == "cpu" or os.environ.get("DISTILLDEPTH_CHECK_VALUES", "") == "1"

@@ -1,26 +1,40 @@
-"""Which implementation of an operation runs: the reference, Triton kernels or the native library."""
+"""Which implementation of an operation runs: the native library, Triton kernels or the reference."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from distilldepth import native
 from distilldepth.errors import DistillDepthError, did_you_mean
 
 BACKENDS = ("native", "triton", "reference")
 OPS = ("hybrid_norm", "crop_ssi", "channel_kl", "backproject")
 
 
-def available_backends(op: str, device_type: str) -> tuple[str, ...]:
-    """Return the backends that `op` has for tensors on this kind of device, the preferred one first.
+def available_backends(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> tuple[str, ...]:
+    """Return the backends that `op` has for maps on this kind of device and of this type, the preferred one first.
 
-    >>> available_backends("hybrid_norm", "cpu")
-    ('reference',)
+    The native library is loaded by the first call, never compiled. Triton has no float64; on a CPU it only runs in its
+    interpreter (TRITON_INTERPRET=1), which is for tests and comes last.
+
+    Raises:
+        ValueError: unknown op.
     """
     if op not in OPS:
         raise ValueError(f"available_backends: op must be one of {', '.join(OPS)}, got {op!r}{did_you_mean(op, OPS)}")
-    return ("reference",)
+    found = ["reference"]
+    if device_type in ("cpu", "cuda") and native.load(device_type).loaded:
+        found.insert(0, "native")
+    if dtype != torch.float64 and _has_triton(device_type):
+        found.insert(len(found) if device_type == "cpu" else len(found) - 1, "triton")
+    return tuple(found)
 
 
 def active_backend(op: str, tensor: Tensor) -> str:
@@ -28,13 +42,36 @@ def active_backend(op: str, tensor: Tensor) -> str:
 
     Args:
         op: `hybrid_norm`, `crop_ssi`, `channel_kl` or `backproject`.
-        tensor: any input of the operation; its device decides.
+        tensor: a map of the operation; its device and type decide.
 
     Raises:
         ValueError: DISTILLDEPTH_BACKEND is no backend's name.
-        DistillDepthError: the forced backend does not exist for this operation and device.
+        DistillDepthError: the forced backend does not exist for this operation, device and type.
     """
-    available = available_backends(op, tensor.device.type)
+    return _choose(op, tensor.device.type, tensor.dtype)
+
+
+def kernel(op: str, backend: str) -> Callable[..., Any]:
+    """Return the registered operation of a backend other than the reference."""
+    from distilldepth.ops import library  # noqa: F401  # defines the operations
+
+    return getattr(torch.ops.distilldepth, op if backend == "native" else f"{op}_{backend}")
+
+
+def prepare(student: Tensor, teacher: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the maps as the kernels take them: contiguous, and both in the wider of their types."""
+    dtype = torch.promote_types(student.dtype, teacher.dtype)
+    return (
+        student.to(dtype).contiguous(),
+        teacher.to(dtype).contiguous(),
+        None if valid is None else valid.contiguous(),
+    )
+
+
+@torch.compiler.assume_constant_result
+def _choose(op: str, device_type: str, dtype: torch.dtype) -> str:
+    """`active_backend` for constants, so that torch.compile takes its answer as one."""
+    available = available_backends(op, device_type, dtype)
     forced = os.environ.get("DISTILLDEPTH_BACKEND", "")
     if not forced:
         return available[0]
@@ -44,8 +81,21 @@ def active_backend(op: str, tensor: Tensor) -> str:
             f"{did_you_mean(forced, BACKENDS)}"
         )
     if forced not in available:
+        why = ""
+        if forced == "native" and device_type in ("cpu", "cuda"):
+            why = f" ({native.load(device_type).reason})"
         raise DistillDepthError(
-            f"{op}: DISTILLDEPTH_BACKEND={forced} is not available for {tensor.device.type} tensors; "
-            f"unset it or use {' or '.join(available)}"
+            f"{op}: DISTILLDEPTH_BACKEND={forced} is not available for {device_type} tensors of "
+            f"{str(dtype).removeprefix('torch.')}{why}; unset it or use {' or '.join(available)}"
         )
     return forced
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _has_triton(device_type: str) -> bool:
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    return _triton_installed() and (device_type == "cuda" or (device_type == "cpu" and interpreted))

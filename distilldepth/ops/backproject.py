@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from distilldepth import reference
 from distilldepth.ops.arguments import check_device, check_floats, check_valid, values_are_checked
-from distilldepth.ops.backend import active_backend
+from distilldepth.ops.backend import active_backend, kernel
 from distilldepth.reference.backproject import point_cloud as _point_cloud
 
 
@@ -38,8 +39,10 @@ def backproject(depth: Tensor, intrinsics: Tensor, valid: Tensor | None = None) 
               [2., 0., 4.]]]])
     """
     _check("backproject", depth, intrinsics, valid)
-    active_backend("backproject", depth)
-    return reference.backproject(depth, intrinsics, valid)
+    backend = active_backend("backproject", depth)
+    if backend == "reference":
+        return reference.backproject(depth, intrinsics, valid)
+    return kernel("backproject", backend)(*_prepare(depth, intrinsics, valid))
 
 
 def point_cloud(depth: Tensor, intrinsics: Tensor, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -68,7 +71,20 @@ def point_cloud(depth: Tensor, intrinsics: Tensor, image: Tensor, valid: Tensor 
     if tuple(image.shape) != expected:
         raise ValueError(f"point_cloud: image must be (B, 3, H, W) = {expected} as depth, got {tuple(image.shape)}")
     check_device("point_cloud", "image", image, "depth", depth)
-    return _point_cloud(depth, intrinsics, image, valid)
+    wants_gradient = torch.is_grad_enabled() and (depth.requires_grad or intrinsics.requires_grad)
+    if active_backend("backproject", depth) != "native" or wants_gradient:
+        return _point_cloud(depth, intrinsics, image, valid)
+    depth, intrinsics, valid = _prepare(depth, intrinsics, valid)
+    return kernel("point_cloud", "native")(depth, intrinsics, image.contiguous(), valid)
+
+
+def _prepare(depth: Tensor, intrinsics: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the kernels take: contiguous, one matrix per image, in the type of the points."""
+    points = torch.promote_types(torch.promote_types(depth.dtype, intrinsics.dtype), torch.float32)
+    if points == torch.float64:
+        depth = depth.double()
+    matrices = intrinsics.to(points).expand(len(depth), 3, 3)
+    return depth.contiguous(), matrices.contiguous(), None if valid is None else valid.contiguous()
 
 
 def _check(function: str, depth: Tensor, intrinsics: Tensor, valid: Tensor | None) -> None:

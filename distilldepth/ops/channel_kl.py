@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from distilldepth import reference
 from distilldepth.ops.arguments import check_floats, check_same, check_teacher, check_valid
-from distilldepth.ops.backend import active_backend
+from distilldepth.ops.backend import active_backend, kernel, prepare
 
 
 def channel_kl_loss(
@@ -52,5 +53,15 @@ def channel_kl_loss(
     check_valid(name, valid, (len(student), *student.shape[-2:]), "student", student)
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"{name}: temperature must be positive, got {temperature}")
-    active_backend("channel_kl", student)
-    return reference.channel_kl_loss(student, teacher, valid, temperature=temperature)
+    backend = active_backend("channel_kl", student)
+    if backend == "reference":
+        return reference.channel_kl_loss(student, teacher, valid, temperature=temperature)
+    batch, positions = len(student), student.shape[-2] * student.shape[-1]
+    channels = student.shape[1] if student.ndim == 4 else 1
+    student, teacher, valid = prepare(
+        student.reshape(batch, channels, positions),
+        teacher.reshape(batch, channels, positions),
+        None if valid is None else valid.reshape(batch, positions),
+    )
+    need_gradient = torch.is_grad_enabled() and student.requires_grad
+    return kernel("channel_kl", backend)(student, teacher, valid, temperature, need_gradient)[0]

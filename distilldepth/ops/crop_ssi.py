@@ -16,8 +16,9 @@ from distilldepth.ops.arguments import (
     check_valid,
     values_are_checked,
 )
-from distilldepth.ops.backend import active_backend
+from distilldepth.ops.backend import active_backend, kernel, prepare
 from distilldepth.reference.crop_ssi import sample_crops as _sample_crops
+from distilldepth.reference.hybrid_norm import CONTEXTS
 
 
 def crop_ssi_loss(
@@ -78,17 +79,23 @@ def crop_ssi_loss(
     _check_boxes(name, prediction, boxes, image_index)
     if len(boxes) != len(targets):
         raise ValueError(f"{name}: boxes must be one per crop, ({len(targets)}, 4), got {tuple(boxes.shape)}")
-    active_backend("crop_ssi", prediction)
-    return reference.crop_ssi_loss(
-        prediction,
-        targets,
-        boxes,
-        image_index,
-        valid,
-        segments=segments,
-        contexts=contexts,
-        spread_eps=spread_eps,
-    )
+    backend = active_backend("crop_ssi", prediction)
+    if backend == "reference":
+        return reference.crop_ssi_loss(
+            prediction,
+            targets,
+            boxes,
+            image_index,
+            valid,
+            segments=segments,
+            contexts=contexts,
+            spread_eps=spread_eps,
+        )
+    prediction, targets, valid = prepare(prediction, targets, valid)
+    places = boxes.double().contiguous(), image_index.contiguous()
+    need_gradient = torch.is_grad_enabled() and prediction.requires_grad
+    run = kernel("crop_ssi", backend)
+    return run(prediction, targets, *places, valid, segments, CONTEXTS.index(contexts), spread_eps, need_gradient)[0]
 
 
 def sample_crops(prediction: Tensor, boxes: Tensor, image_index: Tensor, size: Sequence[int]) -> Tensor:

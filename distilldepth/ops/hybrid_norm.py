@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from distilldepth import reference
 from distilldepth.ops.arguments import check_normaliser, check_pair
-from distilldepth.ops.backend import active_backend
+from distilldepth.ops.backend import active_backend, kernel, prepare
+from distilldepth.reference.hybrid_norm import CONTEXTS
 
 
 def hybrid_norm_loss(
@@ -63,7 +65,12 @@ def hybrid_norm_loss(
     """
     check_pair("hybrid_norm_loss", prediction, target, valid)
     segments = check_normaliser("hybrid_norm_loss", segments, contexts, spread_eps)
-    active_backend("hybrid_norm", prediction)
-    return reference.hybrid_norm_loss(
-        prediction, target, valid, segments=segments, contexts=contexts, spread_eps=spread_eps
-    )
+    backend = active_backend("hybrid_norm", prediction)
+    if backend == "reference":
+        return reference.hybrid_norm_loss(
+            prediction, target, valid, segments=segments, contexts=contexts, spread_eps=spread_eps
+        )
+    prediction, target, valid = prepare(prediction, target, valid)
+    need_gradient = torch.is_grad_enabled() and prediction.requires_grad
+    run = kernel("hybrid_norm", backend)
+    return run(prediction, target, valid, segments, CONTEXTS.index(contexts), spread_eps, need_gradient)[0]
