@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
+
 import pytest
 import torch
+
+from distilldepth.errors import DistillDepthError
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the operations are tested: cpu or cuda")
+    parser.addoption("--backend", default="", help="what runs the operations: native, triton or reference")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--backend"):
+        os.environ["DISTILLDEPTH_BACKEND"] = config.getoption("--backend")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """With --backend, a test of a type that this backend does not take is skipped; it says so."""
+    try:
+        return (yield)
+    except DistillDepthError as error:
+        if item.config.getoption("--backend") and "tensors of float64" in str(error):
+            pytest.skip(str(error))
+        raise
 
 
 @pytest.fixture

@@ -1,0 +1,270 @@
+"""What the loss costs in a step of the main job: time and memory per phase, with the reference and with the kernels.
+
+    python benchmarks/training_step.py --json benchmarks/results/training-step.json
+
+The step is that of `distilldepth distill --preset demo`: light student, two teachers, hybrid normalisation on the
+region and on windows, gradient matching. The backends take turns step by step on the same batches. `loss` is the
+objective with its gradient to the student's map, `student` the student forward and backward. Memory is what a phase
+adds at its peak to what was there when it began, in a process of its own per backend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distilldepth.benchmark import command_line, machine
+from distilldepth.benchmark.memory import peak_since, reset_peak
+from distilldepth.benchmark.metadata import load_average
+from distilldepth.benchmark.timing import quantile, synchronise
+from distilldepth.data.sources import open_source
+from distilldepth.distill.config import load_config
+from distilldepth.distill.data import CropDataset, StepBatches, crop_config, make_loader, split_heldout
+from distilldepth.distill.optimiser import make_optimiser
+from distilldepth.distill.progress import PHASES
+from distilldepth.distill.spec import parse_teachers
+from distilldepth.distill.step import DistillationStep
+from distilldepth.distill.teachers import load_teachers
+from distilldepth.distill.trainer import label_batch, make_accelerator, make_objective
+from distilldepth.losses import ObjectiveInputs
+from distilldepth.models import create_student
+from distilldepth.ops.backend import OPS, available_backends
+
+WARM_STEPS = 2
+MEMORY_STEPS = 3
+
+
+class Watch:
+    """Seconds, or bytes at the peak, of each phase of a step; takes the place of the trainer's stopwatch."""
+
+    def __init__(self, device: torch.device, *, memory: bool = False) -> None:
+        self._device, self._memory = device, memory
+        self._step_began: int | None = None
+        self.found: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, phase: str, *, host: bool = False) -> Iterator[None]:
+        synchronise(self._device)
+        if not self._memory:
+            began = time.perf_counter()
+            yield
+            synchronise(self._device)
+            self.found[phase] += time.perf_counter() - began
+        else:
+            cuda = self._device.type == "cuda"
+            if cuda:
+                torch.cuda.reset_peak_memory_stats(self._device)
+            before = torch.cuda.memory_allocated(self._device) if cuda else reset_peak()
+            if self._step_began is None:
+                self._step_began = before
+            yield
+            risen = torch.cuda.max_memory_allocated(self._device) - before if cuda else peak_since(before)
+            self.found[phase] = max(self.found[phase], risen)
+            self.found["step"] = max(self.found["step"], risen + before - self._step_began)
+
+    def take(self) -> dict[str, float]:
+        """Return what was found and start again."""
+        found, self.found, self._step_began = dict(self.found), defaultdict(float), None
+        return found
+
+
+class WholeObjective(nn.Module):
+    """Gives the gradient to the student's map together with the loss, so that both count as `loss`."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+        self.needs = objective.needs
+
+    def forward(self, inputs: ObjectiveInputs) -> tuple[Tensor, dict[str, Tensor]]:
+        prediction = inputs.prediction
+        inputs.prediction = prediction.detach().requires_grad_()
+        loss, terms = self.objective(inputs)
+        loss.backward()
+        # Linear in the prediction with that gradient: the student gets what it would have got, and no more is computed.
+        return (prediction * inputs.prediction.grad).sum(), terms
+
+
+class Step:
+    """The trainer's step, taken apart enough to be measured."""
+
+    def __init__(self, settings: list[str], steps: int, *, memory: bool = False) -> None:
+        config = load_config(preset="demo", settings=settings)
+        self.config = config
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        self.accelerator = make_accelerator(config)
+        self.device = self.accelerator.device
+        self.watch = Watch(self.device, memory=memory)
+        source = open_source(
+            config.images, size=config.scene_height_width, seed=config.seed, max_side=config.crop.max_side or None
+        )
+        training, _ = split_heldout(source, config.heldout)
+        self.teachers = load_teachers(
+            parse_teachers(config.teachers),
+            device=self.device,
+            offline=True,
+            has_depth=source.has_depth,
+            seed=config.seed,
+            precision=config.teacher_precision,
+        )
+        student = create_student(config.student, seed=config.seed, offline=True)
+        student = student.to(memory_format=torch.channels_last).train()
+        objective = make_objective(config, student, self.teachers.teachers, training)
+        self.needs_features = "features" in objective.needs
+        module = DistillationStep(student, WholeObjective(objective), self.watch, compiled=config.compile)
+        optimiser = make_optimiser(config, module, self.device)
+        self.module, self.optimiser = self.accelerator.prepare(module, optimiser)
+        batches = StepBatches(0, steps, config.batch_size)
+        dataset = CropDataset(training, crop_config(config), config.seed)
+        self._loader = iter(make_loader(dataset, batches, config.workers, pin=self.device.type == "cuda"))
+
+    def next_batch(self) -> dict[str, Any]:
+        """Wait for data."""
+        with self.watch("data", host=True):
+            return next(self._loader)
+
+    def run(self, batch: dict[str, Any], index: int) -> None:
+        """One step on a batch."""
+        with self.watch("teacher"):
+            teacher = self.teachers.draw(index)
+            inputs = label_batch(batch, teacher, self.config, self.device, features=self.needs_features)
+        outputs = self.module(inputs)
+        with self.watch("student"):
+            self.accelerator.backward(outputs.loss)
+        with self.watch("optimiser"):
+            self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.optimiser.clip_norm or float("inf"))
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+
+
+def measure_time(settings: list[str], steps: int) -> tuple[Step, dict[str, list[dict[str, float]]]]:
+    """Return the step and, by backend, the seconds of each phase of each counted step."""
+    total = WARM_STEPS + steps
+    step = Step(settings, total)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in backends(step.device)}
+    for index in range(total):
+        batch = step.next_batch()
+        waited = step.watch.take()
+        names = list(found)
+        for place in range(len(names)):
+            name = names[(index + place) % len(names)]
+            use(name)
+            step.run(batch, index)
+            phases = {**waited, **step.watch.take()}
+            if index >= WARM_STEPS:
+                found[name].append(phases)
+        print(f"step {index + 1}/{total}", file=sys.stderr, flush=True)
+    return step, found
+
+
+def measure_memory(settings: list[str], backend: str) -> dict[str, int]:
+    """Bytes that each phase adds at its peak."""
+    use(backend)
+    step = Step(settings, MEMORY_STEPS, memory=True)
+    for index in range(MEMORY_STEPS):
+        step.run(step.next_batch(), index)
+        if index == 0:
+            step.watch.take()  # the first step loads libraries and makes the optimiser's state
+    return {phase: int(found) for phase, found in step.watch.take().items()}
+
+
+def backends(device: torch.device) -> list[str]:
+    """The reference and, if there is another, what runs when nothing is forced."""
+    chosen = {available_backends(op, device.type)[0] for op in OPS}
+    return ["reference"] if chosen == {"reference"} else ["reference", "default"]
+
+
+def use(backend: str) -> None:
+    """Let the operations run on a backend from now on."""
+    if backend == "default":
+        os.environ.pop("DISTILLDEPTH_BACKEND", None)
+    else:
+        os.environ["DISTILLDEPTH_BACKEND"] = backend
+
+
+def memory_in_another_process(settings: list[str], backend: str) -> dict[str, int] | None:
+    """Run `measure_memory` where nothing else uses memory; None where the system cannot tell."""
+    # Without this glibc keeps large blocks for reuse, and what was freed would still count as used.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, "--memory-of", backend]
+    command += [word for pair in settings for word in ("--set", pair)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        print(f"memory of {backend} not measured: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20, help="counted steps per backend (default 20)")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="as `distill`")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--memory-of", metavar="BACKEND", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print(json.dumps(measure_memory(arguments.settings, arguments.memory_of)))
+        return
+    step, found = measure_time(arguments.settings, arguments.steps)
+    results = []
+    for name, steps in found.items():
+        runs = {op: name if name == "reference" else available_backends(op, step.device.type)[0] for op in OPS}
+        peaks = memory_in_another_process(arguments.settings, name) or {}
+        whole = [sum(phases.values()) for phases in steps]
+        for phase in (*PHASES, "step"):
+            seconds = whole if phase == "step" else [phases[phase] for phases in steps]
+            results.append(
+                {
+                    "backend": name,
+                    "runs": runs,
+                    "phase": phase,
+                    "median_ms": quantile(seconds, 0.5) * 1e3,
+                    "p20_ms": quantile(seconds, 0.2) * 1e3,
+                    "p80_ms": quantile(seconds, 0.8) * 1e3,
+                    "steps": len(seconds),
+                    "share": sum(seconds) / sum(whole),
+                    "peak_bytes": peaks.get(phase),
+                }
+            )
+    config = step.config
+    metadata = {
+        **machine(step.device),
+        "command": command_line(),
+        "load_average": load_average(),
+        "batch_size": config.batch_size,
+        "size": list(config.height_width),
+        "windows": config.crop.patches,
+        "student": config.student,
+        "teachers": config.teachers,
+        "precision": step.accelerator.mixed_precision,
+    }
+    print("| backend | phase | median ms | p20 to p80 | share of the step | extra MB at peak |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    for row in results:
+        memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
+        spread = f"{row['p20_ms']:.1f} to {row['p80_ms']:.1f}"
+        cells = [row["backend"], row["phase"], f"{row['median_ms']:.1f}", spread, f"{100 * row['share']:.1f} %", memory]
+        print("| " + " | ".join(cells) + " |")
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"metadata": metadata, "results": results}, indent=2)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What follows from rows: ratios and the judgement of the linear-cost rule. Nothing here is stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from distilldepth.benchmark.baselines import USUAL
+
+Row = dict[str, Any]
+
+FOUR_TIMES_THE_PIXELS = 4.6
+"""How many times longer four times the pixels may take."""
+
+
+def speedups(rows: Sequence[Row]) -> list[dict[str, float | None]]:
+    """How many times faster each row is than `reference`, `compile` and the `usual` formulation in the same rows.
+
+    Returns:
+        One dict per row; None where that baseline was not measured.
+    """
+    medians = {(_case(row), row["backend"]): row["median_ms"] for row in rows}
+    ratios = []
+    for row in rows:
+        names = {"reference": "reference", "compile": "compile", "usual": USUAL[row["op"]]}
+        found = {word: medians.get((_case(row), backend)) for word, backend in names.items()}
+        ratios.append({word: None if base is None else base / row["median_ms"] for word, base in found.items()})
+    return ratios
+
+
+def linear_cost(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Judge the rule of linear cost: four times the pixels at most 4.6 times the time, N images at most N times one.
+
+    Returns:
+        One dict per pair of rows that differ by four times the pixels, or in the number of images against one: `op,
+        contexts, backend, dtype, what, ratio, limit, holds`.
+    """
+    checks = []
+    for small in rows:
+        for large in rows:
+            if _series(small) != _series(large):
+                continue
+            (images, *size), (many, *large_size) = small["shape"], large["shape"]
+            growth = math.prod(large_size) / math.prod(size)
+            if images == many and 3.8 < growth < 4.2:
+                # Sides are whole numbers, so four times the pixels is not exactly four.
+                limit = FOUR_TIMES_THE_PIXELS * growth / 4
+                what = f"{_shape(small)} to {_shape(large)}"
+            elif images == 1 and many > 1 and size == large_size:
+                limit, what = float(many), f"1 to {many} images of {_shape(small)[2:]}"
+            else:
+                continue
+            ratio = large["median_ms"] / small["median_ms"]
+            named = {key: small[key] for key in ("op", "contexts", "backend", "dtype")}
+            checks.append({**named, "what": what, "ratio": ratio, "limit": limit, "holds": ratio <= limit})
+    return checks
+
+
+def per_doubling(rows: Sequence[Row]) -> list[dict[str, float | None]]:
+    """Time per pixel of each row, and how the time grew since the row with half as many pixels or images.
+
+    Returns:
+        One dict per row: `ns_per_pixel`; `pixels` and `batch`, the growth per doubling, None without such a row.
+    """
+    grown = []
+    for row in rows:
+        count, *size = row["shape"]
+        pixels = math.prod(size)
+        found: dict[str, float | None] = {"ns_per_pixel": row["median_ms"] * 1e6 / (count * pixels)}
+        found |= {"pixels": None, "batch": None}
+        for other in rows:
+            if _series(other) != _series(row):
+                continue
+            other_count, *other_size = other["shape"]
+            if other_count == count and 1.8 < pixels / math.prod(other_size) < 2.2:
+                found["pixels"] = row["median_ms"] / other["median_ms"]
+            elif 2 * other_count == count and other_size == size:
+                found["batch"] = row["median_ms"] / other["median_ms"]
+        grown.append(found)
+    return grown
+
+
+def _series(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("op", "contexts", "backend", "direction", "dtype"))
+
+
+def _case(row: Row) -> tuple[Any, ...]:
+    return (row["op"], row["contexts"], row["direction"], row["dtype"], tuple(row["shape"]))
+
+
+def _shape(row: Row) -> str:
+    return "x".join(map(str, row["shape"]))
