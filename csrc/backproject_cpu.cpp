@@ -46,7 +46,7 @@ struct Camera {
   Value row(int64_t v) const { return (static_cast<Value>(v) - cy) / fy; }
 };
 
-// f.template operator()<Element, Value>() for the types of the depth and of the intrinsics, which is that of all results.
+// f.template operator()<Element, Value>() for the types of the depth and of the intrinsics; results have the latter.
 template <class F>
 decltype(auto) dispatch_depth(const char* op, const Tensor& depth, const Tensor& intrinsics, const F& f) {
   return dispatch(op, depth.scalar_type(), [&]<class Element>() {
@@ -77,9 +77,9 @@ Tensor backproject(Tensor depth, Tensor intrinsics, std::optional<Tensor> valid)
   const uint8_t* kept = valid_data(valid);  // (images, height, width)
   const Tasks tasks(images, height, width);
   dispatch_depth("backproject", depth, intrinsics, [&]<class Element, class Value>() {
-    const Element* z = depth.const_data_ptr<Element>();            // (images, height, width)
-    const Value* matrices = intrinsics.const_data_ptr<Value>();    // (images, 3, 3)
-    Value* to = points.mutable_data_ptr<Value>();                  // (images, height, width, 3)
+    const Element* z = depth.const_data_ptr<Element>();  // (images, height, width)
+    const Value* matrices = intrinsics.const_data_ptr<Value>();  // (images, 3, 3)
+    Value* to = points.mutable_data_ptr<Value>();  // (images, height, width, 3)
     parallel_tasks(tasks.count, [&](int64_t task) {
       const Camera<Value> camera(matrices + 9 * tasks.image(task));
       const std::vector<Value> columns = camera.columns(width);
@@ -128,10 +128,10 @@ std::tuple<Tensor, Tensor> backproject_backward(Tensor grad_points, Tensor depth
   const uint8_t* kept = valid_data(valid);  // (images, height, width)
   const Tasks tasks(images, height, width);
   dispatch_depth("backproject_backward", depth, intrinsics, [&]<class Element, class Value>() {
-    const Value* from = grad_points.const_data_ptr<Value>();       // (images, height, width, 3)
-    const Element* z = depth.const_data_ptr<Element>();            // (images, height, width)
-    const Value* matrices = intrinsics.const_data_ptr<Value>();    // (images, 3, 3)
-    Value* to = grad_depth.mutable_data_ptr<Value>();              // (images, height, width)
+    const Value* from = grad_points.const_data_ptr<Value>();  // (images, height, width, 3)
+    const Element* z = depth.const_data_ptr<Element>();  // (images, height, width)
+    const Value* matrices = intrinsics.const_data_ptr<Value>();  // (images, 3, 3)
+    Value* to = grad_depth.mutable_data_ptr<Value>();  // (images, height, width)
     Value* to_matrices = grad_intrinsics.mutable_data_ptr<Value>();  // (images, 3, 3)
     std::vector<IntrinsicsSums> sums(tasks.count);
     parallel_tasks(tasks.count, [&](int64_t task) {
@@ -219,9 +219,9 @@ std::tuple<Tensor, Tensor> point_cloud(Tensor depth, Tensor intrinsics, Tensor i
   Tensor points = make({begins.back(), 3}, intrinsics.scalar_type());
   Tensor colours = make({begins.back(), 3}, image.scalar_type());
   dispatch_depth("point_cloud", depth, intrinsics, [&]<class Element, class Value>() {
-    const Element* z = depth.const_data_ptr<Element>();            // (images, height, width)
-    const Value* matrices = intrinsics.const_data_ptr<Value>();    // (images, 3, 3)
-    Value* to = points.mutable_data_ptr<Value>();                  // (points, 3)
+    const Element* z = depth.const_data_ptr<Element>();  // (images, height, width)
+    const Value* matrices = intrinsics.const_data_ptr<Value>();  // (images, 3, 3)
+    Value* to = points.mutable_data_ptr<Value>();  // (points, 3)
     parallel_tasks(tasks.count, [&](int64_t task) {
       const Camera<Value> camera(matrices + 9 * tasks.image(task));
       const std::vector<Value> columns = camera.columns(width);
@@ -242,7 +242,7 @@ std::tuple<Tensor, Tensor> point_cloud(Tensor depth, Tensor intrinsics, Tensor i
   });
   dispatch_bytes(image.element_size(), [&]<class Pixel>() {
     const Pixel* from = static_cast<const Pixel*>(image.const_data_ptr());  // (images, 3, height, width)
-    Pixel* to = static_cast<Pixel*>(colours.mutable_data_ptr());            // (points, 3)
+    Pixel* to = static_cast<Pixel*>(colours.mutable_data_ptr());  // (points, 3)
     const int64_t plane = height * width;
     parallel_tasks(tasks.count, [&](int64_t task) {
       const int64_t begin = tasks.first_pixel(task);

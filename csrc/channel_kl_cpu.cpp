@@ -21,9 +21,9 @@ namespace distilldepth {
 namespace {
 
 constexpr int64_t kChunk = 4096;
-// Long enough that the compiler makes a vector loop of the lanes instead of unrolling them one by one.
-constexpr int kLanes = 64;
-static_assert(kChunk % kLanes == 0);
+// Sums have this many lanes: enough that the compiler makes a vector loop of them instead of unrolling them one by one.
+constexpr int kGroup = 64;
+static_assert(kChunk % kGroup == 0);
 
 // What one chunk says; `product` = sum e^{y_t} (T y_t - T y_s). Sums are relative to the chunk's own peaks.
 struct Sums {
@@ -74,7 +74,7 @@ inline double exp2_negative(double x) {
   return (1.0 + f * q) * std::bit_cast<double>(power);
 }
 
-// One map's part of a chunk, (count,), in the type of sums and padded to whole groups of lanes. -inf stands where a
+// One map's part of a chunk, (count,), in the type of sums and padded to whole groups. -inf stands where a
 // position is not valid or not there: it has no weight in any sum.
 template <class Value>
 class Values {
@@ -83,7 +83,7 @@ class Values {
 
   // from (count,), valid (count,) or null.
   template <class Element>
-  Values(const Element* from, const uint8_t* valid, int64_t count) : padded_((count + kLanes - 1) / kLanes * kLanes) {
+  Values(const Element* from, const uint8_t* valid, int64_t count) : padded_((count + kGroup - 1) / kGroup * kGroup) {
     if constexpr (std::is_same_v<Element, Value>) {
       if (!valid && count == padded_) {
         at_ = from;
@@ -108,11 +108,11 @@ class Values {
 
   // The largest value and how many are finite.
   std::pair<double, int64_t> look() const {
-    Value peaks[kLanes];
-    int32_t finite[kLanes] = {};
-    std::fill_n(peaks, kLanes, lowest);
-    for (int64_t i = 0; i < padded_; i += kLanes) {
-      for (int lane = 0; lane < kLanes; ++lane) {
+    Value peaks[kGroup];
+    int32_t finite[kGroup] = {};
+    std::fill_n(peaks, kGroup, lowest);
+    for (int64_t i = 0; i < padded_; i += kGroup) {
+      for (int lane = 0; lane < kGroup; ++lane) {
         const Value value = at_[i + lane];
         peaks[lane] = peaks[lane] < value ? value : peaks[lane];
         finite[lane] += std::abs(value) <= std::numeric_limits<Value>::max() ? 1 : 0;
@@ -141,9 +141,9 @@ Sums sum_chunk(const Values<Value>& student, const Values<Value>& teacher, int64
   Sums sums{.student_peak = student_peak, .teacher_peak = teacher_peak, .positions = positions};
   sums.finite = student_finite == positions && teacher_finite == positions;
   if (positions == 0 || !sums.finite) return sums;
-  double student_sums[kLanes] = {}, teacher_sums[kLanes] = {}, products[kLanes] = {};
-  for (int64_t i = 0; i < student.padded(); i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
+  double student_sums[kGroup] = {}, teacher_sums[kGroup] = {}, products[kGroup] = {};
+  for (int64_t i = 0; i < student.padded(); i += kGroup) {
+    for (int lane = 0; lane < kGroup; ++lane) {
       const double s = below(student[i + lane], student_peak), t = below(teacher[i + lane], teacher_peak);
       const double exp_t = exp2_negative<exact>(t * rate);
       student_sums[lane] += exp2_negative<exact>(s * rate);
@@ -207,7 +207,7 @@ void write_gradient(Value* gradient, const Values<Value>& student, const Values<
   }
 }
 
-// student, teacher (images, channels, size), valid (images, size) or null, gradient as student or null. Returns the loss.
+// The loss. student, teacher (images, channels, size), valid (images, size) or null, gradient as student or null.
 template <class Element>
 double run(const Element* student, const Element* teacher, const uint8_t* valid, Accumulator<Element>* gradient,
            int64_t images, int64_t channels, int64_t size, double temperature) {

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from tolerances import assert_gradient, assert_map
 
 from distilldepth import ops, reference
+from distilldepth.ops.backend import active_backend
+from distilldepth.reference.backproject import point_cloud
 
 
 def make(batch=2, height=5, width=7, seed=0, device="cpu"):
@@ -37,10 +39,13 @@ def test_projection_gives_the_pixels_back(seed, batch, height, width):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_precision(dtype, device):
-    depth, matrix, valid = make(2, 31, 45, device=device)
+@pytest.mark.parametrize("shape", [(2, 31, 45), (1, 1, 16385), (1, 16385, 1), (3, 130, 257)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_precision(dtype, shape, masked, device):
+    depth, matrix, valid = make(*shape, device=device)
     depth, matrix = depth.to(dtype), matrix.float()
-    weight = torch.rand(2, 31, 45, 3, device=device)
+    valid = valid if masked else None
+    weight = torch.rand(*shape, 3, device=device)
     results = []
     for d, k in ((depth, matrix), (depth.double(), matrix.double())):
         d, k = d.clone().requires_grad_(), k.clone().requires_grad_()
@@ -106,6 +111,40 @@ def test_cloud_has_the_valid_points_and_their_colours(device):
     assert torch.equal(everything, maps.reshape(-1, 3))
     with pytest.raises(ValueError, match=r"image must be \(B, 3, H, W\)"):
         ops.point_cloud(depth, matrix, image.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float16, torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cloud_keeps_order_and_dtype(dtype, masked, device):
+    depth, matrix, valid = make(3, 130, 257, device=device)
+    image = (torch.rand(3, 3, 130, 257, device=device) * 2).to(dtype)
+    for kept in (valid, torch.zeros_like(valid)) if masked else (None,):
+        points, colours = ops.point_cloud(depth, matrix, image, kept)
+        expected = point_cloud(depth, matrix, image, kept)
+        assert colours.dtype == dtype
+        assert torch.equal(colours, expected[1])
+        assert points.shape == expected[0].shape
+        if len(points):
+            assert_map(points, expected[0], torch.float64)
+
+
+def test_the_number_of_threads_does_not_matter():
+    depth, matrix, valid = make(2, 300, 257)
+    depth, matrix = depth.float(), matrix.float()
+    if active_backend("backproject", depth) != "native":
+        pytest.skip("promised by the native library")
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            d, k = depth.clone().requires_grad_(), matrix.clone().requires_grad_()
+            points = ops.backproject(d, k, valid)
+            points.nan_to_num().square().sum().backward()
+            results.append((points.detach().nan_to_num(), d.grad, k.grad))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 def test_mistakes_are_named():

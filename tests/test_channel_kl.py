@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tolerances import assert_gradient, assert_loss
 
 from distilldepth import ops, reference
+from distilldepth.ops.backend import active_backend
 
 
 def make(shape=(3, 2, 7, 9), seed=0, device="cpu"):
@@ -57,6 +58,82 @@ def test_precision(dtype, device):
     assert got.dtype == torch.float32
     assert_loss(got, truth[0], dtype)
     assert_gradient(gradient, truth[1], dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 64), (2, 1, 97, 127), (1, 2, 64, 65), (300, 3, 3, 5), (1, 1, 2, 8192)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_maps_of_every_length(shape, masked, device):
+    student, teacher, valid = (x if x.dtype == torch.bool else x.float() for x in make(shape, device=device))
+    valid[:, : shape[2] // 2] = False
+    valid = valid if masked else None
+    truth = loss_and_gradient(reference.channel_kl_loss, student.double(), teacher.double(), valid, temperature=0.7)
+    got, gradient = loss_and_gradient(ops.channel_kl_loss, student, teacher, valid, temperature=0.7)
+    assert_loss(got, truth[0], torch.float32)
+    assert_gradient(gradient, truth[1], torch.float32)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_maps_that_are_almost_alike(shift, device):
+    _, teacher, _ = make((2, 1, 41, 33), device=device)
+    student = (teacher + 0.01 * make((2, 1, 41, 33), seed=1)[0].to(device) + shift).float()
+    teacher = teacher.float()
+    truth = loss_and_gradient(reference.channel_kl_loss, student.double(), teacher.double())
+    if student.device.type != "cpu" or active_backend("channel_kl", student) != "native":
+        pytest.skip("promised by the native CPU library, whose sums are in double where digits cancel")
+    got, gradient = loss_and_gradient(ops.channel_kl_loss, student, teacher)
+    assert_loss(got, truth[0], torch.float32)
+    assert_gradient(gradient, truth[1], torch.float32)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_values_near_the_ends_of_the_type(scale, device):
+    student, teacher, valid = make(device=device)
+    student, teacher = (student * scale).float(), (teacher * scale).float()
+    truth = loss_and_gradient(reference.channel_kl_loss, student.double(), teacher.double(), valid)
+    got, gradient = loss_and_gradient(ops.channel_kl_loss, student, teacher, valid)
+    assert_loss(got, truth[0], torch.float32)
+    torch.testing.assert_close(gradient.double(), truth[1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_gradient_too_small_for_float16_is_kept_until_it_is_scaled(device):
+    student, teacher, _ = (x.to(torch.float16) for x in make((4, 1, 160, 150), device=device))
+    leaves = [x.clone().requires_grad_() for x in (student, student.double())]
+    (ops.channel_kl_loss(leaves[0], teacher) * 2.0**16).backward()
+    (reference.channel_kl_loss(leaves[1], teacher.double()) * 2.0**16).backward()
+    assert (leaves[1].grad / 2.0**16).to(torch.float16).eq(0).any()
+    assert_gradient(leaves[0].grad, leaves[1].grad, torch.float16)
+
+
+def test_one_bad_map_leaves_the_gradients_of_others_finite(device):
+    student, teacher, valid = make(device=device)
+    valid[1, 2, 3] = True
+    student[1, 0, 2, 3] = torch.nan
+    if active_backend("channel_kl", student) == "reference":
+        pytest.skip("promised by the kernels")
+    loss, gradient = loss_and_gradient(ops.channel_kl_loss, student, teacher, valid)
+    assert loss.isnan()
+    assert gradient[1, 0, 2, 3].isnan()
+    others = torch.ones_like(gradient, dtype=torch.bool)
+    others[1, 0] = False
+    assert torch.isfinite(gradient[others]).all()
+    assert (gradient[~valid[:, None].expand_as(gradient)] == 0).all()
+
+
+def test_the_number_of_threads_does_not_matter():
+    student, teacher, valid = make((3, 2, 120, 101))
+    student, teacher = student.float(), teacher.float()
+    if active_backend("channel_kl", student) != "native":
+        pytest.skip("promised by the native library")
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(loss_and_gradient(ops.channel_kl_loss, student, teacher, valid))
+    finally:
+        torch.set_num_threads(before)
+    for loss, gradient in results[1:]:
+        assert torch.equal(loss, results[0][0])
+        assert torch.equal(gradient, results[0][1])
 
 
 def test_gradcheck(device):
