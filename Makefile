@@ -12,7 +12,7 @@ SEED   := 1000000
 
 .PHONY: demo test bench lint clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.native
 	rm -rf $(DEMO)
 	mkdir -p $(DEMO)/images
 	$(BIN)/distilldepth distill --teachers dav2,genpercept --preset demo --offline --out $(DEMO)/run --overwrite
@@ -29,10 +29,10 @@ demo: $(VENV)/.installed
 	@echo "Images, and the depth predicted:  $(DEMO)/images  $(DEMO)/depth"
 	@echo "The student, for --model:         $(DEMO)/run"
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VENV)/.native
 	$(BIN)/python -m pytest -q
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.native
 	$(BIN)/distilldepth bench
 
 lint: $(VENV)/.installed-test
@@ -56,3 +56,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@ $(VENV)/.installed
+
+# The CPU library compiles in half a minute, once. Everything works without it, only slower, so make goes on. The CUDA
+# library takes minutes: `distilldepth doctor --build` compiles it, and so does DISTILLDEPTH_BUILD=1 here, where a
+# failure counts.
+$(VENV)/.native: $(wildcard csrc/*) distilldepth/native.py | $(VENV)/.installed
+	$(BIN)/distilldepth doctor --build $(if $(filter 1,$(DISTILLDEPTH_BUILD)),all,cpu) >/dev/null \
+	    || test '$(DISTILLDEPTH_BUILD)' != 1
+	touch $@

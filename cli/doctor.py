@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,17 +17,35 @@ KERNELS = {
     "channel-kl": "channel-wise distillation",
     "backproject": "depth to points",
 }
+NATIVE = {"cpu": "CPU", "cuda": "CUDA"}
 
 
 @click.command()
+@click.option(
+    "--build",
+    is_flag=False,
+    flag_value="all",
+    default=None,
+    type=options.NearestChoice(("all", "cpu", "cuda")),
+    metavar="[all|cpu|cuda]",
+    help="First compile the native libraries that are missing. all, the default: the CPU library, and the CUDA library "
+    "if nvcc is there.",
+)
 @options.json_option
-def doctor(json_file: str | None) -> None:
+def doctor(build: str | None, json_file: str | None) -> None:
     """Show what this machine can run, and why.
 
-    Looks only: nothing is downloaded, compiled or changed. Exit code 1 if something that every command needs is broken.
+    Looks only: nothing is downloaded, compiled or changed, except that --build compiles the native libraries into the
+    cache folder. Exit code 1 if that fails, or if something that every command needs is broken.
+
+    \b
+    distilldepth doctor
+    distilldepth doctor --build
     """
     options.check_json_target(json_file)
+    failures = build_libraries(build) if build is not None else []
     facts, problems = examine()
+    problems = failures + problems
     options.write_json({**facts, "problems": problems}, json_file)
     if json_file != "-":
         _print(facts)
@@ -38,11 +55,46 @@ def doctor(json_file: str | None) -> None:
         click.get_current_context().exit(1)
 
 
+def build_libraries(which: str) -> list[str]:
+    """Compile `cpu`, `cuda` or `all`; return what failed.
+
+    A library that cannot be compiled here at all, for want of a compiler say, is no failure unless it was asked for by
+    name or DISTILLDEPTH_BUILD=1 insists on the CPU library.
+    """
+    from distilldepth import native
+    from distilldepth.errors import DistillDepthError
+
+    failures = []
+    for kind in native.KINDS if which == "all" else (which,):
+        obstacle = native.obstacle(kind)
+        if obstacle is not None:
+            needed = which == kind or (kind == "cpu" and native.build_policy() == "1")
+            if needed and native.build_policy() != "0":
+                failures.append(f"the native {NATIVE[kind]} library cannot be compiled: {obstacle}")
+            else:
+                click.echo(f"native {NATIVE[kind]} library: not compiled: {obstacle}", err=True)
+            continue
+        try:
+            built = native.build(kind, progress=lambda line: click.echo(f"  {line}", err=True))
+        except DistillDepthError as error:
+            failures.append(str(error))
+            continue
+        status = native.load(kind)
+        if not status.loaded:
+            failures.append(f"the native {NATIVE[kind]} library is there, but cannot be used: {status.reason}")
+            continue
+        done = f"compiled in {built.seconds:.0f} s" if built.seconds else "up to date"
+        click.echo(f"native {NATIVE[kind]} library: {done}", err=True)
+    return failures
+
+
 def examine() -> tuple[dict[str, Any], list[str]]:
     """Return what was found, and what has to be repaired before anything works."""
     import torch
 
+    from distilldepth import native
     from distilldepth.benchmark import machine, processor_name
+    from distilldepth.cache import cache_folder
     from distilldepth.models import registry
 
     problems: list[str] = []
@@ -59,13 +111,14 @@ def examine() -> tuple[dict[str, Any], list[str]]:
         "packages": {name: _package(name, problems) for name in ("transformers", "diffusers", "accelerate", "pillow")},
         "gpus": gpus,
         "why_no_gpu": None if gpus else _why_no_gpu(torch),
-        "cpp_compiler": _first_line(os.environ.get("CXX") or "c++", "--version"),
-        "nvcc": _nvcc(),
+        "cpp_compiler": _version_line(native.find_compiler()),
+        "nvcc": _version_line([native.find_nvcc()] if native.find_nvcc() else None, "release"),
+        "native": {kind: native.describe(kind) for kind in native.KINDS},
         "kernels": kernel_rows(),
         "bundled_models": [],
         "checkpoints": [],
         "offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
-        "cache": str(_cache_folder()),
+        "cache": str(cache_folder()),
     }
     for row in registry.describe():
         entry = registry.ENTRIES[row["name"]]
@@ -82,25 +135,28 @@ def examine() -> tuple[dict[str, Any], list[str]]:
 
 
 def kernel_rows() -> list[dict[str, Any]]:
-    """Return which backend every kernel uses on which device."""
-    from distilldepth.ops.backend import available_backends
+    """Return which backend every kernel uses on which device, and why it is not a better one."""
+    from distilldepth.ops.backend import BACKENDS, available_backends
 
     forced = os.environ.get("DISTILLDEPTH_BACKEND", "")
     rows = []
     for name, what in KERNELS.items():
-        op = name.replace("-", "_")
         row = {"name": name, "what": what}
+        missing = []
         for device in ("cpu", "cuda"):
-            available = available_backends(op, device)
-            row[device] = available[0] if not forced or forced in available else f"{forced} forced, but not there"
-            if forced in available:
-                row[device] = forced
+            available = available_backends(name.replace("-", "_"), device)
+            row[device] = available[0]
+            if forced:
+                row[device] = forced if forced in available else f"{forced} forced, but not there"
+            better = BACKENDS[: BACKENDS.index(available[0])]
+            if "native" in better:
+                missing.append(f"no native {NATIVE[device]} library")
+            if "triton" in better and device == "cuda":
+                missing.append("no Triton")
         if forced:
             row["why"] = f"DISTILLDEPTH_BACKEND={forced}"
-        elif available_backends(op, "cpu") == available_backends(op, "cuda") == ("reference",):
-            row["why"] = "this version has the plain torch reference only"
         else:
-            row["why"] = "the first of native, triton, reference that is there"
+            row["why"] = ", ".join(missing) or "the first choice on both"
         rows.append(row)
     return rows
 
@@ -125,6 +181,8 @@ def _print(facts: dict[str, Any]) -> None:
     add("C++ compiler", facts["cpp_compiler"] or "not found")
     add("nvcc", facts["nvcc"] or "not found")
     add("packages", ", ".join(f"{name} {version or 'MISSING'}" for name, version in facts["packages"].items()))
+    for kind, label in NATIVE.items():
+        add(f"native {label} library", _library_line(kind, facts["native"][kind]))
     for row in facts["kernels"]:
         add(f"kernel {row['name']}", f"CPU: {row['cpu']}, CUDA: {row['cuda']} ({row['why']})")
     models = [f"{model['name']}{'' if model['present'] else ' MISSING'}" for model in facts["bundled_models"]]
@@ -154,31 +212,27 @@ def _why_no_gpu(torch: Any) -> str:
     return "torch sees no device; compare the driver's CUDA version with torch's"
 
 
-def _first_line(command: str, argument: str) -> str | None:
-    path = shutil.which(command)
-    if path is None:
+def _library_line(kind: str, library: dict[str, Any]) -> str:
+    from distilldepth.native import BUILD
+
+    if library["loaded"]:
+        return f"{library['path']} ({library['compiler']}, torch {library['torch']})"
+    instead = "the operations run as plain torch: the same results, slower and with more memory"
+    if kind == "cuda":
+        instead = "on a GPU the operations run in Triton, or as plain torch without it"
+    reason = library["reason"]
+    if library["obstacle"]:
+        reason = f"{reason.removesuffix(f'; {BUILD}')} and cannot be built here: {library['obstacle']}"
+    return f"{reason}; {instead}"
+
+
+def _version_line(command: list[str] | None, word: str = "") -> str | None:
+    """Path and version of a compiler: the first line of what it says that holds `word`."""
+    if command is None:
         return None
     try:
-        run = subprocess.run([path, argument], capture_output=True, text=True, timeout=20, check=True)
+        run = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{path}: {run.stdout.partition(chr(10))[0].strip()}"
-
-
-def _nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    path = shutil.which("nvcc") or shutil.which(str(Path(home) / "bin" / "nvcc"))
-    if path is None:
-        return None
-    try:
-        run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    lines = [line.strip() for line in run.stdout.splitlines() if "release" in line]
-    return f"{path}: {lines[0] if lines else 'version unknown'}"
-
-
-def _cache_folder() -> Path:
-    from distilldepth.data.sources import cache_folder
-
-    return cache_folder()
+    lines = [line.strip() for line in run.stdout.splitlines() if word in line]
+    return f"{command[0]}: {lines[0] if lines else 'version unknown'}"

@@ -176,6 +176,7 @@ def build(kind: str, *, progress: Progress = lambda line: None) -> Built:
         if _misfit(library, _wanted(kind)) is None:
             return Built(library, 0.0)
         began = time.monotonic()
+        _remove_remains(library.parent)
         # In the same folder, so that the finished library is renamed into place: no process ever sees half of it.
         with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as folder:
             record = _compile(kind, Path(folder), library.with_suffix(".log"), progress)
@@ -487,6 +488,14 @@ def _compile(kind: str, folder: Path, log: Path, progress: Progress) -> dict[str
     if _fingerprint(kind) != record["sources"]:
         raise DistillDepthError("the sources changed while they were compiled; build again")
     return record
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove what builds that were killed left behind: no build is as old as the longest one may take."""
+    for remains in folder.glob(".build-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - remains.stat().st_mtime > 2 * max(_TIMEOUT_S.values()):
+                shutil.rmtree(remains)
 
 
 def _run_all(

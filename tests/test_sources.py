@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from distilldepth.cache import cache_folder
 from distilldepth.data.sources import (
     ConcatSource,
     FolderSource,
     TarSource,
-    cache_folder,
     expand_braces,
     load_or_replace,
     open_source,

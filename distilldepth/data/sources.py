@@ -17,6 +17,7 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
+from distilldepth.cache import cache_folder
 from distilldepth.data.images import (
     IMAGE_SUFFIXES,
     decode_image,
@@ -229,11 +230,6 @@ def load_or_replace(
         except (DistillDepthError, FileNotFoundError) as error:
             errors.append(error)
     raise DistillDepthError(f"{len(errors)} images in a row cannot be read; the first: {errors[0]}") from errors[0]
-
-
-def cache_folder() -> Path:
-    """Return the folder for what can be made again: `DISTILLDEPTH_CACHE`, or `~/.cache/distilldepth`."""
-    return Path(os.environ.get("DISTILLDEPTH_CACHE") or "~/.cache/distilldepth").expanduser()
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distilldepth.cache import cache_folder
 from distilldepth.errors import DistillDepthError
 from distilldepth.models import hub, registry
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
@@ -387,8 +388,7 @@ def _context(folder: Path) -> Tensor:
     weights = _weights_file(folder / "text_encoder").resolve()
     stat = weights.stat()
     key = hashlib.sha256(f"{weights}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("DISTILLDEPTH_CACHE", "~/.cache/distilldepth")).expanduser()
-    file = cache / "contexts" / f"{key}.safetensors"
+    file = cache_folder() / "contexts" / f"{key}.safetensors"
     if file.is_file():
         return _read_context(file)
     context = _encode_empty_prompt(folder)

@@ -1,0 +1,143 @@
+"""Plants one fault at a time in a copy of the project and checks that the tests notice.
+
+    python tests/planted_faults.py [--only native|triton|reference] [--device cpu|cuda]
+
+A test that cannot fail is worth nothing: every fault here is a mistake that someone could make, and every one must turn
+the tests of its operation red. Prints a table; exit code 1 if a fault went unnoticed. Takes some minutes, mostly
+compiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class Fault(NamedTuple):
+    """A mistake: what stands in the file, what is put there instead, and where the tests are."""
+
+    name: str
+    backend: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+MEDIAN, VALID, AXES = "median off by one", "dropped valid", "swapped box axes"
+TEMPERATURE, CENTER, SWAPPED = "missing temperature", "swapped principal point", "swapped coordinates"
+FAULTS = (
+    Fault(
+        MEDIAN, "reference", "distilldepth/reference/hybrid_norm.py",
+        "(self.counts - 1).clamp(min=0) // 2", "self.counts // 2", "hybrid_norm",
+    ),
+    Fault(
+        AXES, "reference", "distilldepth/reference/crop_ssi.py",
+        "_sample_points(boxes[:, 0], boxes[:, 2], size[1], width)",
+        "_sample_points(boxes[:, 1], boxes[:, 3], size[1], width)", "crop_ssi",
+    ),
+    Fault(
+        MEDIAN, "native", "csrc/normalise_cpu.h",
+        "context.rank = std::max<int64_t>(context.rank - 1, 0) / 2", "context.rank = context.rank / 2", "hybrid_norm",
+    ),
+    Fault(
+        VALID, "native", "csrc/hybrid_norm_cpu.cpp",
+        "valids == nullptr ? nullptr : valids + first, height", "nullptr, height", "hybrid_norm",
+    ),
+    Fault(
+        AXES, "native", "csrc/crop_ssi_cpu.cpp",
+        "Axis(edge[1], edge[3], height, map_height), Axis(edge[0], edge[2], width, map_width)",
+        "Axis(edge[0], edge[2], height, map_height), Axis(edge[1], edge[3], width, map_width)", "crop_ssi",
+    ),
+    Fault(
+        TEMPERATURE, "native", "csrc/channel_kl_cpu.cpp",
+        "1.4426950408889634 / temperature", "1.4426950408889634", "channel_kl",
+    ),
+    Fault(
+        CENTER, "native", "csrc/backproject_cpu.cpp",
+        "cx(matrix[2]), fy(matrix[4]), cy(matrix[5])", "cx(matrix[5]), fy(matrix[4]), cy(matrix[2])", "backproject",
+    ),
+    Fault(
+        MEDIAN, "triton", "distilldepth/kernels/hybrid_norm.py",
+        "tl.maximum(pixels - 1, 0) // 2", "pixels // 2", "hybrid_norm",
+    ),
+    Fault(
+        VALID, "triton", "distilldepth/kernels/hybrid_norm.py",
+        "maps = Maps(prediction, target, as_bytes(valid), height, width, None)",
+        "maps = Maps(prediction, target, None, height, width, None)", "hybrid_norm",
+    ),
+    Fault(
+        AXES, "triton", "distilldepth/kernels/crop_ssi.py",
+        "rows, row_shares, row_starts = axis(1, height, map_height)",
+        "rows, row_shares, row_starts = axis(0, height, map_height)", "crop_ssi",
+    ),
+    Fault(
+        TEMPERATURE, "triton", "distilldepth/kernels/channel_kl.py",
+        "temperature * temperature * _sum", "_sum", "channel_kl",
+    ),
+    Fault(
+        SWAPPED, "triton", "distilldepth/kernels/backproject.py",
+        "tl.where(axis == 0, a * z, tl.where(axis == 1, b * z, z))",
+        "tl.where(axis == 1, a * z, tl.where(axis == 0, b * z, z))",
+        "backproject",
+    ),
+)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("native", "triton", "reference"))
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    unnoticed = 0
+    for fault in FAULTS:
+        if options.only not in (None, fault.backend):
+            continue
+        result = "noticed" if noticed(fault, options.device) else "NOT NOTICED"
+        unnoticed += result != "noticed"
+        print(f"{fault.backend:10} {fault.tests:12} {fault.name:28} {result}", flush=True)
+    return int(unnoticed > 0)
+
+
+def noticed(fault: Fault, device: str) -> bool:
+    """Whether the tests of an operation fail with a fault."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("distilldepth", "cli", "csrc", "tests", "pyproject.toml"):
+            source = REPOSITORY / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
+        file = copy / fault.file
+        text = file.read_text(encoding="utf-8")
+        if text.count(fault.right) != 1:
+            raise SystemExit(
+                f"planted_faults: {fault.file} does not hold {fault.right!r} once; bring the fault up to date"
+            )
+        file.write_text(text.replace(fault.right, fault.wrong), encoding="utf-8")
+        environment = {**os.environ, "PYTHONPATH": str(copy), "DISTILLDEPTH_CACHE": str(copy / "cache")}
+        if fault.backend == "triton" and device == "cpu":
+            environment["TRITON_INTERPRET"] = "1"
+        if fault.backend == "native":
+            kind = "cpu" if device == "cpu" else "cuda"
+            build = f"from distilldepth import native; native.build({kind!r})"
+            subprocess.run([sys.executable, "-c", build], cwd=copy, env=environment, check=True)
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/test_{fault.tests}.py"]
+        command += ["--backend", fault.backend, "--device", device]
+        run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        # 1: tests ran and some failed. Anything else is a fault of this script, not a find.
+        if run.returncode not in (0, 1):
+            raise SystemExit(
+                f"planted_faults: pytest ended with {run.returncode}:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
+            )
+        return run.returncode == 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

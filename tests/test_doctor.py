@@ -1,0 +1,77 @@
+"""`distilldepth doctor --build`: what it says and how it exits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from distilldepth import native
+from distilldepth.cli.main import cli
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run doctor on a source of one line, in a cache folder of its own."""
+    folder = tmp_path / "csrc"
+    folder.mkdir()
+    (folder / "one_cpu.cpp").write_text("int one() { return 1; }\n")
+    monkeypatch.setattr(native, "source_folder", lambda: folder)
+    monkeypatch.setattr(native, "_statuses", {})
+    monkeypatch.setenv("DISTILLDEPTH_CACHE", str(tmp_path / "cache"))
+    for name in ("CXX", "DISTILLDEPTH_BUILD", "DISTILLDEPTH_CXXFLAGS", "DISTILLDEPTH_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda *arguments: CliRunner().invoke(cli, ["doctor", *arguments])
+
+
+@pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler on this machine")
+def test_build_compiles_once_and_reports(run):
+    before = json.loads(run("--json", "-").stdout)
+    assert not before["native"]["cpu"]["loaded"]
+    assert all("no native CPU library" in row["why"] for row in before["kernels"])
+    assert {row["cpu"] for row in before["kernels"]} == {"reference"}
+
+    result = run("--build")
+    assert result.exit_code == 0, result.stderr
+    assert "one_cpu.cpp: " in result.stderr
+    assert "native CPU library: compiled in" in result.stderr
+    assert "native CUDA library: not compiled: " in result.stderr
+
+    result = run("--build", "cpu", "--json", "-")
+    assert "native CPU library: up to date" in result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["native"]["cpu"]["loaded"]
+    assert facts["native"]["cpu"]["path"] in run().stdout.replace("\n", "")
+    assert {row["cpu"] for row in facts["kernels"]} == {"native"}
+
+
+def test_no_compiler_fails_only_if_it_was_asked_for(run, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    result = run("--build")
+    assert result.exit_code == 0, result.stderr
+    assert "native CPU library: not compiled: the C++ compiler CXX=no-such-compiler was not found" in result.stderr
+    assert "plain torch" in result.stdout
+    result = run("--build", "cpu")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("distilldepth: error: the native CPU library cannot be compiled")
+    monkeypatch.setenv("DISTILLDEPTH_BUILD", "1")
+    assert run("--build").exit_code == 1
+    monkeypatch.setenv("DISTILLDEPTH_BUILD", "0")
+    assert run("--build").exit_code == 0
+
+
+@pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler on this machine")
+def test_a_compile_error_is_one_line_and_exit_1(run):
+    (native.source_folder() / "one_cpu.cpp").write_text("int one() { return nothing; }\n")
+    result = run("--build")
+    assert result.exit_code == 1
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("distilldepth: error: "))
+    assert "one_cpu.cpp:1:" in line
+    assert "nothing" in line
+
+
+def test_a_typo_is_answered(run):
+    result = run("--build", "gpu")
+    assert result.exit_code == 2
+    assert "unknown value 'gpu'" in result.stderr
