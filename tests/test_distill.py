@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import distilldepth as dd
+from distilldepth.cache import cache_folder
 from distilldepth.distill.agreement import measure_agreement
 from distilldepth.distill.config import load_config
 from distilldepth.distill.data import CropDataset, SourceView, StepBatches, crop_config, split_heldout
@@ -43,8 +44,12 @@ SMALL = [
 
 @pytest.fixture(autouse=True, scope="module")
 def _own_cache(tmp_path_factory):
+    own, usual = tmp_path_factory.getbasetemp() / "cache", cache_folder()
+    own.mkdir(exist_ok=True)
+    if not (own / "native").exists():
+        (own / "native").symlink_to(usual / "native")  # the compiled kernels, if there are any
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISTILLDEPTH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("DISTILLDEPTH_CACHE", str(own))
         yield
 
 
@@ -431,6 +436,16 @@ def test_agreement_is_perfect_with_oneself_and_affine_invariant(tmp_path):
     scores = found["teachers"][teacher.name]
     assert scores["correlation"] == pytest.approx(1, abs=1e-4)
     assert scores["ssi_error"] == pytest.approx(0, abs=1e-2)
+
+
+def test_a_run_without_the_native_library_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTILLDEPTH_CACHE", str(tmp_path / "empty"))
+    result = run_cli(
+        "--teachers", "oracle", "--images", "scenes:8", "--steps", "1", "--out", "run", *SMALL, "--heldout", "1",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "the losses run in plain torch; `distilldepth doctor --build`" in result.stderr
 
 
 def test_a_compiled_student_makes_the_same_step(monkeypatch):

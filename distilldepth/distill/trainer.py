@@ -48,6 +48,7 @@ from distilldepth.distill.teachers import Teacher, load_teachers
 from distilldepth.errors import DistillDepthError
 from distilldepth.losses import DistillationObjective, center_and_spread, distill_any_depth_objective
 from distilldepth.models import DepthModel, create_student, load_model, save_model
+from distilldepth.ops.backend import available_backends
 
 RANDOM_WEIGHTS = "random initialisation"
 """`info.source` of a student without trained weights."""
@@ -158,6 +159,8 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     progress = ProgressLine(config.steps, start, enabled=accelerator.is_main_process)
     if start:
         progress.write(f"resuming {folder} at step {start}")
+    if available_backends("hybrid_norm", device.type) == ("reference",) and device.type in ("cpu", "cuda"):
+        progress.write("the losses run in plain torch; `distilldepth doctor --build` compiles the fused ones")
     log = RunLog(metrics_path if accelerator.is_main_process else None, state)
     found_infinite = watch_gradients(accelerator, optimiser, device)
 
