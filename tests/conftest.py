@@ -21,6 +21,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["DISTILLDEPTH_BACKEND"] = config.getoption("--backend")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests run only when they are asked for."""
+    if not config.getoption("-m"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if item not in slow]
+        config.hook.pytest_deselected(items=slow)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """With --backend, a test of a type that this backend does not take is skipped; it says so."""

@@ -89,6 +89,28 @@ FAULTS = (
         "tl.where(axis == 1, a * z, tl.where(axis == 0, b * z, z))",
         "backproject",
     ),
+    Fault(
+        MEDIAN, "native", "csrc/normalise_cuda.cuh",
+        "edge_rank(plan, total, q) : (total - 1) / 2", "edge_rank(plan, total, q) : total / 2", "hybrid_norm",
+    ),
+    Fault(
+        VALID, "native", "csrc/hybrid_norm_cuda.cu",
+        "const_data<bool>(valid), height * width", "nullptr, height * width", "hybrid_norm",
+    ),
+    Fault(
+        AXES, "native", "csrc/crop_ssi_cuda.cu",
+        "box[axis == 0 ? 1 : 0], last = box[axis == 0 ? 3 : 2]",
+        "box[axis == 0 ? 0 : 1], last = box[axis == 0 ? 2 : 3]",
+        "crop_ssi",
+    ),
+    Fault(
+        TEMPERATURE, "native", "csrc/channel_kl_cuda.cu",
+        "problem.temperature * problem.temperature * sum", "sum", "channel_kl",
+    ),
+    Fault(
+        CENTER, "native", "csrc/backproject_cuda.cu",
+        "cx(matrix[2]), cy(matrix[5])", "cx(matrix[5]), cy(matrix[2])", "backproject",
+    ),
 )  # fmt: skip
 
 
@@ -97,9 +119,11 @@ def main() -> int:
     parser.add_argument("--only", choices=("native", "triton", "reference"))
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    on_gpu = options.device.startswith("cuda")
     unnoticed = 0
     for fault in FAULTS:
-        if options.only not in (None, fault.backend):
+        cuda = Path(fault.file).suffix in (".cu", ".cuh")
+        if options.only not in (None, fault.backend) or (fault.backend == "native" and cuda != on_gpu):
             continue
         result = "noticed" if noticed(fault, options.device) else "NOT NOTICED"
         unnoticed += result != "noticed"
