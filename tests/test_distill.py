@@ -156,6 +156,8 @@ def test_an_interrupted_run_says_how_to_continue(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that starts its job with & has it ignore Ctrl-C, and the job's children inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not any((tmp_path / "my run" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
