@@ -133,7 +133,8 @@ class DistillConfig:
         "float32", "float32, bfloat16 or float16; bfloat16 is faster and rounds pseudo-labels to about three digits"
     )
     compile: bool = option(
-        False, "run the student through torch.compile: a slow start, faster steps; needs a C++ compiler on a CPU"
+        False,
+        "run the student through torch.compile: a slow start, for some students faster steps; on a CPU it needs a compiler",
     )
     seed: int = option(0, "seed of initial weights, order, crops and draws")
     workers: int = option(2, "processes that decode or render images; 0 = in the main process")
