@@ -134,7 +134,7 @@ class DistillConfig:
     )
     compile: bool = option(
         False,
-        "run the student through torch.compile: a slow start, for some students faster steps; on a CPU it needs a compiler",
+        "run the student through torch.compile: a slow start, for some students faster steps; needs a compiler on CPUs",
     )
     seed: int = option(0, "seed of initial weights, order, crops and draws")
     workers: int = option(2, "processes that decode or render images; 0 = in the main process")
