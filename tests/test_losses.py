@@ -15,6 +15,7 @@ from distilldepth.losses import (
     DistillationObjective,
     ObjectiveInputs,
     Term,
+    aligned_log_loss,
     anchor_loss,
     center_and_spread,
     distill_any_depth_objective,
@@ -190,6 +191,111 @@ def test_gradient_loss_ignores_scale_and_shift(seed, scale, shift):
     plain = float(gradient_loss(prediction, target, valid))
     got = gradient_loss(scale * prediction + shift, target * 3 - 1, valid)
     assert float(got) == pytest.approx(plain, rel=1e-4, abs=INVARIANT)
+
+
+def positive(*args, **kwargs):
+    prediction, target, valid = make(*args, **kwargs)
+    return prediction - 4 * target, target.abs() + 0.05, valid
+
+
+def slow_aligned_log(prediction, target, valid):
+    """Image by image: numpy's least squares, then the mean."""
+    images = []
+    for p, t, v in zip(prediction, target, valid & (target > 0), strict=True):
+        if v.sum() < 2:
+            continue
+        p, t = p[v], t[v]
+        design = np.stack([p, np.ones_like(p)], 1)
+        scale, shift = np.linalg.lstsq(design, t, rcond=None)[0]
+        ratio = (scale * p + shift if scale > 0 else np.full_like(p, t.mean())) / t
+        low = ratio < 0.5
+        tangent = np.log(2) + (0.5 - ratio) * 2
+        images.append(np.where(low, tangent, np.abs(np.log(np.where(low, 1, ratio)))).mean())
+    return sum(images) / max(len(images), 1)
+
+
+def test_aligned_log_equals_the_second_truth(device):
+    prediction, target, valid = positive((5, 13, 10), device=device)
+    prediction[1] *= -1  # the fit of the first is negative, of this one positive
+    target[2, 4:9] = 0
+    valid[3] = False
+    valid[4] = False
+    valid[4, 2, 3] = True
+    truth = slow_aligned_log(*(x.cpu().numpy() for x in (prediction, target, valid)))
+    got, gradient = loss_and_gradient(aligned_log_loss, prediction, target, valid)
+    assert_loss(got, torch.tensor(truth), torch.float64)
+    assert gradient[1].abs().sum() > 0
+    assert (gradient[0] == 0).all()
+    assert (gradient[2, 4:9] == 0).all()
+    assert (gradient[3:] == 0).all()
+    assert aligned_log_loss(7 * target[:2] - 3, target[:2]) < INVARIANT
+
+
+def test_aligned_log_precision_and_gradient(device):
+    prediction, target, valid = positive((2, 5, 6), seed=4, device=device)
+    prediction = -prediction
+    torch.autograd.gradcheck(lambda p: aligned_log_loss(p, target, valid), prediction.requires_grad_())
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        prediction, target, valid = positive((2, 33, 41), device=device)
+        prediction, target = -prediction.to(dtype), target.to(dtype)
+        truth = loss_and_gradient(aligned_log_loss, prediction.double(), target.double(), valid)
+        got = loss_and_gradient(aligned_log_loss, prediction, target, valid)
+        assert got[0].dtype == torch.float32
+        assert_loss(got[0], truth[0], dtype)
+        assert_gradient(got[1], truth[1], dtype)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.integers(0, 1000), st.floats(0.1, 10), st.floats(-20, 20), st.floats(0.01, 100))
+def test_aligned_log_ignores_scale_and_shift_and_the_unit(seed, scale, shift, unit):
+    prediction, target, valid = positive(seed=seed)
+    plain = float(aligned_log_loss(-prediction, target, valid))
+    got = aligned_log_loss(-scale * prediction + shift, target * unit, valid)
+    assert float(got) == pytest.approx(plain, rel=1e-6)
+
+
+def test_aligned_log_degenerate_inputs(device):
+    prediction, target, valid = positive(device=device)
+    clean = loss_and_gradient(aligned_log_loss, -prediction, target, valid)
+    for rubbish in (torch.nan, torch.inf, -torch.inf):
+        dirty = [x.masked_fill(~valid, rubbish) for x in (-prediction, target)]
+        got = loss_and_gradient(aligned_log_loss, *dirty, valid)
+        assert torch.equal(got[0], clean[0])
+        assert torch.equal(got[1], clean[1])
+    for side in (0, 1):
+        broken = [-prediction, target.clone()]
+        valid[0, 4, 5] = True
+        broken[side][0, 4, 5] = torch.nan
+        assert aligned_log_loss(*broken, valid).isnan()
+    for p, t, v in (
+        (prediction, target, torch.zeros_like(valid)),
+        (prediction[:0], target[:0], None),
+        (prediction[:, :0], target[:, :0], None),
+        (prediction, torch.zeros_like(target), None),
+    ):
+        got, gradient = loss_and_gradient(aligned_log_loss, p, t, v)
+        assert got == 0
+        assert (gradient == 0).all()
+    for constant in (torch.zeros_like(prediction), torch.full_like(prediction, 0.1), torch.full_like(prediction, 1e6)):
+        for p in (constant, constant.float()):
+            got, gradient = loss_and_gradient(aligned_log_loss, p, target.to(p), None)
+            assert torch.isfinite(got)
+            assert torch.isfinite(gradient).all()
+    with pytest.raises(ValueError, match="target must not require grad"):
+        aligned_log_loss(prediction, target.requires_grad_())
+
+
+def test_aligned_log_is_for_teachers_that_know_depth():
+    module = objective(weights={"aligned_log": 3.0})
+    data = inputs()
+    assert "aligned_log" not in module(data)[1]
+    data.inverse_depth, data.pseudo_label = True, data.pseudo_label.abs()
+    total, values = module(data)
+    assert_loss(
+        values["aligned_log"], aligned_log_loss(data.prediction, data.pseudo_label, data.valid), torch.float32
+    )
+    without = objective()(data)[0]
+    assert_loss(total - without, 3 * values["aligned_log"], torch.float32)
 
 
 def test_feature_loss_drops_close_tokens_and_divides_by_the_rest(device):

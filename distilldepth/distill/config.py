@@ -79,6 +79,9 @@ class LossSection:
     )
     feature: float = option(1.0, "weight of the feature alignment; absent for teachers without features")
     gradient: float = option(2.0, "weight of the multi-scale gradient matching")
+    aligned_log: float = option(
+        0.0, "weight of the log error in depth after a fit of scale and shift; only for teachers that know depth"
+    )
     anchor: float = option(0.1, "weight of the pull of the output's centre and spread to fixed values")
     normalisation_shared: str = option("hybrid", f"one of {', '.join(NORMALISATIONS)}")
     normalisation_local_global: str = option("hybrid", f"one of {', '.join(NORMALISATIONS)}")
@@ -179,7 +182,7 @@ class DistillConfig:
             "optimiser.weight_decay": 0,
             "augment.colour": 0, "augment.noise": 0,
         }  # fmt: skip
-        for term in ("shared_context", "local_global", "feature", "gradient", "anchor"):
+        for term in ("shared_context", "local_global", "feature", "gradient", "aligned_log", "anchor"):
             minimum[f"loss.{term}"] = 0
         for key, least in minimum.items():
             value = get_key(self, key)

@@ -39,6 +39,8 @@ class StepInputs:
     """Encoder features of the teacher."""
     teacher: str = ""
     """Name of the teacher."""
+    inverse_depth: bool = False
+    """Whether the labels are inverse depth up to a scale, with no unknown shift."""
 
 
 @dataclass
@@ -106,6 +108,7 @@ class DistillationStep(nn.Module):
                     student_features=output.features,
                     teacher_features=inputs.teacher_features or {},
                     teacher=inputs.teacher,
+                    inverse_depth=inputs.inverse_depth,
                 )
             )
             detached = prediction.detach()

@@ -261,6 +261,7 @@ def make_objective(
         "local_global": loss.local_global if config.crop.patches else 0.0,
         "feature": loss.feature,
         "gradient": loss.gradient,
+        "aligned_log": loss.aligned_log,
         "anchor": loss.anchor,
     }
     student_channels, teacher_channels = None, None
@@ -332,6 +333,7 @@ def label_batch(
         label.valid,
         teacher_features=label.features,
         teacher=teacher.name,
+        inverse_depth=teacher.info.quantity == "metric_depth",
     )
     if batch["boxes"].shape[1] and config.loss.local_global:
         patches = _to_float(batch["patches"].flatten(0, 1), device)

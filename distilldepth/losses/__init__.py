@@ -1,5 +1,6 @@
 """Losses between a student's and a teacher's maps, and the objectives that weigh them."""
 
+from distilldepth.losses.aligned_log import aligned_log_loss
 from distilldepth.losses.anchor import anchor_loss
 from distilldepth.losses.feature import feature_loss
 from distilldepth.losses.gradient import gradient_loss
@@ -17,6 +18,7 @@ __all__ = [
     "DistillationObjective",
     "ObjectiveInputs",
     "Term",
+    "aligned_log_loss",
     "anchor_loss",
     "center_and_spread",
     "channel_kl_loss",

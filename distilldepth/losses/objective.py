@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distilldepth.errors import did_you_mean
+from distilldepth.losses.aligned_log import aligned_log_loss
 from distilldepth.losses.anchor import anchor_loss
 from distilldepth.losses.feature import feature_loss
 from distilldepth.losses.gradient import gradient_loss
@@ -21,8 +22,15 @@ from distilldepth.reference.crop_ssi import per_crop_mean
 NORMALISATIONS: dict[str, tuple[int, ...]] = {"hybrid": (1, 2, 4), "global": (1,), "local": (4,), "none": ()}
 """Segments of each normalisation; `none` is plain L1."""
 
-TERMS: dict[str, float] = {"shared_context": 1.0, "local_global": 0.5, "feature": 1.0, "gradient": 2.0, "anchor": 0.1}
-"""The terms of Distill Any Depth and their default weights, and the anchor."""
+TERMS: dict[str, float] = {
+    "shared_context": 1.0,
+    "local_global": 0.5,
+    "feature": 1.0,
+    "gradient": 2.0,
+    "aligned_log": 0.0,
+    "anchor": 0.1,
+}
+"""The terms of Distill Any Depth and their default weights, a term for teachers that know depth, and the anchor."""
 
 
 @dataclass
@@ -49,12 +57,14 @@ class ObjectiveInputs:
     """Encoder features by name, each `(B, C, h, w)`; empty if this teacher has none."""
     teacher: str = ""
     """Name of the teacher; chooses its projection where two teachers have equally wide features."""
+    inverse_depth: bool = False
+    """Whether the pseudo-label is inverse depth up to a scale, with no unknown shift."""
 
 
 class Term(nn.Module):
     """One weighted part of an objective.
 
-    Subclasses set `needs`, a subset of `{"patches", "features"}`, and implement `forward`, which returns the unweighted
+    Subclasses set `needs`, a subset of `{"patches", "features", "inverse_depth"}`, and implement `forward`, which returns the unweighted
     value as a scalar. A term whose needs a batch does not meet is left out for that batch.
     """
 
@@ -71,7 +81,8 @@ class Term(nn.Module):
         """Whether the inputs hold all that this term needs."""
         patches = inputs.patch_pseudo_labels is not None
         features = bool(inputs.student_features) and bool(inputs.teacher_features)
-        return not (("patches" in self.needs and not patches) or ("features" in self.needs and not features))
+        met = {"patches": patches, "features": features, "inverse_depth": inputs.inverse_depth}
+        return all(met[need] for need in self.needs)
 
     def forward(self, inputs: ObjectiveInputs) -> Tensor:
         raise NotImplementedError
@@ -174,6 +185,18 @@ class GradientTerm(Term):
 
     def forward(self, inputs: ObjectiveInputs) -> Tensor:
         return gradient_loss(inputs.prediction, inputs.pseudo_label, inputs.valid, scales=self.scales)
+
+
+class AlignedLogTerm(Term):
+    """Relative error in depth after the fit that evaluation makes; see `aligned_log_loss`."""
+
+    needs = frozenset({"inverse_depth"})
+
+    def __init__(self, weight: float) -> None:
+        super().__init__("aligned_log", weight)
+
+    def forward(self, inputs: ObjectiveInputs) -> Tensor:
+        return aligned_log_loss(inputs.prediction, inputs.pseudo_label, inputs.valid)
 
 
 class AnchorTerm(Term):
@@ -282,6 +305,8 @@ def distill_any_depth_objective(
         terms.append(FeatureTerm(weight["feature"], student_channels, teacher_channels))
     if weight["gradient"]:
         terms.append(GradientTerm(weight["gradient"]))
+    if weight["aligned_log"]:
+        terms.append(AlignedLogTerm(weight["aligned_log"]))
     if weight["anchor"]:
         terms.append(AnchorTerm(weight["anchor"], anchor_center, anchor_spread))
     if not terms:

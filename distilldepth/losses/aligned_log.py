@@ -1,0 +1,65 @@
+"""The error in depth that is left after scale and shift are fitted: what affine-invariant evaluation measures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distilldepth.ops.arguments import check_pair
+
+_LEAST_RATIO = 0.5
+
+
+def aligned_log_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean `|log depth error|` after a least-squares fit of scale and shift in disparity, per image.
+
+    `mean |log(s prediction + b) - log(target)|` over the valid pixels with `target > 0`, (s, b) the least-squares fit of
+    the prediction to the target over them, through which the gradient passes. Scale- and shift-invariant like the
+    normalised losses, but errors count relative to the depth, so that far regions, whose disparity hardly varies, are
+    learned too. Below half the target the logarithm continues as its tangent: a fitted disparity may be negative.
+
+    Only for targets that are inverse depth up to a scale (a renderer, a metric teacher, a stereo teacher): the logarithm
+    of a disparity with an unknown shift means nothing.
+
+    Args:
+        prediction: `(B, H, W)`, the student's map, a floating dtype.
+        target: `(B, H, W)`, inverse depth in any unit, 0 where infinitely far; must not require grad.
+        valid: bool `(B, H, W)`; None = all.
+
+    Returns:
+        Scalar float32 or float64, mean over images. Images with fewer than two pixels that count do not count; 0 with
+        zero gradient if there is none. NaN if a pixel that counts is not finite.
+
+    Raises:
+        TypeError, ValueError: tensors of another kind or shape, a target that requires grad.
+
+    Gradient: to `prediction`. Where the scale comes out negative, or the prediction is constant, the fit is the mean of the
+    target, without gradient: another term has to say which way is near.
+
+    >>> target = torch.tensor([[[1.0, 2.0, 4.0]]])
+    >>> float(aligned_log_loss(3 * target + 1, target)) < 1e-5
+    True
+    """
+    check_pair("aligned_log_loss", prediction, target, valid)
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    values, truth = prediction.flatten(1).to(dtype), target.flatten(1).to(dtype)
+    # Not `truth > 0`: a NaN must count, so that it shows.
+    kept = ~(truth <= 0)
+    if valid is not None:
+        kept = kept & valid.flatten(1)
+    values, truth = torch.where(kept, values, 0), torch.where(kept, truth, 1)
+    weight = kept.to(dtype)
+    count = weight.sum(1, keepdim=True).clamp(min=1)
+    centre, level = (values * weight).sum(1, keepdim=True) / count, (truth * weight).sum(1, keepdim=True) / count
+    deviation, rise = (values - centre) * weight, (truth - level) * weight
+    variance = deviation.square().sum(1, keepdim=True)
+    # A constant prediction has no slope: the division would give its gradient as 0 * inf.
+    noise = count * (torch.finfo(dtype).eps * centre).square()
+    constant = variance <= noise.clamp(min=torch.finfo(dtype).tiny)
+    scale = (deviation * rise).sum(1, keepdim=True) / torch.where(constant, 1, variance)
+    scale = torch.where(constant, 0, scale).clamp(min=0)
+    ratio = (level + scale * deviation) / truth
+    high = ratio.clamp(min=_LEAST_RATIO).log().abs()
+    error = high + (_LEAST_RATIO - ratio).clamp(min=0) / _LEAST_RATIO
+    used = (kept.sum(1) > 1).to(dtype)
+    return ((error * weight).sum(1) / count[:, 0] * used).sum() / used.sum().clamp(min=1)
