@@ -291,9 +291,7 @@ def test_aligned_log_is_for_teachers_that_know_depth():
     assert "aligned_log" not in module(data)[1]
     data.inverse_depth, data.pseudo_label = True, data.pseudo_label.abs()
     total, values = module(data)
-    assert_loss(
-        values["aligned_log"], aligned_log_loss(data.prediction, data.pseudo_label, data.valid), torch.float32
-    )
+    assert_loss(values["aligned_log"], aligned_log_loss(data.prediction, data.pseudo_label, data.valid), torch.float32)
     without = objective()(data)[0]
     assert_loss(total - without, 3 * values["aligned_log"], torch.float32)
 

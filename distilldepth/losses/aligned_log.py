@@ -13,13 +13,15 @@ _LEAST_RATIO = 0.5
 def aligned_log_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean `|log depth error|` after a least-squares fit of scale and shift in disparity, per image.
 
-    `mean |log(s prediction + b) - log(target)|` over the valid pixels with `target > 0`, (s, b) the least-squares fit of
-    the prediction to the target over them, through which the gradient passes. Scale- and shift-invariant like the
-    normalised losses, but errors count relative to the depth, so that far regions, whose disparity hardly varies, are
-    learned too. Below half the target the logarithm continues as its tangent: a fitted disparity may be negative.
+    `mean |log(s prediction + b) - log(target)|` over the valid pixels with `target > 0`, (s, b) the least-squares fit
+    of the prediction to the target over them, through which the gradient passes. Scale- and shift-invariant like the
+    normalised losses, with two differences. Errors count relative to the depth, so that far regions, whose disparity
+    hardly varies, are learned too. And a map that is unsure is fitted with a small scale, where normalisation by its
+    own spread makes it as loud as the target: a network that starts from nothing learns faster. Below half the target
+    the logarithm continues as its tangent: a fitted disparity may be negative.
 
-    Only for targets that are inverse depth up to a scale (a renderer, a metric teacher, a stereo teacher): the logarithm
-    of a disparity with an unknown shift means nothing.
+    Only for targets that are inverse depth up to a scale (a renderer, a metric teacher, a stereo teacher): the
+    logarithm of a disparity with an unknown shift means nothing.
 
     Args:
         prediction: `(B, H, W)`, the student's map, a floating dtype.
@@ -33,8 +35,8 @@ def aligned_log_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = 
     Raises:
         TypeError, ValueError: tensors of another kind or shape, a target that requires grad.
 
-    Gradient: to `prediction`. Where the scale comes out negative, or the prediction is constant, the fit is the mean of the
-    target, without gradient: another term has to say which way is near.
+    Gradient: to `prediction`. Where the scale comes out negative, or the prediction is constant, the fit is the mean
+    of the target, without gradient: another term has to say which way is near.
 
     >>> target = torch.tensor([[[1.0, 2.0, 4.0]]])
     >>> float(aligned_log_loss(3 * target + 1, target)) < 1e-5

@@ -64,8 +64,8 @@ class ObjectiveInputs:
 class Term(nn.Module):
     """One weighted part of an objective.
 
-    Subclasses set `needs`, a subset of `{"patches", "features", "inverse_depth"}`, and implement `forward`, which returns the unweighted
-    value as a scalar. A term whose needs a batch does not meet is left out for that batch.
+    Subclasses set `needs`, a subset of `{"patches", "features", "inverse_depth"}`, and implement `forward`, which
+    returns the unweighted value as a scalar. A term whose needs a batch does not meet is left out for that batch.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -231,7 +231,7 @@ class DistillationObjective(nn.Module):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What any term can make use of: `patches`, `features`."""
+        """What any term can make use of: `patches`, `features`, `inverse_depth`."""
         return frozenset().union(*(term.needs for term in self.terms))
 
     def forward(self, inputs: ObjectiveInputs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -266,8 +266,8 @@ def distill_any_depth_objective(
     """Build the objective of Distill Any Depth: `L = L_sc + 0.5 L_lg + 1.0 L_feat + 2.0 L_grad`, plus the anchor.
 
     Args:
-        weights: by term: shared_context, local_global, feature, gradient, anchor. Those not named keep their default; a
-            term of weight 0 is left out and not computed.
+        weights: by term: shared_context, local_global, feature, gradient, aligned_log, anchor. Those not named keep their
+            default; a term of weight 0 is left out and not computed.
         normalisation_shared: `hybrid`, `global`, `local` or `none` (plain L1: only for teachers of one scale).
         normalisation_local_global: likewise.
         contexts: `range`, `quantile` or `spatial`.
