@@ -6,10 +6,15 @@
 // A task is a fixed number of whole rows, so no sum depends on the number of threads.
 #include "cpu.h"
 
+#include <array>
 #include <cstring>
 #include <limits>
 #include <tuple>
 #include <vector>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace distilldepth {
 namespace {
@@ -58,17 +63,95 @@ decltype(auto) dispatch_depth(const char* op, const Tensor& depth, const Tensor&
 template <class Value>
 inline constexpr Value kNaN = std::numeric_limits<Value>::quiet_NaN();
 
-// points (width, 3), depth and columns (width,), valid (width,), which is not read without `masked`.
-template <bool masked, class Element, class Value>
-void write_row(Value* __restrict points, const Element* __restrict depth, const uint8_t* __restrict valid,
-               const Value* __restrict columns, Value row, int64_t width) {
-  for (int64_t u = 0; u < width; ++u) {
-    const Value value = static_cast<Value>(load(depth[u]));
-    const Value z = !masked || valid[u] ? value : kNaN<Value>;
-    points[3 * u] = columns[u] * z;
-    points[3 * u + 1] = row * z;
-    points[3 * u + 2] = z;
+#ifdef __AVX512F__
+// Where each number of a vector is found among the 16 of one vector and, from 16 on, those of another.
+template <class F>
+__m512i places(const F& place) {
+  alignas(64) std::array<int32_t, 16> result;
+  for (int32_t i = 0; i < 16; ++i) result[i] = place(i);
+  return _mm512_load_si512(result.data());
+}
+#endif
+
+// points (width, 3) from z and columns (width,). The compiler finds no good way to write every third number.
+template <class Value>
+void write_points(Value* __restrict points, const Value* __restrict z, const Value* __restrict columns, Value row,
+                  int64_t width) {
+  int64_t u = 0;
+#ifdef __AVX512F__
+  if constexpr (std::is_same_v<Value, float>) {
+    // Number n of 48 is x of pixel n / 3, or its z, once times `row`.
+    __m512i from[3];
+    __m512 factor[3];
+    for (int32_t part = 0; part < 3; ++part) {
+      from[part] = places([&](int32_t i) { return (i + 16 * part) / 3 + ((i + 16 * part) % 3 == 0 ? 0 : 16); });
+      alignas(64) float factors[16];
+      for (int32_t i = 0; i < 16; ++i) factors[i] = (i + 16 * part) % 3 == 1 ? row : 1.0f;
+      factor[part] = _mm512_load_ps(factors);
+    }
+    for (; u + 16 <= width; u += 16) {
+      const __m512 depth = _mm512_loadu_ps(z + u), x = _mm512_mul_ps(depth, _mm512_loadu_ps(columns + u));
+      for (int part = 0; part < 3; ++part) {
+        const __m512 mixed = _mm512_permutex2var_ps(x, from[part], depth);
+        _mm512_storeu_ps(points + 3 * u + 16 * part, _mm512_mul_ps(mixed, factor[part]));
+      }
+    }
   }
+#endif
+  for (; u < width; ++u) {
+    points[3 * u] = columns[u] * z[u];
+    points[3 * u + 1] = row * z[u];
+    points[3 * u + 2] = z[u];
+  }
+}
+
+// The coordinates of points (width, 3), each (width,).
+template <class Value>
+void read_points(Value* __restrict x, Value* __restrict y, Value* __restrict z, const Value* __restrict points,
+                 int64_t width) {
+  int64_t u = 0;
+#ifdef __AVX512F__
+  if constexpr (std::is_same_v<Value, float>) {
+    Value* const to[3] = {x, y, z};
+    // Coordinate c of pixel i is number 3 i + c of 48: first of the first 32 together, then of these and the last 16.
+    __m512i first[3], second[3];
+    for (int32_t c = 0; c < 3; ++c) {
+      first[c] = places([&](int32_t i) { return 3 * i + c < 32 ? 3 * i + c : 0; });
+      second[c] = places([&](int32_t i) { return 3 * i + c < 32 ? i : 3 * i + c - 16; });
+    }
+    for (; u + 16 <= width; u += 16) {
+      const float* from = points + 3 * u;
+      const __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 16), c = _mm512_loadu_ps(from + 32);
+      for (int k = 0; k < 3; ++k) {
+        const __m512 some = _mm512_permutex2var_ps(a, first[k], b);
+        _mm512_storeu_ps(to[k] + u, _mm512_permutex2var_ps(some, second[k], c));
+      }
+    }
+  }
+#endif
+  for (; u < width; ++u) {
+    x[u] = points[3 * u];
+    y[u] = points[3 * u + 1];
+    z[u] = points[3 * u + 2];
+  }
+}
+
+// A row of depth as Value, `instead` where it is not valid (may be null); in `line` if it must be changed.
+template <class Element, class Value>
+const Value* read_row(const Element* __restrict depth, const uint8_t* __restrict valid, Value instead,
+                      Value* __restrict line, int64_t width) {
+  if constexpr (std::is_same_v<Element, Value>) {
+    if (valid == nullptr) return depth;
+  }
+  if (valid == nullptr) {
+    for (int64_t u = 0; u < width; ++u) line[u] = static_cast<Value>(load(depth[u]));
+  } else {
+    for (int64_t u = 0; u < width; ++u) {
+      const Value value = static_cast<Value>(load(depth[u]));
+      line[u] = valid[u] ? value : instead;
+    }
+  }
+  return line;
 }
 
 Tensor backproject(Tensor depth, Tensor intrinsics, std::optional<Tensor> valid) {
@@ -83,13 +166,11 @@ Tensor backproject(Tensor depth, Tensor intrinsics, std::optional<Tensor> valid)
     parallel_tasks(tasks.count, [&](int64_t task) {
       const Camera<Value> camera(matrices + 9 * tasks.image(task));
       const std::vector<Value> columns = camera.columns(width);
+      std::vector<Value> line(width);
       int64_t at = tasks.first_pixel(task);
       for (int64_t v = tasks.first_row(task); v < tasks.last_row(task); ++v, at += width) {
-        if (kept) {
-          write_row<true>(to + 3 * at, z + at, kept + at, columns.data(), camera.row(v), width);
-        } else {
-          write_row<false>(to + 3 * at, z + at, kept, columns.data(), camera.row(v), width);
-        }
+        const Value* row = read_row(z + at, kept ? kept + at : nullptr, kNaN<Value>, line.data(), width);
+        write_points(to + 3 * at, row, columns.data(), camera.row(v), width);
       }
     });
   });
@@ -101,23 +182,39 @@ struct IntrinsicsSums {
   double fx = 0, cx = 0, fy = 0, cy = 0;
 };
 
-// Adds one row to sums kept per column: of gX z, gY z, row gY z. grad_points (width, 3), all others (width,).
-template <bool masked, class Element, class Value>
-void backward_row(Value* __restrict grad_depth, double* __restrict x_sums, double* __restrict y_sums,
-                  double* __restrict row_sums, const Value* __restrict grad_points, const Element* __restrict depth,
-                  const uint8_t* __restrict valid, const Value* __restrict columns, Value row, int64_t width) {
-  const double wide_row = row;
-  for (int64_t u = 0; u < width; ++u) {
-    const bool kept = !masked || valid[u];
-    const Value x = grad_points[3 * u], y = grad_points[3 * u + 1], z = grad_points[3 * u + 2];
-    const double wide = static_cast<double>(load(depth[u]));
-    const Value gradient = columns[u] * x + row * y + z;
-    const double x_term = kept ? x * wide : 0.0, y_term = kept ? y * wide : 0.0;
-    grad_depth[u] = kept ? gradient : Value{0};
-    x_sums[u] += x_term;
-    y_sums[u] += y_term;
-    row_sums[u] += wide_row * y_term;
+template <class Value>
+void clear_invalid(Value* __restrict values, const uint8_t* __restrict valid, int64_t width) {
+  for (int64_t u = 0; u < width; ++u) values[u] = valid[u] ? values[u] : Value{0};
+}
+
+// What a row makes of the gradient of its points, coordinate by coordinate; all (width,). What is not valid is 0.
+template <class Value>
+void write_grad_depth(Value* __restrict grad_depth, const Value* __restrict x, const Value* __restrict y,
+                      const Value* __restrict z, const Value* __restrict columns, Value row, int64_t width) {
+  for (int64_t u = 0; u < width; ++u) grad_depth[u] = columns[u] * x[u] + row * y[u] + z[u];
+}
+
+template <class Value>
+void add_row(IntrinsicsSums& sum, const Value* __restrict x, const Value* __restrict y, const Value* __restrict depth,
+             const Value* __restrict columns, Value row, int64_t width) {
+  double fx[kLanes] = {}, cx[kLanes] = {}, cy[kLanes] = {};
+  const auto add = [&](int64_t u, int lane) {
+    const double wide = depth[u];
+    const double x_term = x[u] * wide;
+    fx[lane] += columns[u] * x_term;
+    cx[lane] += x_term;
+    cy[lane] += y[u] * wide;
+  };
+  int64_t u = 0;
+  for (; u + kLanes <= width; u += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) add(u + lane, lane);
   }
+  for (; u < width; ++u) add(u, 0);
+  const double y_sum = sum_lanes(cy);
+  sum.fx += sum_lanes(fx);
+  sum.cx += sum_lanes(cx);
+  sum.fy += row * y_sum;
+  sum.cy += y_sum;
 }
 
 std::tuple<Tensor, Tensor> backproject_backward(Tensor grad_points, Tensor depth, Tensor intrinsics,
@@ -137,20 +234,22 @@ std::tuple<Tensor, Tensor> backproject_backward(Tensor grad_points, Tensor depth
     parallel_tasks(tasks.count, [&](int64_t task) {
       const Camera<Value> camera(matrices + 9 * tasks.image(task));
       const std::vector<Value> columns = camera.columns(width);
-      std::vector<double> x_sums(width), y_sums(width), row_sums(width);
+      std::vector<Value> lines(4 * width);
+      Value *x = lines.data(), *y = x + width, *z_line = y + width, *line = z_line + width;
+      IntrinsicsSums sum;
       int64_t at = tasks.first_pixel(task);
       for (int64_t v = tasks.first_row(task); v < tasks.last_row(task); ++v, at += width) {
-        const auto add = kept ? backward_row<true, Element, Value> : backward_row<false, Element, Value>;
-        add(to + at, x_sums.data(), y_sums.data(), row_sums.data(), from + 3 * at, z + at, kept ? kept + at : nullptr,
-            columns.data(), camera.row(v), width);
+        const Value row = camera.row(v);
+        const uint8_t* use = kept ? kept + at : nullptr;
+        read_points(x, y, z_line, from + 3 * at, width);
+        if (use) {
+          for (Value* coordinate : {x, y, z_line}) clear_invalid(coordinate, use, width);
+        }
+        const Value* depth_row = read_row(z + at, use, Value{0}, line, width);
+        write_grad_depth(to + at, x, y, z_line, columns.data(), row, width);
+        add_row(sum, x, y, depth_row, columns.data(), row, width);
       }
-      IntrinsicsSums& sum = sums[task];
-      for (int64_t u = 0; u < width; ++u) {
-        sum.fx += columns[u] * x_sums[u];
-        sum.cx += x_sums[u];
-        sum.fy += row_sums[u];
-        sum.cy += y_sums[u];
-      }
+      sums[task] = sum;
     });
     for (int64_t image = 0; image < images; ++image) {
       IntrinsicsSums sum;

@@ -6,9 +6,10 @@
 //   medians    a histogram per atom over 2048 equal stretches of the map's range, then an exact selection among the few
 //              values that share a stretch with the median;
 //   spreads    sums of |x - center|;
-//   gradient   from sums of signs, written back to where each pixel came from.
-// Numbers are kept in the map's precision and all arithmetic on them is in double, so a sign is wrong only where the
-// reference in float64 would be wrong too.
+//   loss       together with the first part of the gradient, which takes the place of the targets;
+//   gradient   its second part needs sums over whole contexts; then it is written back to where each pixel came from.
+// Numbers are kept in the map's precision and all arithmetic that decides a sign is in double, so a sign is wrong only
+// where the reference in float64 would be wrong too.
 //
 // Gradient, per context with n pixels, r_i = (p_i - c) / s, sigma_i = weight * sign(r_i - N(t_i)), A = sum sigma_i,
 // Q = sum sigma_i (p_i - c), e_j = sign(p_j - c):
@@ -20,10 +21,14 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <vector>
 
 namespace distilldepth {
+
+// Independent walks through one task of reordering.
+inline constexpr int64_t kStrands = 4;
 
 enum class Contexts { kRange = 0, kQuantile = 1, kSpatial = 2 };
 
@@ -54,7 +59,7 @@ V magnitude(V x) {
 
 template <class V>
 V sign_of(V x) {
-  const V zero = x - x;
+  const V zero{};
   return x > 0.0 ? zero + 1.0 : (x < 0.0 ? zero - 1.0 : zero);
 }
 
@@ -115,6 +120,72 @@ struct GridAxis {
   }
 };
 
+// Smallest and largest of many values.
+template <class T>
+class Span {
+ public:
+  explicit Span(T first) {
+    std::fill_n(low_, kWide, first);
+    std::fill_n(high_, kWide, first);
+  }
+  void add(const T* __restrict values, int64_t count) {
+    int64_t i = 0;
+    for (; i + kWide <= count; i += kWide) {
+      for (int lane = 0; lane < kWide; ++lane) look(values[i + lane], lane);
+    }
+    for (; i < count; ++i) look(values[i], 0);
+  }
+  T lowest() const {
+    return fold_lanes(low_, [](T a, T b) { return std::min(a, b); });
+  }
+  T highest() const {
+    return fold_lanes(high_, [](T a, T b) { return std::max(a, b); });
+  }
+  bool finite() const { return sum_lanes(rest_) == 0; }
+
+ private:
+  // So many that the compiler makes vector code of the loop over them instead of unrolling it.
+  static constexpr int kWide = 64;
+
+  void look(T value, int lane) {
+    low_[lane] = value < low_[lane] ? value : low_[lane];
+    high_[lane] = value > high_[lane] ? value : high_[lane];
+    // x - x is 0 for what is finite and NaN for the rest, which comparisons would pass over.
+    rest_[lane] += value - value;
+  }
+
+  T low_[kWide], high_[kWide], rest_[kWide] = {};
+};
+
+inline int64_t count_valid(const uint8_t* valid, int64_t count) {
+  int32_t kept = 0;
+  for (int64_t i = 0; i < count; ++i) kept += valid[i] != 0 ? 1 : 0;
+  return kept;
+}
+
+// atom[i] += whether values[i] is at or above an edge.
+template <class T>
+void pass_edge(int32_t* __restrict atom, const T* __restrict values, T edge, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) atom[i] += values[i] >= edge ? 1 : 0;
+}
+
+// Memory that nobody sets to zero first.
+template <class T>
+class Buffer {
+ public:
+  void hold(int64_t count) {
+    if (count <= capacity_) return;
+    at_.reset();
+    at_ = std::make_unique_for_overwrite<T[]>(count);
+    capacity_ = count;
+  }
+  T* data() { return at_.get(); }
+
+ private:
+  std::unique_ptr<T[]> at_;
+  int64_t capacity_ = 0;
+};
+
 // One image at a time; the buffers are kept for the next.
 template <class T>
 class ImageNormaliser {
@@ -157,8 +228,8 @@ class ImageNormaliser {
  private:
   struct Extremes {
     T prediction_low, prediction_high, target_low, target_high;
-    int64_t count = 0;
-    bool finite = true;
+    int64_t count;
+    bool finite;
   };
 
   struct Statistics {
@@ -171,50 +242,32 @@ class ImageNormaliser {
 
   // Sums of one piece on one level.
   struct Sums {
-    double deviation = 0, target_deviation = 0, loss = 0, signs = 0, moment = 0, center_signs = 0;
+    double deviation = 0, target_deviation = 0, loss = 0, signs = 0, moment = 0;
   };
 
   template <class P, class E>
   Extremes find_extremes(const P* prediction, const E* target, const uint8_t* valid, int64_t pixels) {
+    const auto is_valid = [](uint8_t use) { return use != 0; };
+    const int64_t first = valid == nullptr ? 0 : std::find_if(valid, valid + pixels, is_valid) - valid;
+    if (first == pixels) return {0, 0, 0, 0, 0, true};
+    // What is not valid is as good as a pixel that is.
+    const T instead = static_cast<T>(load(prediction[first])), target_instead = static_cast<T>(load(target[first]));
     const int64_t tasks = (pixels + kPiece - 1) / kPiece;
     std::vector<Extremes> parts(tasks);
-    constexpr T kInfinity = std::numeric_limits<T>::infinity();
     run_tasks(parallel_, tasks, [&](int64_t task) {
-      const int64_t begin = task * kPiece, end = std::min(begin + kPiece, pixels);
-      T low[2][kLanes], high[2][kLanes], rest[kLanes];
-      int32_t count[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) {
-        low[0][lane] = low[1][lane] = kInfinity;
-        high[0][lane] = high[1][lane] = -kInfinity;
-        rest[lane] = 0;
-        count[lane] = 0;
+      Span<T> predictions(instead), targets(target_instead);
+      int64_t kept = 0;
+      T buffer[kBlock];
+      for (int64_t begin = task * kPiece, end = std::min(begin + kPiece, pixels); begin < end; begin += kBlock) {
+        const int64_t count = std::min(kBlock, end - begin);
+        const uint8_t* use = valid == nullptr ? nullptr : valid + begin;
+        predictions.add(read_block(prediction + begin, use, instead, count, buffer), count);
+        targets.add(read_block(target + begin, use, target_instead, count, buffer), count);
+        kept += use == nullptr ? count : count_valid(use, count);
       }
-      const auto look = [&](int64_t i, int lane) {
-        const bool use = valid == nullptr || valid[i];
-        const T p = static_cast<T>(load(prediction[i])), t = static_cast<T>(load(target[i]));
-        const T p_low = use ? p : kInfinity, p_high = use ? p : -kInfinity;
-        const T t_low = use ? t : kInfinity, t_high = use ? t : -kInfinity;
-        low[0][lane] = p_low < low[0][lane] ? p_low : low[0][lane];
-        high[0][lane] = p_high > high[0][lane] ? p_high : high[0][lane];
-        low[1][lane] = t_low < low[1][lane] ? t_low : low[1][lane];
-        high[1][lane] = t_high > high[1][lane] ? t_high : high[1][lane];
-        // x - x is 0 for what is finite and NaN for the rest, which comparisons would pass over.
-        const T zero = use ? (p - p) + (t - t) : T{0};
-        rest[lane] += zero;
-        count[lane] += use;
-      };
-      int64_t i = begin;
-      for (; i + kLanes <= end; i += kLanes) {
-        for (int lane = 0; lane < kLanes; ++lane) look(i + lane, lane);
-      }
-      for (; i < end; ++i) look(i, 0);
-      Extremes& part = parts[task];
-      part.prediction_low = *std::min_element(low[0], low[0] + kLanes);
-      part.prediction_high = *std::max_element(high[0], high[0] + kLanes);
-      part.target_low = *std::min_element(low[1], low[1] + kLanes);
-      part.target_high = *std::max_element(high[1], high[1] + kLanes);
-      part.count = std::accumulate(count, count + kLanes, int64_t{0});
-      part.finite = sum_lanes(rest) == 0;
+      parts[task] = {
+          predictions.lowest(), predictions.highest(), targets.lowest(), targets.highest(), kept,
+          predictions.finite() && targets.finite()};
     });
     Extremes all = parts[0];
     for (int64_t task = 1; task < tasks; ++task) {
@@ -277,15 +330,10 @@ class ImageNormaliser {
       }
     }
     if (requests.empty()) return;
-    target_.resize(pixels);
-    int64_t kept = 0;
-    for (int64_t i = 0; i < pixels; ++i) {
-      target_[kept] = static_cast<T>(load(target[i]));
-      kept += valid == nullptr || valid[i];
-    }
-    cut_pieces({kept});
+    cut_pieces({pixels});
     const std::vector<Selected<T>> found = select_ranks<T>(
-        target_.data(), nullptr, pieces_, 1, extremes.target_low, extremes.target_high, requests, parallel_);
+        target, extremes.count == pixels ? nullptr : valid, nullptr, pieces_, 1, extremes.target_low,
+        extremes.target_high, requests, parallel_);
     size_t number = 0;
     for (auto& level : edges) {
       for (T& edge : level) {
@@ -323,70 +371,77 @@ class ImageNormaliser {
     }
   }
 
-  // Copies the valid pixels into the order of their atoms; inside an atom they keep the image's order.
+  // Copies the valid pixels into the order of their atoms; inside an atom the order is that of the strands.
   template <class P, class E>
   void reorder(const P* prediction, const E* target, const uint8_t* valid, int64_t height, int64_t width) {
     const int64_t pixels = height * width, atoms = partition_.atoms;
-    prediction_.resize(pixels);
-    target_.resize(pixels);
-    source_.resize(pixels);
+    prediction_.hold(pixels);
+    target_.hold(pixels);
+    source_.hold(pixels);
     const int64_t tasks = (pixels + kPiece - 1) / kPiece;
     const bool by_place = options_.contexts == Contexts::kSpatial;
     // Which atom each pixel is in; `atoms` for those that are not valid.
     const auto find_atoms = [&](int64_t begin, int64_t count, int32_t* atom) {
       if (by_place) {
-        int64_t y = begin / width, x = begin % width;
-        for (int64_t i = 0; i < count; ++i) {
-          atom[i] = row_atom_[y] + column_atom_[x];
-          if (++x == width) x = 0, ++y;
+        for (int64_t i = 0; i < count;) {
+          const int64_t y = (begin + i) / width, x = (begin + i) % width, run = std::min(width - x, count - i);
+          for (int64_t k = 0; k < run; ++k) atom[i + k] = row_atom_[y] + column_atom_[x + k];
+          i += run;
         }
       } else {
-        T values[kBlock];
-        for (int64_t i = 0; i < count; ++i) values[i] = static_cast<T>(load(target[begin + i])), atom[i] = 0;
-        for (const T edge : edges_) {
-          for (int64_t i = 0; i < count; ++i) atom[i] += values[i] >= edge;
+        T buffer[kBlock];
+        const T* values = read_block<T>(target + begin, nullptr, T{0}, count, buffer);
+        std::fill(atom, atom + count, 0);
+        for (const T edge : edges_) pass_edge(atom, values, edge, count);
+      }
+      if (valid != nullptr) replace_invalid(atom, valid + begin, static_cast<int32_t>(atoms), count);
+    };
+    // Neighbours are often in one atom, and each must wait for the one before it to count: a task walks through four
+    // strands in turn. f(strand, pixel, atom) for every pixel of a task.
+    const auto walk = [&](int64_t task, const auto& f) {
+      const int64_t first = task * kPiece, length = std::min(kPiece, pixels - first);
+      const int64_t strand = length / kStrands;
+      int32_t atom[kStrands][kBlock];
+      for (int64_t done = 0; done < strand; done += kBlock) {
+        const int64_t count = std::min(kBlock, strand - done);
+        for (int64_t s = 0; s < kStrands; ++s) find_atoms(first + s * strand + done, count, atom[s]);
+        for (int64_t i = 0; i < count; ++i) {
+          for (int64_t s = 0; s < kStrands; ++s) f(s, first + s * strand + done + i, atom[s][i]);
         }
       }
-      if (valid != nullptr) {
-        for (int64_t i = 0; i < count; ++i) atom[i] = valid[begin + i] ? atom[i] : static_cast<int32_t>(atoms);
-      }
+      const int64_t rest = first + kStrands * strand;
+      find_atoms(rest, first + length - rest, atom[0]);
+      for (int64_t i = rest; i < first + length; ++i) f(kStrands - 1, i, atom[0][i - rest]);
     };
-    // Counts first, so that every task knows where to write.
-    std::vector<int64_t> next(tasks * (atoms + 1), 0);
+    // Counts first, so that every strand knows where to write.
+    const int64_t stride = atoms + 1;
+    std::vector<int64_t> next(tasks * kStrands * stride, 0);
     run_tasks(parallel_, tasks, [&](int64_t task) {
-      int64_t* counts = next.data() + task * (atoms + 1);
-      int32_t atom[kBlock];
-      for (int64_t begin = task * kPiece, end = std::min(begin + kPiece, pixels); begin < end; begin += kBlock) {
-        const int64_t count = std::min(kBlock, end - begin);
-        find_atoms(begin, count, atom);
-        for (int64_t i = 0; i < count; ++i) ++counts[atom[i]];
-      }
+      int64_t* counts = next.data() + task * kStrands * stride;
+      walk(task, [&](int64_t strand, int64_t, int32_t atom) { ++counts[strand * stride + atom]; });
     });
     atom_counts_.assign(atoms, 0);
     int64_t place = 0;
     for (int64_t atom = 0; atom <= atoms; ++atom) {
-      for (int64_t task = 0; task < tasks; ++task) {
-        int64_t& here = next[task * (atoms + 1) + atom];
+      for (int64_t strand = 0; strand < tasks * kStrands; ++strand) {
+        int64_t& here = next[strand * stride + atom];
         const int64_t count = here;
         here = place;
         place += count;
         if (atom < atoms) atom_counts_[atom] += count;
       }
     }
+    T *predictions = prediction_.data(), *targets = target_.data();
+    uint32_t* sources = source_.data();
     run_tasks(parallel_, tasks, [&](int64_t task) {
-      int64_t* places = next.data() + task * (atoms + 1);
-      int32_t atom[kBlock];
-      for (int64_t begin = task * kPiece, end = std::min(begin + kPiece, pixels); begin < end; begin += kBlock) {
-        const int64_t count = std::min(kBlock, end - begin);
-        find_atoms(begin, count, atom);
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t to = places[atom[i]]++;
-          // + 0 makes one zero of the two.
-          prediction_[to] = static_cast<T>(load(prediction[begin + i])) + T{0};
-          target_[to] = static_cast<T>(load(target[begin + i])) + T{0};
-          source_[to] = static_cast<uint32_t>(begin + i);
-        }
-      }
+      int64_t* places = next.data() + task * kStrands * stride;
+      walk(task, [&](int64_t strand, int64_t pixel, int32_t atom) {
+        const int64_t to = places[strand * stride + atom]++;
+        // + 0 makes one zero of the two.
+        predictions[to] = static_cast<T>(load(prediction[pixel])) + T{0};
+        targets[to] = static_cast<T>(load(target[pixel])) + T{0};
+        sources[to] = static_cast<uint32_t>(pixel);
+      });
     });
     cut_pieces(atom_counts_);
   }
@@ -412,10 +467,10 @@ class ImageNormaliser {
       numbers.push_back(static_cast<int64_t>(r));
     }
     const auto centers = select_ranks<T>(
-        prediction_.data(), source_.data(), pieces_, partition_.atoms, extremes.prediction_low,
+        prediction_.data(), nullptr, source_.data(), pieces_, partition_.atoms, extremes.prediction_low,
         extremes.prediction_high, present, parallel_);
     const auto target_centers = select_ranks<T>(
-        target_.data(), nullptr, pieces_, partition_.atoms, extremes.target_low, extremes.target_high, present,
+        target_.data(), nullptr, nullptr, pieces_, partition_.atoms, extremes.target_low, extremes.target_high, present,
         parallel_);
     std::vector<Statistics> statistics(requests.size());
     for (size_t i = 0; i < present.size(); ++i) {
@@ -424,6 +479,7 @@ class ImageNormaliser {
       context.center_pixel = centers[i].first;
       context.target_center = target_centers[i].value;
       for (const int64_t atom : present[i].atoms) context.count += atom_counts_[atom];
+      context.center_signs = static_cast<double>(context.count - 2 * centers[i].below - centers[i].equal);
     }
 
     const int64_t levels = static_cast<int64_t>(partition_.parts.size());
@@ -477,26 +533,44 @@ class ImageNormaliser {
       context.target_spread = context.target_spread / n + options_.spread_eps;
     }
 
-    sweep([&](const Statistics& context, Sums& sum, int64_t begin, int64_t block) {
-      const T *p = prediction_.data() + begin, *t = target_.data() + begin;
-      const double scale = 1 / context.spread, target_scale = 1 / context.target_spread;
-      Pack loss = {}, signs = {}, moment = {}, center_signs = {};
-      Sums rest;
-      each_pack(block, [&]<class V>(int64_t i) {
-        const V d = load_pack<V>(p + i) - context.center;
-        const V difference = d * scale - (load_pack<V>(t + i) - context.target_center) * target_scale;
-        const V sign = sign_of(difference);
-        if constexpr (std::is_same_v<V, double>) {
-          rest.loss += magnitude(difference), rest.signs += sign, rest.moment += sign * d;
-          rest.center_signs += sign_of(d);
-        } else {
-          loss += magnitude(difference), signs += sign, moment += sign * d, center_signs += sign_of(d);
+    const double share = weight / static_cast<double>(levels);
+    run_tasks(parallel_, count, [&](int64_t number) {
+      const Piece& piece = pieces_[number];
+      alignas(64) double slopes[kBlock];
+      for (int64_t begin = piece.begin; begin < piece.end; begin += kBlock) {
+        const int64_t block = std::min(kBlock, piece.end - begin);
+        const T* p = prediction_.data() + begin;
+        T* t = target_.data() + begin;
+        for (int64_t level = 0; level < levels; ++level) {
+          const Statistics& context = context_at(level, piece.atom);
+          Sums& sum = sums[number * levels + level];
+          const double scale = 1 / context.spread, target_scale = 1 / context.target_spread;
+          const double height = scale * share;
+          const double center = context.center, target_center = context.target_center;
+          const bool first = level == 0;
+          Pack loss = {}, signs = {}, moment = {};
+          Sums rest;
+          each_pack(block, [&]<class V>(int64_t i) {
+            const V d = load_pack<V>(p + i) - center;
+            const V difference = d * scale - (load_pack<V>(t + i) - target_center) * target_scale;
+            const V sign = sign_of(difference);
+            V* slope = reinterpret_cast<V*>(slopes + i);
+            *slope = sign * height + (first ? V{} : *slope);
+            if constexpr (std::is_same_v<V, double>) {
+              rest.loss += magnitude(difference), rest.signs += sign, rest.moment += sign * d;
+            } else {
+              loss += magnitude(difference), signs += sign, moment += sign * d;
+            }
+          });
+          sum.loss += total(loss) + rest.loss;
+          sum.signs += total(signs) + rest.signs;
+          sum.moment += total(moment) + rest.moment;
         }
-      });
-      sum.loss += total(loss) + rest.loss;
-      sum.signs += total(signs) + rest.signs;
-      sum.moment += total(moment) + rest.moment;
-      sum.center_signs += total(center_signs) + rest.center_signs;
+        // The targets of this block have done their service: their place keeps the first part of the gradient.
+        if (gradient != nullptr) {
+          for (int64_t i = 0; i < block; ++i) t[i] = static_cast<T>(slopes[i]);
+        }
+      }
     });
     double loss = 0;
     for (int64_t number = 0; number < count; ++number) {
@@ -506,11 +580,10 @@ class ImageNormaliser {
         loss += sum.loss;
         context.signs += sum.signs;
         context.moment += sum.moment;
-        context.center_signs += sum.center_signs;
       }
     }
     if (gradient != nullptr) {
-      write_gradient(statistics, context_at, weight / static_cast<double>(levels), gradient);
+      write_gradient(statistics, context_at, share, gradient);
     }
     return loss / static_cast<double>(levels);
   }
@@ -521,29 +594,21 @@ class ImageNormaliser {
     const int64_t levels = static_cast<int64_t>(partition_.parts.size());
     run_tasks(parallel_, static_cast<int64_t>(pieces_.size()), [&](int64_t number) {
       const Piece& piece = pieces_[number];
-      double slopes[kBlock];
       for (int64_t begin = piece.begin; begin < piece.end; begin += kBlock) {
         const int64_t block = std::min(kBlock, piece.end - begin);
-        const T *p = prediction_.data() + begin, *t = target_.data() + begin;
-        std::fill(slopes, slopes + block, 0.0);
+        const T* p = prediction_.data() + begin;
+        T* slopes = target_.data() + begin;
         for (int64_t level = 0; level < levels; ++level) {
           const Statistics& context = context_at(level, piece.atom);
-          const double scale = 1 / context.spread, target_scale = 1 / context.target_spread;
-          const double pull = context.moment * scale * scale / static_cast<double>(context.count);
-          each_pack(block, [&]<class V>(int64_t i) {
-            const V d = load_pack<V>(p + i) - context.center;
-            const V difference = d * scale - (load_pack<V>(t + i) - context.target_center) * target_scale;
-            const V slope = sign_of(difference) * scale - sign_of(d) * pull;
-            if constexpr (std::is_same_v<V, double>) {
-              slopes[i] += slope;
-            } else {
-              using Loose __attribute__((vector_size(64), aligned(8))) = double;
-              *reinterpret_cast<Loose*>(slopes + i) += slope;
-            }
-          });
+          const T center = static_cast<T>(context.center);
+          const T pull = static_cast<T>(
+              weight * context.moment / (context.spread * context.spread * static_cast<double>(context.count)));
+          for (int64_t i = 0; i < block; ++i) {
+            slopes[i] -= p[i] > center ? pull : (p[i] < center ? -pull : T{0});
+          }
         }
         const uint32_t* source = source_.data() + begin;
-        for (int64_t i = 0; i < block; ++i) gradient[source[i]] = static_cast<T>(slopes[i] * weight);
+        for (int64_t i = 0; i < block; ++i) gradient[source[i]] = slopes[i];
       }
     });
     for (const Statistics& context : statistics) {
@@ -560,8 +625,8 @@ class ImageNormaliser {
   Partition partition_;
   std::vector<T> edges_;  // of all levels, ascending
   std::vector<int32_t> row_atom_, column_atom_;
-  std::vector<T> prediction_, target_;
-  std::vector<uint32_t> source_;
+  Buffer<T> prediction_, target_;
+  Buffer<uint32_t> source_;
   std::vector<int64_t> atom_counts_;
   std::vector<Piece> pieces_;
 };
