@@ -59,7 +59,7 @@ FAULTS = (
     ),
     Fault(
         TEMPERATURE, "native", "csrc/channel_kl_cpu.cpp",
-        "1.4426950408889634 / temperature", "1.4426950408889634", "channel_kl",
+        "temperature * temperature * total", "total", "channel_kl",
     ),
     Fault(
         CENTER, "native", "csrc/backproject_cpu.cpp",
@@ -81,7 +81,7 @@ FAULTS = (
     ),
     Fault(
         TEMPERATURE, "triton", "distilldepth/kernels/channel_kl.py",
-        "temperature * temperature * _sum", "_sum", "channel_kl",
+        "temperature * temperature * tl.sum(total, 0)", "tl.sum(total, 0)", "channel_kl",
     ),
     Fault(
         SWAPPED, "triton", "distilldepth/kernels/backproject.py",

@@ -60,6 +60,53 @@ def test_precision(dtype, device):
     assert_gradient(gradient, truth[1], dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [-3.0, 1000.0])
+def test_the_gradient_follows_what_comes_in(dtype, factor, device):
+    student, teacher, valid = (x if x.dtype == torch.bool else x.to(dtype) for x in make((2, 3, 41, 33), device=device))
+    _, truth = loss_and_gradient(reference.channel_kl_loss, student.double(), teacher.double(), valid)
+    _, gradient = loss_and_gradient(lambda *maps: factor * ops.channel_kl_loss(*maps), student, teacher, valid)
+    assert_gradient(gradient, factor * truth, dtype)
+
+
+def test_only_the_inputs_and_a_few_numbers_per_map_are_kept(device):
+    student, teacher, valid = (x if x.dtype == torch.bool else x.float() for x in make((2, 3, 20, 30), device=device))
+    if active_backend("channel_kl", student) == "reference":
+        pytest.skip("promised by the kernels")
+    student.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        loss = ops.channel_kl_loss(student, teacher, valid)
+    own = {x.untyped_storage().data_ptr() for x in (student, teacher, valid)}
+    assert sum(x.untyped_storage().data_ptr() in own for x in kept) == 3
+    assert all(x.numel() <= 6 * 8 for x in kept if x.untyped_storage().data_ptr() not in own)
+    assert torch.autograd.grad(loss, student)[0].shape == student.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_maps_apart_by_a_tower_or_by_the_whole_range(dtype, device):
+    student, teacher, _ = (x.to(dtype) for x in make((4, 1, 41, 133), device=device))
+    student[0, 0, 5, 7] += 300
+    teacher[1, 0, 40, 130] += 300
+    student[2, 0, 8, 9], teacher[2, 0, 8, 10] = 30, 25
+    student[3, 0, 0, :5], teacher[3, 0, 40, :5] = 80, 80
+    truth = loss_and_gradient(reference.channel_kl_loss, student.double(), teacher.double())
+    got, gradient = loss_and_gradient(ops.channel_kl_loss, student, teacher)
+    assert_loss(got, truth[0], dtype)
+    for one, true in zip(gradient, truth[1], strict=True):
+        assert_gradient(one, true, dtype)
+
+
+def test_the_largest_numbers_of_the_type(device):
+    most = torch.finfo(torch.float32).max
+    student = torch.tensor([[[-most, most, 1.0, 0.0]], [[-most, -most, -most, 0.5 * most]]], device=device)
+    teacher = torch.tensor([[[-most, most, 2.0, -most]], [[most, -most, 0.0, 1.0]]], device=device)
+    if active_backend("channel_kl", student) == "reference":
+        pytest.skip("promised by the kernels")
+    _, gradient = loss_and_gradient(ops.channel_kl_loss, student, teacher)
+    torch.testing.assert_close(gradient, torch.tensor([[[0.0, 0, 0, 0]], [[-0.5, 0, 0, 0.5]]], device=device))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 64), (2, 1, 97, 127), (1, 2, 64, 65), (300, 3, 3, 5), (1, 1, 2, 8192)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_maps_of_every_length(shape, masked, device):

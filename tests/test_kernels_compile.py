@@ -57,9 +57,10 @@ def call_every_operation(module: str, operations) -> None:
         boxes, index = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
         operations.crop_ssi(maps.half(), maps.half(), boxes, index, valid, [1], 0, 1e-6, True)
     elif module == "channel_kl":
-        operations.channel_kl(maps, maps, valid[:, 0], 1.0, True)
-        operations.channel_kl(maps.bfloat16(), maps.bfloat16(), None, 1.0, False)
-        operations.channel_kl(maps.double(), maps.double(), valid[:, 0], 1.0, True)
+        for some, kept in ((maps, valid[:, 0]), (maps.bfloat16(), None), (maps.double(), valid[:, 0])):
+            _, statistics = operations.channel_kl(some, some, kept, 1.0)
+            grad_loss = torch.ones((), dtype=torch.promote_types(some.dtype, torch.float32))
+            operations.channel_kl_backward(grad_loss, some, some, kept, statistics, 1.0)
     elif module == "backproject":
         operations.backproject(maps, intrinsics, valid)
         operations.backproject(maps.double(), intrinsics.double(), None)

@@ -36,6 +36,10 @@ def calls(dtype=torch.float32, device="cpu"):
     }
 
 
+def backward_kernel(op, backend):
+    return getattr(torch.ops.distilldepth, f"{op}_backward{'' if backend == 'native' else f'_{backend}'}")
+
+
 def registered_calls(backend, dtype, device):
     """Arguments of the registered operations, as the public functions prepare them."""
     prediction, target, valid = maps(dtype, device)
@@ -53,7 +57,10 @@ def registered_calls(backend, dtype, device):
     yield kernel("hybrid_norm", backend), (leaf(prediction), target, valid, [1, 2, 4], 0, 1e-6, True)
     yield kernel("hybrid_norm", backend), (prediction, target, None, [1, 2], 2, 1e-6, False)
     yield kernel("crop_ssi", backend), (leaf(prediction), crops, boxes, index, crop_valid, [1], 1, 1e-6, True)
-    yield kernel("channel_kl", backend), (leaf(flat[0]), flat[1], valid.flatten(1), 2.0, True)
+    maps_and_valid = flat[0], flat[1], valid.flatten(1)
+    yield kernel("channel_kl", backend), (leaf(flat[0]), *maps_and_valid[1:], 2.0)
+    loss, statistics = kernel("channel_kl", backend)(*maps_and_valid, 2.0)
+    yield backward_kernel("channel_kl", backend), (loss, *maps_and_valid, statistics, 2.0)
     # opcheck takes NaN, which stands where not valid, for a difference.
     yield kernel("backproject", backend), (leaf(prediction), leaf(matrices), torch.ones_like(valid))
 

@@ -1,17 +1,15 @@
-"""Channel-wise distillation loss in Triton: two passes over the maps, every sum over tiles in float64 and in order.
+"""Channel-wise distillation loss in Triton: the forward reads both maps once, the backward once more.
 
-With `d = x - max x` and `phi = exp(d / T) / Z` the loss is `T^2 / M * sum phi_t (log phi_t - log phi_s)` over M maps,
-its gradient `T / M * (phi_s - phi_t)`. Both need Z first:
+With `y = (x - max x) / T`, `Z = sum e^y`, `phi = e^y / Z` and `u = log(phi_s / phi_t)` the loss is
+`T^2 / M * sum phi_t (log phi_t - log phi_s)` over M maps with a valid position, its gradient `T / M * (phi_s - phi_t)`:
 
-    measure   maximum and Z of each tile of a map
-    combine   the same of each map
-    count     M, the maps with a valid position
-    finish    loss of each tile, gradient
-    total     the loss
+    measure   maxima and sums of each tile of a map
+    join      statistics and divergence of each map, from its tiles in their order and in float64
+    finish    the loss and M
+    backward  the gradient
 
-The loss is summed as `phi_t h(x)` with `x = log(phi_t / phi_s)` and `h(x) = x - 1 + exp(-x)`, which has the same sum
-because both phi sum to 1. Every term is positive, so nothing cancels when student and teacher agree, and an error c in
-the logarithms of Z changes the sum by `c^2` only.
+Both cancel when the maps are alike, the loss to second order. So the difference of two exponentials is never taken:
+`e^{y_s} - e^{y_t} = +-E (1 - e^{-|u|})` with E the larger of them, and `1 - e^{-|u|}` from a series without the 1.
 """
 
 from __future__ import annotations
@@ -28,55 +26,74 @@ NUM_WARPS = 4
 SUM_BLOCK = 1024
 
 LOG2_E = tl.constexpr(math.log2(math.e))
-# What is known of a tile: both maxima, both Z.
-MAX_S, MAX_T, Z_S, Z_T, PARTS = (tl.constexpr(k) for k in range(5))
-# What is known of a map: both maxima, both 1 / Z, log(Z_s / Z_t), 1 if it has a valid position.
-WEIGHT_S, WEIGHT_T, LOG_RATIO, COUNTED, WEIGHTS = (tl.constexpr(k) for k in range(2, 7))
+# What is known of a tile: both maxima, the shift r, and sums of `e^{y_s + r}`, `e^{y_t}`, `e^{y_t} u` and
+# `e^{y_s + r} - e^{y_t}`, with y relative to the tile's own maxima, `u = y_s + r - y_t` in powers of 2 and r such that
+# u is small where the maps are alike. The sums are NaN if a position is not finite, 0 if there is none.
+MAX_S, MAX_T, SHIFT, SUM_S, SUM_T, PRODUCT, DIFFERENCE, PARTS = (tl.constexpr(k) for k in range(8))
+# What the backward needs of a map, after both maxima: `distilldepth.ops.library` says it.
+WEIGHT_S, WEIGHT_T, LOG_RATIO, SHARE, STATISTICS = (tl.constexpr(k) for k in range(2, 7))
 
 
-def channel_kl(
-    student: Tensor, teacher: Tensor, valid: Tensor | None, temperature: float, need_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the loss and its gradient `(B, C, P)`; the gradient is `(0,)` if it is not needed.
+def channel_kl(student: Tensor, teacher: Tensor, valid: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the loss and what the backward needs of each map.
 
     Args:
         student: `(B, C, P)`, a floating dtype, contiguous.
         teacher: as `student`.
         valid: bool `(B, P)`, contiguous; None = all.
         temperature: positive.
-        need_gradient: whether the gradient is written.
 
     Returns:
-        Both float32; float64 for float64 maps.
+        Loss, float32; float64 for float64 maps. Statistics, float64 `(B * C, 6)`.
     """
     dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
     batch, channels, positions = student.shape
-    loss = student.new_empty((), dtype=dtype)
-    gradient = student.new_empty(student.shape if need_gradient else (0,), dtype=dtype)
-    if student.numel() == 0:
-        return loss.zero_(), gradient
     maps = batch * channels
+    loss = student.new_empty((), dtype=dtype)
+    statistics = student.new_empty((maps, STATISTICS.value), dtype=torch.float64)
+    if student.numel() == 0:
+        return loss.zero_(), statistics.zero_()
     block = min(BLOCK, triton.next_power_of_2(positions))
     tiles = triton.cdiv(positions, block)
-    # None as a pointer is another kernel to Triton; any pointer serves where it is not read.
-    kept = student if valid is None else valid.view(torch.uint8)
     parts = student.new_empty((maps * tiles, PARTS.value), dtype=dtype)
-    weights = student.new_empty((maps, WEIGHTS.value), dtype=torch.float64)
-    counted = student.new_empty((1,), dtype=torch.float64)
-    losses = student.new_empty((maps * tiles,), dtype=torch.float64)
-    shape = (positions, channels, tiles)
+    divergences = student.new_empty((maps,), dtype=torch.float64)
     split = _split(temperature)
-    constants = {"HAS_VALID": valid is not None, "BLOCK": block, "num_warps": NUM_WARPS}
     with torch.cuda.device_of(student):
-        _measure[(maps * tiles,)](student, teacher, kept, parts, *shape, *split, **constants)
-        _combine[(maps,)](parts, weights, tiles, *split, BLOCK=SUM_BLOCK)
-        _count[(1,)](weights, counted, maps, BLOCK=SUM_BLOCK)
-        _finish[(maps * tiles,)](
-            student, teacher, kept, weights, counted, losses, gradient, *shape, *split,
-            NEED_GRADIENT=need_gradient, **constants,
+        _measure[(maps * tiles,)](
+            student, teacher, _kept(student, valid), parts, positions, channels, tiles, *split,
+            HAS_VALID=valid is not None, BLOCK=block, num_warps=NUM_WARPS,
         )  # fmt: skip
-        _total[(1,)](losses, counted, loss, maps * tiles, *split, BLOCK=SUM_BLOCK)
-    return loss, gradient
+        _join[(maps,)](parts, statistics, divergences, tiles, *split, BLOCK=SUM_BLOCK)
+        _finish[(1,)](statistics, divergences, loss, maps, *split, BLOCK=SUM_BLOCK)
+    return loss, statistics
+
+
+def channel_kl_backward(
+    grad_loss: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    valid: Tensor | None,
+    statistics: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Return the gradient to `student` in its dtype, from what `channel_kl` returned."""
+    _, channels, positions = student.shape
+    gradient = torch.empty_like(student)
+    if student.numel() == 0:
+        return gradient
+    block = min(BLOCK, triton.next_power_of_2(positions))
+    tiles = triton.cdiv(positions, block)
+    with torch.cuda.device_of(student):
+        _backward[(len(statistics) * tiles,)](
+            student, teacher, _kept(student, valid), statistics, grad_loss, gradient, positions, channels, tiles,
+            *_split(temperature), HAS_VALID=valid is not None, BLOCK=block, num_warps=NUM_WARPS,
+        )  # fmt: skip
+    return gradient
+
+
+def _kept(student: Tensor, valid: Tensor | None) -> Tensor:
+    # None as a pointer is another kernel to Triton; any pointer serves where it is not read.
+    return student if valid is None else valid.view(torch.uint8)
 
 
 def _split(number: float) -> tuple[float, float]:
@@ -92,15 +109,15 @@ def _double(high, low):
 
 @triton.jit
 def _load(student, teacher, valid, offset, positions, channels, tiles, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr):
-    """Both maps on a tile, -inf where not kept; the map's number, positions, which of them exist, which are kept."""
+    """Both maps on a tile, 0 where not kept; the map's number, positions, which of them exist, which are kept."""
     one_map = offset // tiles
     at = (offset - one_map * tiles) * BLOCK + tl.arange(0, BLOCK)
     inside = at < positions
     kept = inside
     if HAS_VALID:
         kept = tl.load(valid + one_map // channels * positions + at, mask=inside, other=0) != 0
-    s = tl.load(student + one_map * positions + at, mask=kept, other=-float("inf"))
-    t = tl.load(teacher + one_map * positions + at, mask=kept, other=-float("inf"))
+    s = tl.load(student + one_map * positions + at, mask=kept, other=0.0)
+    t = tl.load(teacher + one_map * positions + at, mask=kept, other=0.0)
     if s.dtype != tl.float64:
         s = s.to(tl.float32)
         t = t.to(tl.float32)
@@ -108,12 +125,28 @@ def _load(student, teacher, valid, offset, positions, channels, tiles, HAS_VALID
 
 
 @triton.jit
-def _softmax(x, kept, infinite, scale):
-    """Maximum and sum of `exp((x - maximum) / T)`; the sum is NaN if a kept value is not finite."""
-    top = tl.max(x, 0)
-    finite_top = tl.where(top == -float("inf"), 0.0, top)
-    z = tl.sum(tl.where(kept, tl.exp2((x - finite_top) * scale), 0.0), 0)
-    return top, tl.where(infinite, float("nan"), z)
+def _coefficient(n: tl.constexpr, x):
+    """(-1)^(n + 1) / n! in the type of x; by divisions, because a float constant would be rounded to 32 bits."""
+    c = tl.full((), 1, x.dtype)
+    for k in tl.static_range(2, n + 1):
+        c = c / k
+    if n % 2 == 0:
+        c = -c
+    return c
+
+
+@triton.jit
+def _pair(y_s, y_t, u):
+    """The larger of `2^y_s` and `2^y_t`, and, with u their difference in powers of 2, `2^-|u|` and `1 - 2^-|u|`."""
+    TERMS: tl.constexpr = 14 if u.dtype == tl.float64 else 7
+    size = tl.abs(u)
+    larger = tl.exp2(tl.where(u < 0, y_t, y_s))
+    ratio = tl.exp2(-size)
+    natural = size / LOG2_E
+    series = tl.zeros_like(u) + _coefficient(TERMS + 1, u)
+    for k in tl.static_range(TERMS):
+        series = series * natural + _coefficient(TERMS - k, u)
+    return larger, ratio, tl.where(size < 0.5, natural * series, 1 - ratio)
 
 
 @triton.jit
@@ -132,40 +165,56 @@ def _measure(
 ):
     tile = tl.program_id(0).to(tl.int64)
     s, t, _, _, _, kept = _load(student, teacher, valid, tile, positions, channels, tiles, HAS_VALID, BLOCK)
-    temperature = _double(temperature_high, temperature_low)
-    scale = (1 / temperature * LOG2_E).to(s.dtype)
-    # Other values that are not finite turn the sum into NaN by themselves.
-    infinite = tl.max((kept & ((s == -float("inf")) | (t == -float("inf")))).to(tl.int32), 0) > 0
-    max_s, z_s = _softmax(s, kept, infinite, scale)
-    max_t, z_t = _softmax(t, kept, infinite, scale)
-    tl.store(parts + tile * PARTS + MAX_S, max_s)
-    tl.store(parts + tile * PARTS + MAX_T, max_t)
-    tl.store(parts + tile * PARTS + Z_S, z_s)
-    tl.store(parts + tile * PARTS + Z_T, z_t)
+    dtype: tl.constexpr = s.dtype
+    scale = (1 / _double(temperature_high, temperature_low) * LOG2_E).to(dtype)
+    count = tl.sum(kept.to(tl.int32), 0)
+    finite = tl.sum((kept & (s - s == 0) & (t - t == 0)).to(tl.int32), 0) == count
+    # A tile without a position, or with one that is not finite, is as if it were 0 until the end.
+    usable = finite & (count > 0)
+    max_s = tl.where(usable, tl.max(tl.where(kept, s, -float("inf")), 0), 0.0)
+    max_t = tl.where(usable, tl.max(tl.where(kept, t, -float("inf")), 0), 0.0)
+    apart = tl.sum(tl.where(kept & usable, s - t, 0.0), 0) / tl.maximum(count, 1).to(dtype)
+    # Around their mean difference the maps are alike, unless one of them towers in a few places.
+    shift = ((max_s - max_t) - apart) * scale
+    shift = tl.where(tl.abs(shift) < 60, shift, 0.0)
+    # Finite, so that the difference of two and its product with 0 are.
+    lowest: tl.constexpr = -1e38
+    y_s = tl.maximum(tl.where(kept & usable, (s - max_s) * scale + shift, lowest), lowest)
+    y_t = tl.maximum(tl.where(kept & usable, (t - max_t) * scale, lowest), lowest)
+    u = y_s - y_t
+    larger, ratio, difference = _pair(y_s, y_t, u)
+    smaller = larger * ratio
+    exp_t = tl.where(u < 0, larger, smaller)
+    sum_s = tl.sum(tl.where(u < 0, smaller, larger), 0)
+    sum_t = tl.sum(exp_t, 0)
+    apart_sum = tl.sum(tl.where(u < 0, -larger, larger) * difference, 0)
+    row = parts + tile * PARTS
+    tl.store(row + MAX_S, max_s)
+    tl.store(row + MAX_T, max_t)
+    tl.store(row + SHIFT, shift)
+    # The more exact of the two where the maps are alike.
+    tl.store(row + SUM_S, tl.where(tl.abs(apart_sum) < sum_t * 0.5, sum_t + apart_sum, sum_s))
+    tl.store(row + SUM_T, tl.where(finite, sum_t, float("nan")))
+    tl.store(row + PRODUCT, tl.sum(exp_t * u, 0))
 
 
 @triton.jit
-def _combine_side(top_parts, z_parts, tiles, scale, BLOCK: tl.constexpr):
-    """Maximum and Z of one map from those of its tiles, in float64."""
+def _top(numbers, sums, tiles, BLOCK: tl.constexpr):
+    """Maximum of the tiles that have a position."""
     top = tl.full((BLOCK,), -float("inf"), tl.float64)
     for start in range(0, tiles, BLOCK):
         at = start + tl.arange(0, BLOCK).to(tl.int64)
-        top = tl.maximum(top, tl.load(top_parts + at * PARTS, mask=at < tiles, other=-float("inf")).to(tl.float64))
-    whole = tl.max(top, 0)
-    z = tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, tiles, BLOCK):
-        at = start + tl.arange(0, BLOCK).to(tl.int64)
-        tile_top = tl.load(top_parts + at * PARTS, mask=at < tiles, other=-float("inf")).to(tl.float64)
-        tile_z = tl.load(z_parts + at * PARTS, mask=at < tiles, other=0.0).to(tl.float64)
-        # A tile without a valid position has the sum 0; a tile of -inf has NaN and keeps it.
-        z += tl.where(tile_top == -float("inf"), tile_z, tile_z * tl.exp2((tile_top - whole) * scale))
-    return whole, tl.sum(z, 0)
+        # NaN is not 0: a tile that is not finite counts.
+        some = tl.load(sums + at * PARTS, mask=at < tiles, other=0.0) != 0
+        top = tl.maximum(top, tl.load(numbers + at * PARTS, mask=some, other=-float("inf")).to(tl.float64))
+    return tl.max(top, 0)
 
 
 @triton.jit
-def _combine(
+def _join(
     parts,  # (maps * tiles, PARTS)
-    weights,  # (maps, WEIGHTS)
+    statistics,  # (maps, STATISTICS)
+    divergences,  # (maps,)
     tiles,
     temperature_high,
     temperature_low,
@@ -174,110 +223,104 @@ def _combine(
     one_map = tl.program_id(0).to(tl.int64)
     first = parts + one_map * tiles * PARTS
     scale = 1 / _double(temperature_high, temperature_low) * LOG2_E
-    max_s, z_s = _combine_side(first + MAX_S, first + Z_S, tiles, scale, BLOCK)
-    max_t, z_t = _combine_side(first + MAX_T, first + Z_T, tiles, scale, BLOCK)
-    # NaN is not 0: a map that is not finite counts.
-    counted = z_s != 0
-    row = weights + one_map * WEIGHTS
-    tl.store(row + MAX_S, max_s)
-    tl.store(row + MAX_T, max_t)
-    tl.store(row + WEIGHT_S, 1 / tl.where(counted, z_s, 1.0))
-    tl.store(row + WEIGHT_T, 1 / tl.where(counted, z_t, 1.0))
-    tl.store(row + LOG_RATIO, tl.log(tl.where(counted, z_s, 1.0) / tl.where(counted, z_t, 1.0)))
-    tl.store(row + COUNTED, counted.to(tl.float64))
-
-
-@triton.jit
-def _sum(numbers, count, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
-    total = tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, count, BLOCK):
+    max_s = _top(first + MAX_S, first + SUM_T, tiles, BLOCK)
+    max_t = _top(first + MAX_T, first + SUM_T, tiles, BLOCK)
+    z_s = tl.zeros((BLOCK,), tl.float64)
+    z_t = tl.zeros((BLOCK,), tl.float64)
+    products = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, tiles, BLOCK):
         at = start + tl.arange(0, BLOCK).to(tl.int64)
-        total += tl.load(numbers + at * STRIDE, mask=at < count, other=0.0)
-    return tl.sum(total, 0)
-
-
-@triton.jit
-def _count(
-    weights,  # (maps, WEIGHTS)
-    counted,  # (1,)
-    maps,
-    BLOCK: tl.constexpr,
-):
-    # M; 1 if no map has a valid position, the loss is 0 anyway.
-    tl.store(counted, tl.maximum(_sum(weights + COUNTED, maps, WEIGHTS, BLOCK), 1.0))
-
-
-@triton.jit
-def _coefficient(n: tl.constexpr, x):
-    """(-1)^n / n! in the type of x; by divisions, because a float constant would be rounded to 32 bits."""
-    c = tl.full((), 1, x.dtype)
-    for k in tl.static_range(2, n + 1):
-        c = c / k
-    if n % 2 == 1:
-        c = -c
-    return c
-
-
-@triton.jit
-def _compare(phi_s, phi_t, x):
-    """`phi_t h(x)` and `phi_s - phi_t`: by a series near x = 0, which keeps all digits, else from both phi."""
-    TERMS: tl.constexpr = 14 if x.dtype == tl.float64 else 7
-    series = tl.zeros_like(x) + _coefficient(TERMS + 1, x)
-    for k in tl.static_range(TERMS - 1):
-        series = series * x + _coefficient(TERMS - k, x)
-    h = x * x * series
-    near = tl.abs(x) < 0.5
-    # phi_t = 0 has no logarithm: x may be -inf there.
-    direct = tl.where(phi_t == 0, phi_s, phi_t * (x - 1) + phi_s)
-    return tl.where(near, phi_t * h, direct), tl.where(near, phi_t * (h - x), phi_s - phi_t)
+        part = first + at * PARTS
+        sum_t = tl.load(part + SUM_T, mask=at < tiles, other=0.0).to(tl.float64)
+        some = sum_t != 0
+        lower_s = (tl.load(part + MAX_S, mask=some, other=0.0).to(tl.float64) - max_s) * scale
+        lower_s = tl.where(some, lower_s - tl.load(part + SHIFT, mask=some, other=0.0).to(tl.float64), 0.0)
+        lower_t = (tl.load(part + MAX_T, mask=some, other=0.0).to(tl.float64) - max_t) * scale
+        lower_t = tl.where(some, lower_t, 0.0)
+        factor = tl.exp2(lower_t)
+        z_s += tl.exp2(lower_s) * tl.load(part + SUM_S, mask=some, other=0.0).to(tl.float64)
+        z_t += factor * sum_t
+        product = tl.load(part + PRODUCT, mask=some, other=0.0).to(tl.float64)
+        products += factor * (product + sum_t * (lower_s - lower_t))
+    whole_t = tl.sum(z_t, 0)
+    counted = whole_t != 0
+    whole_t = tl.where(counted, whole_t, 1.0)
+    # NaN through the teacher's sum.
+    whole_s = tl.where(counted, tl.sum(z_s, 0) + (whole_t - whole_t), 1.0)
+    log_ratio = tl.log(whole_s / whole_t)
+    row = statistics + one_map * STATISTICS
+    tl.store(row + MAX_S, tl.where(counted, max_s, 0.0))
+    tl.store(row + MAX_T, tl.where(counted, max_t, 0.0))
+    tl.store(row + WEIGHT_S, tl.where(counted, 1 / whole_s, 0.0))
+    tl.store(row + WEIGHT_T, tl.where(counted, 1 / whole_t, 0.0))
+    tl.store(row + LOG_RATIO, log_ratio)
+    tl.store(divergences + one_map, log_ratio - tl.sum(products, 0) / (whole_t * LOG2_E))
 
 
 @triton.jit
 def _finish(
+    statistics,  # (maps, STATISTICS)
+    divergences,  # (maps,)
+    loss,  # ()
+    maps,
+    temperature_high,
+    temperature_low,
+    BLOCK: tl.constexpr,
+):
+    total = tl.zeros((BLOCK,), tl.float64)
+    counted = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, maps, BLOCK):
+        at = start + tl.arange(0, BLOCK).to(tl.int64)
+        total += tl.load(divergences + at, mask=at < maps, other=0.0)
+        weight = tl.load(statistics + at * STATISTICS + WEIGHT_T, mask=at < maps, other=0.0)
+        # NaN is not 0: a map that is not finite counts.
+        counted += (weight != 0).to(tl.float64)
+    # If no map has a valid position, the loss is 0 anyway.
+    share = 1 / tl.maximum(tl.sum(counted, 0), 1.0)
+    for start in range(0, maps, BLOCK):
+        at = start + tl.arange(0, BLOCK).to(tl.int64)
+        tl.store(statistics + at * STATISTICS + SHARE, tl.zeros((BLOCK,), tl.float64) + share, mask=at < maps)
+    temperature = _double(temperature_high, temperature_low)
+    tl.store(loss, temperature * temperature * tl.sum(total, 0) * share)
+
+
+@triton.jit
+def _backward(
     student,  # (maps, positions)
     teacher,  # (maps, positions)
     valid,  # (maps // channels, positions) uint8
-    weights,  # (maps, WEIGHTS)
-    counted,  # (1,)
-    losses,  # (maps * tiles,)
+    statistics,  # (maps, STATISTICS)
+    grad_loss,  # ()
     gradient,  # (maps, positions)
     positions,
     channels,
     tiles,
     temperature_high,
     temperature_low,
-    NEED_GRADIENT: tl.constexpr,
     HAS_VALID: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # Backwards: what the first pass read last is still in the cache.
-    tile = tl.num_programs(0).to(tl.int64) - 1 - tl.program_id(0)
+    tile = tl.program_id(0).to(tl.int64)
     s, t, one_map, at, inside, kept = _load(student, teacher, valid, tile, positions, channels, tiles, HAS_VALID, BLOCK)
     dtype: tl.constexpr = s.dtype
     temperature = _double(temperature_high, temperature_low)
-    scale = (1 / temperature * LOG2_E).to(dtype)
-    row = weights + one_map * WEIGHTS
-    d_s = s - tl.load(row + MAX_S).to(dtype)
-    d_t = t - tl.load(row + MAX_T).to(dtype)
-    phi_s = tl.exp2(d_s * scale) * tl.load(row + WEIGHT_S).to(dtype)
-    phi_t = tl.exp2(d_t * scale) * tl.load(row + WEIGHT_T).to(dtype)
-    log_ratio = (d_t - d_s) * (1 / temperature).to(dtype) + tl.load(row + LOG_RATIO).to(dtype)
-    divergence, difference = _compare(phi_s, phi_t, log_ratio)
-    tl.store(losses + tile, tl.sum(tl.where(kept, divergence, 0.0).to(tl.float64), 0))
-    if NEED_GRADIENT:
-        factor = (temperature / tl.load(counted)).to(dtype)
-        tl.store(gradient + one_map * positions + at, tl.where(kept, difference * factor, 0.0), mask=inside)
-
-
-@triton.jit
-def _total(
-    losses,  # (count,)
-    counted,  # (1,)
-    loss,  # ()
-    count,
-    temperature_high,
-    temperature_low,
-    BLOCK: tl.constexpr,
-):
-    temperature = _double(temperature_high, temperature_low)
-    tl.store(loss, temperature * temperature * _sum(losses, count, 1, BLOCK) / tl.load(counted))
+    row = statistics + one_map * STATISTICS
+    max_s, max_t, log_ratio = tl.load(row + MAX_S), tl.load(row + MAX_T), tl.load(row + LOG_RATIO)
+    weight = tl.load(grad_loss).to(tl.float64) * temperature * tl.load(row + SHARE) * tl.load(row + WEIGHT_T)
+    # Values are taken at a quarter, so that no difference of two is infinite.
+    s, t, max_s, max_t = s * 0.25, t * 0.25, max_s * 0.25, max_t * 0.25
+    scale = (1 / temperature * LOG2_E * 4).to(dtype)
+    # y_s + r - y_t = (s - t - offset) / T with r = -log_ratio; the offset is a sum of two numbers, to have all digits.
+    upper = temperature * log_ratio * 0.25
+    offset = ((max_s - max_t) + upper).to(dtype)
+    offset_rest = (((max_s - max_t) - offset.to(tl.float64)) + upper).to(dtype)
+    # s - t = apart + lost exactly.
+    apart = s - t
+    back = s - apart
+    lost = (s - (apart + back)) + (back - t)
+    u = ((apart - offset) + (lost - offset_rest)) * scale
+    y_s = (s - max_s.to(dtype)) * scale - (log_ratio * LOG2_E).to(dtype)
+    y_t = (t - max_t.to(dtype)) * scale
+    larger, _, difference = _pair(y_s, y_t, u)
+    value = tl.where(u < 0, -larger, larger) * difference * weight.to(dtype)
+    tl.store(gradient + one_map * positions + at, tl.where(kept, value, 0.0), mask=inside)

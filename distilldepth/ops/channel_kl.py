@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from distilldepth import reference
@@ -63,5 +62,4 @@ def channel_kl_loss(
         teacher.reshape(batch, channels, positions),
         None if valid is None else valid.reshape(batch, positions),
     )
-    need_gradient = torch.is_grad_enabled() and student.requires_grad
-    return kernel("channel_kl", backend)(student, teacher, valid, temperature, need_gradient)[0]
+    return kernel("channel_kl", backend)(student, teacher, valid, temperature)[0]

@@ -2,8 +2,9 @@
 
 `distilldepth::NAME` is implemented by the native libraries (`csrc`), `distilldepth::NAME_triton` by the Triton kernels
 (`distilldepth.kernels`). The reference needs no registration, it is
-plain torch. The losses compute their gradient together with their value, where it is known; their backward only scales
-it. It is kept in float32 for 16-bit maps, in which a gradient of one over a million pixels would vanish.
+plain torch. The normalising losses compute their gradient together with their value, where it is known; their backward
+only scales it. It is kept in float32 for 16-bit maps, in which a gradient of one over a million pixels would vanish.
+`channel_kl` keeps a few numbers per map instead, from which its backward computes the gradient.
 """
 
 from __future__ import annotations
@@ -23,13 +24,19 @@ _SCHEMAS = {
     "bool need_gradient) -> (Tensor, Tensor)",
     "crop_ssi": "(Tensor prediction, Tensor targets, Tensor boxes, Tensor image_index, Tensor? valid, int[] segments, "
     "int contexts, float spread_eps, bool need_gradient) -> (Tensor, Tensor)",
-    "channel_kl": "(Tensor student, Tensor teacher, Tensor? valid, float temperature, bool need_gradient) "
-    "-> (Tensor, Tensor)",
+    "channel_kl": "(Tensor student, Tensor teacher, Tensor? valid, float temperature) -> (Tensor, Tensor)",
+    "channel_kl_backward": "(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? valid, Tensor statistics, "
+    "float temperature) -> Tensor",
     "backproject": "(Tensor depth, Tensor intrinsics, Tensor? valid) -> Tensor",
     "point_cloud": "(Tensor depth, Tensor intrinsics, Tensor image, Tensor? valid) -> (Tensor, Tensor)",
     "backproject_backward": "(Tensor grad_points, Tensor depth, Tensor intrinsics, Tensor? valid) -> (Tensor, Tensor)",
 }
-_LOSSES = ("hybrid_norm", "crop_ssi", "channel_kl")
+_NORMALISING = ("hybrid_norm", "crop_ssi")
+
+CHANNEL_KL_STATISTICS = ("student_peak", "teacher_peak", "student_weight", "teacher_weight", "log_ratio", "share")
+"""What `channel_kl` keeps of every map, in float64: `max x` of both, both `1 / Z` with `Z = sum exp((x - max x) / T)`,
+`log(Z_s / Z_t)`, and one over the number of maps with a valid position. The weights are NaN for a map that is not
+finite and 0 for one without a valid position."""
 
 _library = torch.library.Library("distilldepth", "DEF")
 
@@ -39,10 +46,21 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _fake_loss(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _fake_normalising(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     dtype = accumulator(student.dtype)
     shape = student.shape if arguments[-1] else (0,)
     return student.new_empty((), dtype=dtype), student.new_empty(shape, dtype=dtype)
+
+
+def _fake_channel_kl(
+    student: Tensor, teacher: Tensor, valid: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    statistics = (student.shape[0] * student.shape[1], len(CHANNEL_KL_STATISTICS))
+    return student.new_empty((), dtype=accumulator(student.dtype)), student.new_empty(statistics, dtype=torch.float64)
+
+
+def _fake_channel_kl_backward(grad_loss: Tensor, student: Tensor, *_: Any) -> Tensor:
+    return student.new_empty(student.shape)
 
 
 def _fake_backproject(depth: Tensor, intrinsics: Tensor, valid: Tensor | None) -> Tensor:
@@ -73,6 +91,23 @@ def _scale_gradient(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tup
     return (scaled, *[None] * ctx.others)
 
 
+def _keep_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], output[1])
+    ctx.temperature = inputs[3]
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _channel_kl_backward(suffix: str) -> Callable[[Any, Tensor | None, Tensor | None], tuple[Tensor | None, ...]]:
+    def backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return None, None, None, None
+        operator = getattr(torch.ops.distilldepth, f"channel_kl_backward{suffix}")
+        return operator(grad_loss, *ctx.saved_tensors, ctx.temperature), None, None, None
+
+    return backward
+
+
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -84,6 +119,28 @@ def _backproject_backward(suffix: str) -> Callable[[Any, Tensor], tuple[Tensor, 
         return grad_depth.to(ctx.saved_tensors[0].dtype), grad_intrinsics, None
 
     return backward
+
+
+def _gradient(name: str, suffix: str) -> tuple[Callable[..., None], Callable[..., Any]] | None:
+    """What autograd does after an operation has run, and in its backward; None if it is not differentiable."""
+    if name in _NORMALISING:
+        return _keep_gradient, _scale_gradient
+    if name == "channel_kl":
+        return _keep_statistics, _channel_kl_backward(suffix)
+    if name == "backproject":
+        return _keep_inputs, _backproject_backward(suffix)
+    return None
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "hybrid_norm": _fake_normalising,
+    "crop_ssi": _fake_normalising,
+    "channel_kl": _fake_channel_kl,
+    "channel_kl_backward": _fake_channel_kl_backward,
+    "backproject": _fake_backproject,
+    "point_cloud": _fake_point_cloud,
+    "backproject_backward": _fake_backproject_backward,
+}
 
 
 def _with_triton(name: str) -> Callable[..., Any]:
@@ -101,17 +158,11 @@ def _define() -> None:
         for suffix in ("",) if name == "point_cloud" else ("", "_triton"):
             _library.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
             operator = f"distilldepth::{name}{suffix}"
-            if name in _LOSSES:
-                torch.library.register_fake(operator, _fake_loss, lib=_library)
-                torch.library.register_autograd(operator, _scale_gradient, setup_context=_keep_gradient, lib=_library)
-            elif name == "backproject":
-                torch.library.register_fake(operator, _fake_backproject, lib=_library)
-                torch.library.register_autograd(
-                    operator, _backproject_backward(suffix), setup_context=_keep_inputs, lib=_library
-                )
-            else:
-                fake = _fake_point_cloud if name == "point_cloud" else _fake_backproject_backward
-                torch.library.register_fake(operator, fake, lib=_library)
+            torch.library.register_fake(operator, _FAKES[name], lib=_library)
+            gradient = _gradient(name, suffix)
+            if gradient is not None:
+                setup_context, backward = gradient
+                torch.library.register_autograd(operator, backward, setup_context=setup_context, lib=_library)
             if suffix:
                 _library.impl(f"{name}{suffix}", _with_triton(name), "CompositeExplicitAutograd")
 
