@@ -11,7 +11,6 @@ have run. Dynamic shared memory of CUDA kernels is chosen at launch and not in t
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib
 import json
 import os
@@ -71,13 +70,6 @@ def _readable(name: str) -> str:
     return name
 
 
-def launched_kernels(module: str) -> set[str]:
-    """Names of the functions that a module of distilldepth.kernels launches, that is, calls as `name[grid](...)`."""
-    tree = ast.parse((Path(kernels.__file__).parent / f"{module}.py").read_text())
-    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return {call.value.id for call in calls if isinstance(call, ast.Subscript) and isinstance(call.value, ast.Name)}
-
-
 def call_every_operation(module: str, operations: Any) -> None:
     """Call the functions of one module of distilldepth.kernels so that all its kernels are launched."""
     maps = torch.zeros(2, 70, 33)
@@ -90,9 +82,10 @@ def call_every_operation(module: str, operations: Any) -> None:
         boxes, index = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
         operations.crop_ssi(maps.half(), maps.half(), boxes, index, valid, [1], 0, 1e-6, True)
     elif module == "channel_kl":
-        operations.channel_kl(maps, maps, valid[:, 0], 1.0, True)
-        operations.channel_kl(maps.bfloat16(), maps.bfloat16(), None, 1.0, False)
-        operations.channel_kl(maps.double(), maps.double(), valid[:, 0], 1.0, True)
+        for some, kept in ((maps, valid[:, 0]), (maps.bfloat16(), None), (maps.double(), valid[:, 0])):
+            _, statistics = operations.channel_kl(some, some, kept, 1.0)
+            grad_loss = torch.ones((), dtype=torch.promote_types(some.dtype, torch.float32))
+            operations.channel_kl_backward(grad_loss, some, some, kept, statistics, 1.0)
     elif module == "backproject":
         operations.backproject(maps, intrinsics, valid)
         operations.backproject(maps.double(), intrinsics.double(), None)
