@@ -1,4 +1,4 @@
-"""Images with measured depth: manifests (`.jsonl`) and plain `images/` + `depth/` folders, for scoring a model."""
+"""Images with measured depth: manifests and plain `images/` + `depth/` folders, for scoring a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 
@@ -130,6 +130,7 @@ def open_rgbd(
     | path | datasets |
     |---|---|
     | `set.jsonl` | one, named after the file: a JSON object per line, see below |
+    | `set.json` | one, named after the file: `{"files": [...]}` as Metric3D's annotations, see below |
     | a folder with `.jsonl` files | one for each file |
     | a folder with `images/` and `depth/` | one, named after the folder; files are paired by path without suffix |
 
@@ -137,6 +138,9 @@ def open_rgbd(
     `id`, `kind` (one of `KINDS`), `scale` (value = stored / scale, 1 by default), `invalid` (a stored value or a list),
     `right`, `intrinsics` (`fx`, `fy`, `cx`, `cy`, `skew`, or a 3x3 matrix; signs of the focal lengths are
     dropped), `focal_px` and `baseline_m`. Other keys are ignored.
+
+    Keys of a `files` entry: `rgb` and `depth` (paths; null depth as above), and optionally `depth_scale` (metres =
+    stored / depth_scale, 1 by default) and `cam_in` (fx, fy, cx, cy in pixels).
 
     Args:
         path: one of the above.
@@ -160,15 +164,17 @@ def open_rgbd(
         manifests = sorted(path.glob("*.jsonl"), key=natural_key)
         if not manifests:
             return RGBDSource(*_pair_folders(path), depth_scale=depth_scale)
-    elif path.suffix.lower() == ".jsonl":
+    elif path.suffix.lower() in (".jsonl", ".json"):
         manifests = [path]
     else:
         raise DistillDepthError(
-            f"{path}: is not an RGB-D set; give a .jsonl manifest, or a folder with .jsonl files or images/ and depth/"
+            f"{path}: is not an RGB-D set; give a .jsonl manifest, a .json with `files`, or a folder with .jsonl files "
+            "or images/ and depth/"
         )
     entries, skipped = [], 0
     for manifest in manifests:
-        read, without = _read_manifest(manifest, root or manifest.parent)
+        read_lines = _read_annotations if manifest.suffix.lower() == ".json" else _read_manifest
+        read, without = read_lines(manifest, root or manifest.parent)
         entries += read
         skipped += without
     if not entries:
@@ -189,16 +195,25 @@ def read_depth(path: str | os.PathLike) -> np.ndarray:
         DistillDepthError: it cannot be read, or is not one map.
     """
     with open_file(path) as (file, name):
-        if name.lower().endswith(".npy"):
-            try:
-                values = np.load(file, allow_pickle=False)
-            except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
-                raise DistillDepthError(f"{name}: cannot be read as .npy ({' '.join(str(error).split())})") from error
-        else:
-            with open_image(file, name) as image:
-                if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
-                    raise DistillDepthError(f"{name}: depth must be one grey channel, got image mode {image.mode}")
-                values = np.array(image)
+        return decode_depth(file, name)
+
+
+def decode_depth(file: BinaryIO, name: str) -> np.ndarray:
+    """Decode a depth file that is open or in memory; `name` says whether it is `.npy` or an image. Else `read_depth`.
+
+    Raises:
+        DistillDepthError: it cannot be read, or is not one map.
+    """
+    if name.lower().endswith(".npy"):
+        try:
+            values = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
+            raise DistillDepthError(f"{name}: cannot be read as .npy ({' '.join(str(error).split())})") from error
+    else:
+        with open_image(file, name) as image:
+            if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
+                raise DistillDepthError(f"{name}: depth must be one grey channel, got image mode {image.mode}")
+            values = np.array(image)
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
         raise DistillDepthError(f"{name}: must hold one array of numbers")
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
@@ -230,6 +245,36 @@ def _read_manifest(path: Path, root: Path) -> tuple[list[RGBDEntry], int]:
             raise DistillDepthError(f"{path}:{number}: is not JSON ({error.msg} at column {error.colno})") from error
         except (ValueError, TypeError) as error:
             raise DistillDepthError(f"{path}:{number}: {error}") from error
+    return entries, skipped
+
+
+def _read_annotations(path: Path, root: Path) -> tuple[list[RGBDEntry], int]:
+    """The entries of a `files` list with ground truth, and how many have none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DistillDepthError(f"{path}: cannot be read as JSON ({error})") from error
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, list):
+        raise DistillDepthError(f'{path}: must be {{"files": [{{"rgb": ..., "depth": ...}}, ...]}}')
+    entries, skipped = [], 0
+    for number, fields in enumerate(files):
+        try:
+            if not isinstance(fields, dict):
+                raise ValueError("must be a JSON object")
+            if fields.get("depth") is None and "depth" in fields:
+                skipped += 1
+                continue
+            line = {"image": fields.get("rgb"), "depth": fields.get("depth"), "scale": fields.get("depth_scale")}
+            camera = fields.get("cam_in")
+            if camera is not None:
+                if not isinstance(camera, list) or len(camera) != 4:
+                    raise ValueError(f"`cam_in` must be [fx, fy, cx, cy], got {camera!r}")
+                line["intrinsics"] = dict(zip(("fx", "fy", "cx", "cy"), camera, strict=True))
+            entries.append(_parse_line(line, path.stem, root))
+        except (ValueError, TypeError) as error:
+            named = str(error).replace("`image`", "`rgb`").replace("`scale`", "`depth_scale`")
+            raise DistillDepthError(f"{path}: files[{number}]: {named}") from error
     return entries, skipped
 
 
