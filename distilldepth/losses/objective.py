@@ -266,8 +266,8 @@ def distill_any_depth_objective(
     """Build the objective of Distill Any Depth: `L = L_sc + 0.5 L_lg + 1.0 L_feat + 2.0 L_grad`, plus the anchor.
 
     Args:
-        weights: by term: shared_context, local_global, feature, gradient, aligned_log, anchor. Those not named keep their
-            default; a term of weight 0 is left out and not computed.
+        weights: by term: shared_context, local_global, feature, gradient, aligned_log, anchor. Those not named keep
+            their default; a term of weight 0 is left out and not computed.
         normalisation_shared: `hybrid`, `global`, `local` or `none` (plain L1: only for teachers of one scale).
         normalisation_local_global: likewise.
         contexts: `range`, `quantile` or `spatial`.

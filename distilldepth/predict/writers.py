@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,17 @@ _LARGEST = 65535
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the folder of `path`; it takes that name if the block ends well, else it is removed."""
+    """Give a temporary path in the folder of `path`; it takes that name if the block ends well, else it is removed.
+
+    A device or a pipe (`/dev/stdout`) is written to, never replaced.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / f"content{path.suffix}"
+            yield temporary
+            with temporary.open("rb") as content, path.open("wb") as target:
+                shutil.copyfileobj(content, target)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # Short and without the stem, so that a stem of the longest legal length still works.
     temporary = path.parent / f".distilldepth-{secrets.token_hex(6)}{path.suffix}"
