@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import click
 
 from distilldepth.cli import options
 
-PROTOCOLS = ("affine-disparity", "affine-depth", "scale-depth", "metric")
+QUANTITIES = ("disparity", "depth", "metric-depth")
+PREDICTION_FORMATS = ("npy", "png16", "kitti")
+ANALYSES = ("local-global",)
+
+OVERRIDES = {
+    "align": (("least-squares", "median", "l1", "ransac", "none"), "what is fitted per image"),
+    "space": (("disparity", "depth"), "where it is fitted"),
+    "aggregation": (("per-image", "pixel-pooled"), "how images become one number"),
+    "field": (("raw", "filled"), "which ground truth is read, where a benchmark has several"),
+    "min_depth": (click.FloatRange(min=0), "nearest ground truth that counts, metres"),
+    "max_depth": (click.FloatRange(min=0, min_open=True), "farthest ground truth that counts, metres"),
+    "bounds": (("strict", "inclusive"), "whether ground truth exactly at these counts"),
+    "image_crop": (("none", "kb"), "crop before the model sees the image"),
+    "score_crop": (("none", "eigen-nyu", "eigen", "garg"), "crop of what is scored"),
+    "resize": (("bilinear", "bilinear-corners", "nearest"), "how a map is brought to the size of the ground truth"),
+}
+"""Fields of a protocol that an option replaces, with their words; the result is then labelled as custom."""
+
+
+_LONG_WORDS = {"per-image": "per-image mean"}
+
+
+class _ProtocolName(click.ParamType):
+    """The name of a protocol; the files that define them are read only when one is given."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from distilldepth.evaluate.protocol import PROTOCOLS
+
+        return options.NearestChoice(tuple(PROTOCOLS)).convert(value, param, ctx)
+
+
+def _override_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for key, (kind, doc) in reversed(OVERRIDES.items()):
+        words = isinstance(kind, tuple)
+        function = click.option(
+            f"--{key.replace('_', '-')}",
+            type=options.NearestChoice(kind) if words else kind,
+            default=None,
+            help=f"Replace the protocol's: {doc}.",
+        )(function)
+    return function
 
 
 @click.command()
@@ -14,61 +62,142 @@ PROTOCOLS = ("affine-disparity", "affine-depth", "scale-depth", "metric")
 @click.option(
     "--data",
     multiple=True,
-    required=True,
-    metavar="PATH|scenes[:N]",
-    help="Manifest (.jsonl), folder of manifests, folder with images/ and depth/, or procedural scenes; repeatable.",
+    metavar="BENCHMARK|PATH|scenes[:N]",
+    help="Benchmark (`distilldepth list datasets`), manifest (.jsonl), folder of manifests, folder with images/ and "
+    "depth/, or procedural scenes; repeatable.",
 )
-@click.option("--root", default=None, metavar="FOLDER", help="Folder that the paths in manifests are relative to.")
+@click.option(
+    "--root",
+    default=None,
+    metavar="FOLDER|TAR",
+    help="Where the benchmark is, or the folder that paths in manifests are relative to.",
+)
+@click.option("--split", default=None, metavar="FILE", help="List of a benchmark's samples, if it is not in --root.")
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="First so many frames of each dataset.")
+@click.option("--check", is_flag=True, help="Only read the data: count, size, valid share, smallest to largest metres.")
 @click.option(
     "--protocol",
-    type=options.NearestChoice(PROTOCOLS),
+    type=_ProtocolName(),
     default=None,
     help="See `distilldepth list protocols`. Default: what fits the model's numbers.",
 )
+@_override_options
 @click.option(
-    "--align",
-    type=options.NearestChoice(("least-squares", "median", "none")),
+    "--out",
+    "-o",
     default=None,
-    help="Replace the protocol's alignment.",
+    metavar="FOLDER",
+    help="Write JSON, CSV, Markdown, LaTeX and an HTML report there, sample by sample, so that a killed run goes on.",
+)
+@click.option("--resume", type=options.NearestChoice(("auto",)), default=None, help="auto: go on with --out.")
+@click.option("--overwrite", is_flag=True, help="Replace the evaluation in --out.")
+@click.option(
+    "--save-predictions",
+    type=options.NearestChoice(PREDICTION_FORMATS),
+    is_flag=False,
+    flag_value="npy",
+    default=None,
+    help="Keep every map in --out, as npy if no format is given.",
 )
 @click.option(
-    "--space", type=options.NearestChoice(("disparity", "depth")), default=None, help="Replace where it is fitted."
+    "--predictions",
+    default=None,
+    metavar="FOLDER",
+    help="Score maps that any program made, in place of --model: .npy, 16-bit PNG, KITTI's or Marigold's layout.",
 )
-@click.option("--limit", type=click.IntRange(min=1), default=None, help="First so many frames of each dataset.")
+@click.option(
+    "--quantity", type=options.NearestChoice(QUANTITIES), default=None, help="What the numbers of --predictions are."
+)
+@click.option(
+    "--depth-scale",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Stored units per metre of PNGs in --predictions that do not say it themselves.",
+)
+@click.option(
+    "--compare", nargs=2, default=None, metavar="A B", help="Paired differences of two results (--out folders or JSON)."
+)
+@click.option(
+    "--published", is_flag=True, help="Show the papers' own numbers: beside the result, or alone without --data."
+)
+@click.option(
+    "--analysis",
+    type=options.NearestChoice(ANALYSES),
+    default=None,
+    help="local-global: fit of scale and shift on regions against on the whole image.",
+)
+@click.option(
+    "--kitti-submission",
+    default=None,
+    metavar="FOLDER",
+    help="Write the benchmark's 500 test maps from --root, as its server wants them; needs a metric model.",
+)
 @options.resize_options
 @options.batch_size_option()
 @options.device_option
 @options.precision_option
 @options.json_option
 @options.offline_option
-def evaluate(
-    model: str,
-    data: tuple[str, ...],
-    root: str | None,
-    protocol: str | None,
-    align: str | None,
-    space: str | None,
-    limit: int | None,
-    resize_policy: str | None,
-    size: int | None,
-    batch_size: int,
-    device: str,
-    precision: str,
-    json_file: str | None,
-    offline: bool,
-) -> None:
+@click.pass_context
+def evaluate(ctx: click.Context, **given: Any) -> None:
     """Score a model on a benchmark or on your own RGB-D pairs.
 
     \b
     distilldepth evaluate --model distilldepth-mini --data scenes
-    distilldepth evaluate --model runs/mine/student --data pairs/ --json result.json
-    distilldepth evaluate --model baseline:ramp --data set.jsonl
+    distilldepth evaluate --model runs/mine --data nyuv2 --root NYU --protocol marigold --out eval/mine
+    distilldepth evaluate --data nyuv2 --root NYU --check
+    distilldepth evaluate --predictions MAPS --quantity depth --data pairs/
+    distilldepth evaluate --compare eval/mine eval/other
 
     baseline:constant and baseline:ramp look at no pixel: what a model has to beat. Frames that cannot be read are
     listed at the end, the result says that it is not complete, and the exit code is 1.
     """
-    options.check_json_target(json_file)
+    mode = _mode(ctx, given)
+    options.check_json_target(given["json_file"])
+    mode(given)
 
+
+def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """What is to be done; wrong usage is found here, before anything is imported."""
+    modes = {
+        "--compare": (given["compare"], _compare),
+        "--check": (given["check"], _check),
+        "--analysis": (given["analysis"], _analyse),
+        "--kitti-submission": (given["kitti_submission"], _submit),
+    }
+    chosen = [(name, run) for name, (value, run) in modes.items() if value]
+    if len(chosen) > 1:
+        raise click.UsageError(f"{chosen[0][0]} and {chosen[1][0]} contradict each other", ctx)
+    if given["predictions"] is not None:
+        if ctx.get_parameter_source("model") is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError("--model and --predictions contradict each other", ctx)
+        if chosen and chosen[0][0] in ("--analysis", "--kitti-submission"):
+            raise click.UsageError(f"{chosen[0][0]} needs a --model, not --predictions", ctx)
+    else:
+        for key in ("quantity", "depth_scale"):
+            if given[key] is not None:
+                raise click.UsageError(f"--{key.replace('_', '-')} is about --predictions, which is not given", ctx)
+    if given["out"] is None:
+        for key in ("resume", "save_predictions"):
+            if given[key]:
+                raise click.UsageError(f"--{key.replace('_', '-')} needs --out", ctx)
+    if given["resume"] and given["overwrite"]:
+        raise click.UsageError("--resume and --overwrite contradict each other", ctx)
+    name, run = chosen[0] if chosen else ("", _score)
+    if not given["data"] and name not in ("--compare", "--kitti-submission"):
+        if given["published"]:
+            return _show_published
+        raise click.UsageError("Missing option '--data'", ctx)
+    return run
+
+
+def _open(given: dict[str, Any]) -> list[Any]:
+    from distilldepth.evaluate.data import open_data
+
+    return open_data(list(given["data"]), root=given["root"], split=given["split"], limit=given["limit"])
+
+
+def _score(given: dict[str, Any]) -> None:
     from contextlib import ExitStack
 
     from distilldepth.benchmark import command_line
@@ -76,31 +205,198 @@ def evaluate(
     from distilldepth.evaluate.table import make_table
 
     with ExitStack() as stack:
-        result = run(
-            model,
-            list(data),
-            root=root,
-            protocol=protocol,
-            align=align,
-            space=space,
-            limit=limit,
-            resize_policy=resize_policy,
-            size=size,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            offline=offline,
-            command=command_line(),
-            start=lambda count: stack.enter_context(options.progress(count, "evaluate")),
-        )
-    options.write_json(result.to_dict(), json_file)
-    if json_file != "-":
+        try:
+            result = run(
+                _model(given),
+                list(given["data"]),
+                command=command_line(),
+                overrides={key: _LONG_WORDS.get(given[key], given[key]) for key in OVERRIDES if given[key] is not None},
+                resume=given["resume"] or "",
+                start=lambda count: stack.enter_context(options.progress(count, "evaluate")),
+                **{key: given[key] for key in _PASSED},
+            )
+        except KeyboardInterrupt:
+            _say_how_to_go_on(given["out"])
+            raise
+    options.write_json(result.to_dict(), given["json_file"])
+    if given["json_file"] != "-":
         console = options.console()
         info = result.metadata["model"]
-        console.print(f"model     {info['name']} ({info['quantity']}, {info['licence']})", soft_wrap=True, markup=False)
-        console.print(f"protocol  {result.protocol.describe()}", soft_wrap=True, markup=False)
-        for note in result.notes:
-            console.print(f"note      {note}", soft_wrap=True, markup=False)
-        console.print(make_table(result))
+        kinds = list(dict.fromkeys(dataset["kind"] for dataset in result.datasets))
+        lines = [
+            f"model     {info['name']} ({info['quantity']}, {info['licence']})",
+            f"protocol  {result.protocol.describe()}",
+            *(f"          {line}" for line in result.protocol.effective(kinds).splitlines()),
+            *(f"note      {note}" for note in result.notes),
+        ]
+        for line in lines:
+            console.print(line, soft_wrap=True, markup=False)
+        console.print(make_table(result, published=_published_rows(kinds) if given["published"] else None))
+    if given["out"] is not None:
+        click.echo(f"report: {Path(given['out']) / 'report.html'}", err=True)
     failures = [(f"{failure['dataset']}/{failure['name']}", failure["error"]) for failure in result.failures]
     options.end_with_failures(failures, len(result.samples) + len(failures))
+
+
+_PASSED = (
+    "root", "split", "protocol", "limit", "resize_policy", "size", "batch_size", "device", "precision", "offline",
+    "out", "overwrite", "save_predictions",
+)  # fmt: skip
+"""Options that `evaluate` takes by the same name."""
+
+
+def _model(given: dict[str, Any]) -> Any:
+    if given["predictions"] is None:
+        return given["model"]
+    from distilldepth.evaluate.predictions import StoredPredictions
+
+    quantity = given["quantity"]
+    return StoredPredictions(
+        given["predictions"],
+        None if quantity is None else quantity.replace("-", "_"),
+        depth_scale=given["depth_scale"],
+    )
+
+
+def _say_how_to_go_on(out: str | None) -> None:
+    if out is None:
+        click.echo("\nnothing was kept; with --out FOLDER an evaluation can be interrupted and continued", err=True)
+        return
+    words = [word for word in sys.argv[1:] if word != "--overwrite"]
+    if "--resume" not in words and "--resume=auto" not in words:
+        words += ["--resume", "auto"]
+    click.echo(f"\nto continue at the next sample: {shlex.join(['distilldepth', *words])}", err=True)
+
+
+def _check(given: dict[str, Any]) -> None:
+    from distilldepth.data.benchmarks import check
+
+    rows = [check(dataset) for dataset in _open(given)]
+    options.write_json(rows, given["json_file"])
+    if given["json_file"] != "-":
+        _show_check(rows)
+    for row in rows:
+        for warning in row["warnings"]:
+            click.echo(f"distilldepth: warning: {row['name']}: {warning}", err=True)
+    unreadable = [(f"{row['name']}/{bad['name']}", bad["error"]) for row in rows for bad in row["unreadable"]]
+    options.end_with_failures(unreadable, sum(row["read"] for row in rows) + len(unreadable))
+
+
+def _show_check(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column("dataset", no_wrap=True)
+    for heading in ("samples", "read", "image", "ground truth", "valid", "min", "median", "max"):
+        table.add_column(heading, justify="right")
+    table.add_column("unit")
+    for row in rows:
+        count, expected = row["count"], row["expected"]
+        table.add_row(
+            Text(row["name"]),
+            str(count) if expected in (None, count) else f"{count} of {expected}",
+            str(row["read"]),
+            _sizes(row["images"]),
+            _sizes(row["truths"]),
+            "" if row["valid_share"] is None else f"{row['valid_share']:.1%}",
+            *("" if row[key] is None else f"{row[key]:.3g}" for key in ("min", "median", "max")),
+            "m" if row["is_metric"] else "1/px",
+        )
+    console = options.console()
+    console.print(table)
+    for row in rows:
+        for note in row["notes"]:
+            console.print(f"{row['name']}: {note}", soft_wrap=True, markup=False)
+
+
+def _sizes(shapes: list[list[int]]) -> str:
+    """`480 x 640`, one line each, at most three."""
+    lines = [f"{height} x {width}" + (f" ({count})" if len(shapes) > 1 else "") for height, width, count in shapes]
+    return "\n".join(lines[:3] + ([f"{len(lines) - 3} more"] if len(lines) > 3 else []))
+
+
+def _compare(given: dict[str, Any]) -> None:
+    from distilldepth.evaluate.run import read_evaluation
+    from distilldepth.evaluate.statistics import compare, make_comparison_table
+
+    a, b = map(read_evaluation, given["compare"])
+    try:
+        comparison = compare(a, b)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    options.write_json(comparison.to_dict(), given["json_file"])
+    if given["json_file"] == "-":
+        return
+    console = options.console()
+    console.print(f"protocol  {comparison.protocol}", soft_wrap=True, markup=False)
+    for note in comparison.notes:
+        console.print(f"note      {note}", soft_wrap=True, markup=False)
+    console.print(make_comparison_table(comparison))
+    for dataset in comparison.datasets:
+        for only, label in (("only_a", "a"), ("only_b", "b")):
+            names = dataset[only]
+            if names:
+                some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                console.print(
+                    f"only in {label}: {len(names)} of {dataset['name']} ({some})", soft_wrap=True, markup=False
+                )
+
+
+def _analyse(given: dict[str, Any]) -> None:
+    from contextlib import ExitStack
+
+    from distilldepth.evaluate.analysis import local_global
+
+    datasets = _open(given)
+    with ExitStack() as stack:
+        result = local_global(
+            given["model"],
+            datasets,
+            start=lambda count: stack.enter_context(options.progress(count, "analyse")),
+            **{key: given[key] for key in ("batch_size", "device", "precision", "offline")},
+        )
+    options.write_json(result.to_dict(), given["json_file"])
+    if given["json_file"] != "-":
+        options.console().print(result.make_table())
+    failures = [(f"{failure['dataset']}/{failure['name']}", failure["error"]) for failure in result.failures]
+    options.end_with_failures(failures, sum(len(dataset.items) for dataset in datasets))
+
+
+def _published_rows(kinds: list[str]) -> list[dict[str, Any]]:
+    from distilldepth.evaluate.published import published_rows
+
+    return [row for kind in kinds if kind for row in published_rows(kind)]
+
+
+def _show_published(given: dict[str, Any]) -> None:
+    from distilldepth.evaluate.published import make_published_table, published_kinds
+
+    options.write_json(_published_rows(list(published_kinds())), given["json_file"])
+    if given["json_file"] != "-":
+        options.console().print(make_published_table())
+
+
+def _submit(given: dict[str, Any]) -> None:
+    from contextlib import ExitStack
+
+    from distilldepth.data.benchmarks import submission_items
+    from distilldepth.evaluate.run import open_model
+    from distilldepth.evaluate.submission import write_kitti_submission
+
+    if given["root"] is None:
+        raise click.UsageError("--kitti-submission needs --root, the folder with test_depth_prediction_anonymous/image")
+    limit = given["limit"]
+    images = submission_items(given["root"], split=given["split"], strict_count=limit is None)[:limit]
+    model = open_model(given["model"], given["offline"])
+    with ExitStack() as stack:
+        written = write_kitti_submission(
+            model,
+            images,
+            given["kitti_submission"],
+            start=lambda count: stack.enter_context(options.progress(count, "predict")),
+            **{key: given[key] for key in ("overwrite", "resize_policy", "size", "batch_size", "device", "precision")},
+        )
+    options.write_json(written.to_dict(), given["json_file"])
+    click.echo(f"wrote {written.written} of {written.expected} maps to {written.folder}", err=True)
+    options.end_with_failures([(bad["name"], bad["error"]) for bad in written.failures], len(images))

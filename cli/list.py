@@ -33,7 +33,7 @@ def list_(kind: str, json_file: str | None) -> None:
     table = Table()
     for heading in headings:
         # Folded, never cut: every word of the table can be typed as it stands.
-        justify = "right" if heading == "parameters" else "left"
+        justify = "right" if heading in ("parameters", "samples") else "left"
         table.add_column(heading.replace("_", " "), justify=justify, overflow="fold", no_wrap=heading == headings[0])
     for row in rows:
         table.add_row(*(_cell(heading, row[heading]) for heading in headings))
@@ -85,30 +85,43 @@ def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def _datasets() -> tuple[list[str], list[dict[str, Any]]]:
-    rows = [
-        {
-            "data": "scenes[:N]",
-            "what": "procedural scenes with exact depth, seeds that training never uses; N = 200",
-            "licence": "Apache-2.0",
-            "source": "rendered here",
-            "on_this_machine": True,
-        },
-        {
-            "data": "FILE.jsonl",
-            "what": "manifest: one RGB-D or stereo pair per line (image, depth, kind, scale, invalid, ...)",
-            "licence": "yours",
-            "source": "your files",
-            "on_this_machine": None,
-        },
-        {
-            "data": "FOLDER",
-            "what": "a folder of manifests, or images/ and depth/ with files of the same name",
-            "licence": "yours",
-            "source": "your files",
-            "on_this_machine": None,
-        },
-    ]
-    return ["data", "what", "licence", "source", "on_this_machine"], rows
+    from distilldepth.data.benchmarks import BENCHMARKS
+
+    rows = []
+    for benchmark in BENCHMARKS.values():
+        (_, count), *parts = benchmark.counts.items()
+        rows.append(
+            {
+                "data": benchmark.name,
+                "what": benchmark.title,
+                "samples": count,
+                "parts": ", ".join(f":{part}" + (f" {number}" if number else "") for part, number in parts),
+                "list": " or ".join(benchmark.splits),
+                "licence": benchmark.licence,
+                "source": benchmark.source,
+                "layouts": list(benchmark.layouts),
+            }
+        )
+    own = (
+        ("scenes[:N]", "procedural scenes with exact depth, seeds that training never uses; N = 200", "rendered here"),
+        ("FILE.jsonl", "manifest: one RGB-D or stereo pair per line (image, depth, kind, scale, ...)", "your files"),
+        ("FOLDER", "a folder of manifests, or images/ and depth/ with files of the same name", "your files"),
+    )
+    for data, what, source in own:
+        licence = "Apache-2.0" if data.startswith("scenes") else "yours"
+        rows.append(
+            {
+                "data": data,
+                "what": what,
+                "samples": None,
+                "parts": "",
+                "list": "",
+                "licence": licence,
+                "source": source,
+                "layouts": [],
+            }
+        )
+    return ["data", "what", "samples", "parts", "list", "licence", "source"], rows
 
 
 def _protocols() -> tuple[list[str], list[dict[str, Any]]]:

@@ -148,9 +148,87 @@ def test_scale_shift_and_sign_of_the_prediction_do_not_matter(seed, scale, shift
     )
 
 
+def test_l1_is_the_best_line_through_two_pixels(device):
+    # Some optimum of a sum of absolute deviations passes through two points, so trying all pairs finds it.
+    g = torch.Generator().manual_seed(3)
+    depth = torch.rand((2, 4, 5), generator=g, dtype=torch.float64) * 8 + 0.5
+    prediction = depth + torch.randn((2, 4, 5), generator=g, dtype=torch.float64)
+    valid = torch.rand((2, 4, 5), generator=g) < 0.8
+    got = align(prediction.to(device), depth.to(device), valid.to(device), space="depth", method="l1")
+    for image in range(2):
+        p, t = prediction[image][valid[image]].numpy(), depth[image][valid[image]].numpy()
+        lines = [(s, t[i] - s * p[i]) for i in range(len(p)) for j in range(i) for s in [(t[i] - t[j]) / (p[i] - p[j])]]
+        costs = [np.sum(np.abs(s * p + b - t) / t) for s, b in lines]
+        found = np.sum(np.abs(float(got.scale[image]) * p + float(got.shift[image]) - t) / t)
+        assert found == pytest.approx(min(costs), rel=1e-9)
+        assert np.allclose([float(got.scale[image]), float(got.shift[image])], lines[int(np.argmin(costs))])
+
+
+def test_l1_takes_the_valid_pixel_nearest_to_the_centre_of_a_cell(device):
+    # 6 x 9 in a grid of 2: cells of 3 rows and 5 or 4 columns. Only one pixel of a cell is perfect, the nearest.
+    depth = torch.rand((1, 6, 9), generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
+    prediction = torch.full_like(depth, 50.0)
+    valid = torch.ones_like(depth, dtype=torch.bool)
+    nearest = [(1, 2), (1, 6), (4, 2), (4, 6)]  # the fourth cell spans columns 5 to 8: 6 and 7 tie, the first wins
+    for y, x in nearest:
+        prediction[0, y, x] = 0.5 * depth[0, y, x] - 0.1
+    options = {"space": "depth", "method": "l1", "grid": 2}
+    got = align(prediction.to(device), depth.to(device), valid.to(device), **options)
+    assert float(got.scale) == pytest.approx(2)
+    assert float(got.shift) == pytest.approx(0.2)
+    valid[0, 1, 2] = False
+    assert float(align(prediction.to(device), depth.to(device), valid.to(device), **options).scale) != pytest.approx(2)
+    valid[0, :3, :5] = False
+    assert float(align(prediction.to(device), depth.to(device), valid.to(device), **options).scale) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("method", ["l1", "ransac"])
+@pytest.mark.parametrize("space", ["disparity", "depth"])
+def test_robust_fits_do_not_see_outliers(method, space, device):
+    _, depth, _ = make((3, 40, 50), device=device)
+    prediction = ((1 / depth if space == "disparity" else depth) - 0.3) / 2.5
+    g = torch.Generator().manual_seed(1)
+    wrong = (torch.rand(depth.shape, generator=g) < 0.2).to(device)
+    noise = torch.rand(depth.shape, generator=g, dtype=torch.float64).to(device)
+    # Wrong truth and not wrong predictions: no fit by distances along t is safe from outliers far out in the latter.
+    depth = torch.where(wrong, 3 + 20 * noise if space == "depth" else 1 / (3 + 20 * noise), depth)
+    got = align(prediction, depth, space=space, method=method)
+    plain = align(prediction, depth, space=space)
+    tolerance = {"rtol": 0.02, "atol": 0} if method == "ransac" else {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(got.scale, torch.full_like(got.scale, 2.5), **tolerance)
+    assert (plain.scale - 2.5).abs().min() > 0.05
+    again = align(prediction, depth, space=space, method=method)
+    assert torch.equal(got.scale, again.scale)
+    alone = align(prediction[1], depth[1], space=space, method=method)
+    torch.testing.assert_close(alone.scale, got.scale[1])
+
+
+@pytest.mark.parametrize("method", ["l1", "ransac"])
+def test_robust_fits_in_degenerate_cases(method, device):
+    prediction, depth, valid = make(device=device)
+    few = torch.zeros_like(valid)
+    few[1, 2, 3] = few[2, 2, 3] = few[2, 4, 5] = True
+    got = align(prediction, depth, few, method=method)
+    assert got.depth[0].isnan().all()
+    assert got.scale[1] == 0
+    torch.testing.assert_close(got.depth[1], depth[1, 2, 3].expand(9, 11))
+    torch.testing.assert_close(got.depth[2][few[2]], depth[2][few[2]])
+    assert align(prediction[:0], depth[:0], method=method).depth.shape == (0, 9, 11)
+    broken = prediction.clone()
+    broken[1][valid[1]] = torch.nan
+    clean, dirty = align(prediction, depth, valid, method=method), align(broken, depth, valid, method=method)
+    assert dirty.scale.isnan().tolist() == [False, True, False]
+    assert torch.equal(dirty.scale[[0, 2]], clean.scale[[0, 2]])
+    rubbish = align(
+        prediction.masked_fill(~valid, torch.nan), depth.masked_fill(~valid, torch.inf), valid, method=method
+    )
+    assert torch.equal(rubbish.scale, clean.scale)
+
+
 def test_mistakes_are_named():
     prediction, depth, valid = make()
     cases = [
+        (ValueError, "grid must not be negative", (prediction, depth, valid), {"grid": -1}),
         (ValueError, "did you mean 'disparity'", (prediction, depth, valid), {"space": "disparty"}),
         (ValueError, "did you mean 'least-squares'", (prediction, depth, valid), {"method": "least_squares"}),
         (ValueError, "target must have the shape", (prediction, depth[:2], valid), {}),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 import torch
@@ -12,9 +19,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from distilldepth.cli.main import cli
-from distilldepth.evaluate import PROTOCOLS, Protocol, choose_protocol, evaluate, open_data
-from distilldepth.evaluate.data import SCENE_SEED, Truth
-from distilldepth.evaluate.run import score
+from distilldepth.data.truth import Dataset, Item, Truth
+from distilldepth.evaluate import choose_protocol, evaluate, open_data, read_evaluation
+from distilldepth.evaluate.data import SCENE_SEED
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
 
@@ -110,7 +117,7 @@ def test_every_quantity_is_scored_in_its_own_way(pairs):
     assert affine.protocol.name == "affine-depth"
     assert affine.datasets[0]["metrics"]["abs_rel"] < 1e-3
     doubled = Brightness("metric_depth", lambda x: 2 * metres(x))
-    inverted = evaluate(doubled, pairs, align="least-squares", space="disparity")
+    inverted = evaluate(doubled, pairs, overrides={"align": "least-squares", "space": "disparity"})
     assert inverted.datasets[0]["metrics"]["abs_rel"] < 1e-3
     assert "custom" in inverted.protocol.name
 
@@ -135,21 +142,31 @@ def test_dataset_means_are_per_image_and_the_last_row_is_the_mean_of_datasets(pa
     assert result.mean["abs_rel"] == pytest.approx((np.mean(by_dataset[0]) + by_dataset[1][0]) / 2)
 
 
+def in_memory(*samples: tuple[np.ndarray, Truth], name: str = "set", **facts) -> list[Dataset]:
+    items = [Item(name, f"{index}.png", lambda sample=sample: sample) for index, sample in enumerate(samples)]
+    return [Dataset(name, items, **facts)]
+
+
 def test_a_prediction_is_brought_to_the_size_of_the_truth():
-    protocol = PROTOCOLS["affine-disparity"]
-    inverse = torch.linspace(0.2, 1, 40)[None].expand(30, 40)
-    truth = Truth((1 / inverse).numpy(), np.ones((30, 40), bool), is_metric=True)
-    small = torch.nn.functional.interpolate(inverse[None, None], (15, 20), mode="bilinear")[0, 0]
-    assert score(small, "disparity", truth, protocol)["abs_rel"] < 0.02
+    inverse = np.linspace(0.2, 1, 40, dtype=np.float32)[None].repeat(30, 0)
+    small = np.asarray(Image.fromarray(inverse).resize((20, 15), Image.Resampling.BILINEAR))
+    image = np.round(small * 255).astype(np.uint8)[..., None].repeat(3, -1)
+    truth = Truth(1 / inverse, np.ones((30, 40), bool), is_metric=True)
+    result = evaluate(Brightness("disparity", lambda x: x), in_memory((image, truth)))
+    assert result.datasets[0]["metrics"]["abs_rel"] < 0.02
 
 
-def test_bounds_of_a_protocol_are_strict():
+def test_bounds_that_are_overridden_count_and_change_the_label():
     depth = np.array([[1.0, 2.0, 3.0, 80.0]], dtype=np.float32)
-    prediction = torch.tensor([[1.0, 2.0, 3.0, 1.0]])
-    truth = Truth(depth, np.ones((1, 4), bool), is_metric=True)
-    bounded = Protocol("b", "", "none", "depth", min_depth=0.5, max_depth=80)
-    assert score(prediction, "metric_depth", truth, bounded)["abs_rel"] == pytest.approx(0, abs=1e-6)
-    assert score(prediction, "metric_depth", truth, PROTOCOLS["metric"])["abs_rel"] > 0.2
+    image = np.array([[10, 20, 30, 10]], dtype=np.uint8)[..., None].repeat(3, -1)
+    data = in_memory((image, Truth(depth, np.ones((1, 4), bool), is_metric=True)))
+    model = Brightness("metric_depth", lambda x: 25.5 * x)
+    assert evaluate(model, data).datasets[0]["metrics"]["abs_rel"] > 0.2
+    bounded = evaluate(model, data, overrides={"min_depth": 0.5, "max_depth": 80.0, "bounds": "strict"})
+    assert bounded.datasets[0]["metrics"]["abs_rel"] == pytest.approx(0, abs=1e-6)
+    assert "custom" in bounded.protocol.name
+    assert "max_depth=80" in bounded.protocol.name
+    assert bounded.datasets[0]["rules"]["max_depth"] == 80
 
 
 def test_stereo_disparity_stands_for_inverse_depth(tmp_path):
@@ -235,6 +252,8 @@ def test_a_prediction_that_is_not_finite_is_a_failure_not_a_number(pairs):
         (["--model", "baseline:ramp", "--data", "scenes:1", "--align", "none"], "no unit"),
         (["--model", "baseline:ramp", "--data", "scenes:1", "--device", "tpu"], "auto, cpu"),
         (["--model", "baseline:ramp", "--data", "."], "images/ and depth/"),
+        (["--model", "baseline:ramp", "--data", "nyuv3"], "did you mean 'nyuv2'?"),
+        (["--model", "baseline:ramp", "--data", "nyuv2"], "--root"),
     ],
 )
 def test_wrong_arguments_are_one_line(args, message, tmp_path, monkeypatch):
@@ -251,6 +270,310 @@ def test_the_default_protocol_follows_the_quantity():
     assert choose_protocol("metric_depth").align == "none"
     with pytest.raises(ValueError, match="did you mean 'affine-depth'"):
         choose_protocol("depth", name="affine-dept")
+
+
+# Intervals, pooling, the whole and its parts
+
+
+def test_every_mean_has_an_interval_around_it_and_pooled_numbers_weigh_pixels(pairs):
+    result = evaluate(Brightness("disparity", lambda x: x**2), pairs)
+    dataset = result.datasets[0]
+    for name in ("abs_rel", "rmse", "delta1"):
+        low, high = dataset["intervals"][name]
+        assert low <= dataset["metrics"][name] <= high
+    assert dataset["intervals"]["abs_rel"][0] < dataset["intervals"]["abs_rel"][1]
+    # Two of the five images are larger: their pixels weigh more.
+    counts = [sample["sums"]["count"] for sample in result.samples]
+    assert sorted(set(counts)) == [24 * 32 - 4, 24 * 40 - 4]
+    abs_rel = [sample["metrics"]["abs_rel"] for sample in result.samples]
+    assert dataset["pooled"]["abs_rel"] == pytest.approx(np.average(abs_rel, weights=counts))
+    pooled = evaluate(Brightness("disparity", lambda x: x**2), pairs, overrides={"aggregation": "pixel-pooled"})
+    assert pooled.mean["abs_rel"] == pytest.approx(dataset["pooled"]["abs_rel"])
+    assert "aggregation=pixel-pooled" in pooled.protocol.name
+
+
+def test_the_result_is_read_back_as_it_was(pairs, tmp_path):
+    result = evaluate(Brightness("disparity", lambda x: x**2), pairs, out=tmp_path / "out")
+    for path in (tmp_path / "out", tmp_path / "out" / "result.json"):
+        assert read_evaluation(path).to_dict() == result.to_dict()
+
+
+# The folder
+
+
+MANY = 300
+SLOW = ("--model", "baseline:ramp", "--data", "many", "--batch-size", "1")
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch) -> Path:
+    """A folder with so many pairs that a run over them can be stopped in the middle; the current one for the test."""
+    for part in ("images", "depth"):
+        (tmp_path / "many" / part).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for index in range(MANY):
+        Image.fromarray(random.integers(0, 255, (9, 16), dtype=np.uint8)).save(tmp_path / f"many/images/{index}.png")
+        depth = random.integers(500, 9000, (9, 16), dtype=np.uint16)
+        Image.fromarray(depth).save(tmp_path / f"many/depth/{index}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start_in_background(*args: object, cwd: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "distilldepth.cli.main", "evaluate", "--device", "cpu", *map(str, args)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts its job with & has it ignore Ctrl-C, and the job's children inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def stop_in_the_middle(process: subprocess.Popen, folder: Path, how: signal.Signals, after: int = 3) -> int:
+    """Send the signal once so many samples are scored; returns how many there are in the end."""
+    progress, deadline = folder / "progress.jsonl", time.monotonic() + 60
+    while not (progress.is_file() and progress.read_bytes().count(b"\n") >= after):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(how)
+    process.wait(timeout=60)
+    return progress.read_bytes().count(b"\n")
+
+
+def test_a_killed_evaluation_goes_on_at_the_next_sample(many):
+    folder = many / "killed"
+    process = start_in_background(*SLOW, "--out", "killed", cwd=many)
+    done = stop_in_the_middle(process, folder, signal.SIGKILL)
+    assert done < MANY
+    assert not (folder / "result.json").exists()
+    with (folder / "progress.jsonl").open("a") as file:
+        file.write('{"index": 59, "dataset": "man')
+    refused = run(*SLOW, "--out", folder)
+    assert refused.exit_code == 1
+    assert "continue it with --resume auto" in refused.stderr
+    resumed = run(*SLOW, "--out", folder, "--resume", "auto")
+    assert resumed.exit_code == 0, resumed.stderr
+    whole = run(*SLOW, "--out", many / "whole")
+    assert whole.exit_code == 0, whole.stderr
+    first, second = (json.loads((place / "result.json").read_text()) for place in (folder, many / "whole"))
+    assert first["metadata"]["resumed_after"] == done
+    assert second["metadata"]["resumed_after"] == 0
+    assert first["datasets"][0]["frames"] == MANY
+    for part in ("samples", "datasets", "mean", "failures", "protocol"):
+        assert first[part] == second[part], part
+    cases = [np.load(place / "pictures" / "many.npz") for place in (folder, many / "whole")]
+    assert str(cases[0]["facts"]) == str(cases[1]["facts"])
+    assert len((folder / "progress.jsonl").read_text().splitlines()) == MANY
+
+
+def test_ctrl_c_says_how_to_go_on(many):
+    process = start_in_background(*SLOW, "--out", "my run", "--overwrite", cwd=many)
+    done = stop_in_the_middle(process, many / "my run", signal.SIGINT)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130, messages
+    assert done < MANY
+    assert "Traceback" not in messages
+    (command,) = [line.partition("next sample: ")[2] for line in messages.splitlines() if "next sample: " in line]
+    assert command.endswith("--out 'my run' --resume auto")
+    again = CliRunner().invoke(cli, shlex.split(command)[1:])
+    assert again.exit_code == 0, again.stderr
+    assert json.loads((many / "my run" / "result.json").read_text())["metadata"]["resumed_after"] == done
+
+
+def test_the_folder_has_every_format(pairs, tmp_path):
+    folder = tmp_path / "out"
+    result = run("--model", "baseline:ramp", "--data", pairs, "--out", folder)
+    assert result.exit_code == 0, result.stderr
+    for name in ("result.json", "samples.csv", "table.md", "table.tex", "report.html", "progress.jsonl", "run.json"):
+        assert (folder / name).stat().st_size > 0, name
+    assert not list(folder.rglob("*.partial"))
+    assert len((folder / "samples.csv").read_text().splitlines()) == 1 + 5
+    assert "http" not in (folder / "report.html").read_text().replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--model", "baseline:constant"], "model was 'baseline:ramp"),
+        (["--align", "median"], "protocol"),
+        (["--data", "scenes:4"], "data"),
+        (["--size", "64"], "size was None"),
+    ],
+)
+def test_another_run_is_not_continued(tmp_path, change, message):
+    given = {"--model": "baseline:ramp", "--data": "scenes:2"}
+    folder = tmp_path / "out"
+    assert run(*[word for pair in given.items() for word in pair], "--out", folder).exit_code == 0
+    given[change[0]] = change[1]
+    words = [word for pair in given.items() for word in pair]
+    before = (folder / "result.json").read_bytes()
+    refused = run(*words, "--out", folder, "--resume", "auto")
+    assert refused.exit_code == 1
+    assert message in refused.stderr
+    assert "choose another --out" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert (folder / "result.json").read_bytes() == before
+    assert run(*words, "--out", folder, "--overwrite").exit_code == 0
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    (tmp_path / "file").write_text("x")
+    for out, option in (("mine", "--overwrite"), ("mine", "--resume=auto"), ("file", "--overwrite")):
+        refused = run("--model", "baseline:ramp", "--data", "scenes:1", "--out", tmp_path / out, option)
+        assert refused.exit_code == 1
+        assert len(refused.stderr.splitlines()) == 1
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
+
+
+def test_failed_frames_are_tried_again_on_resume(pairs, tmp_path):
+    broken = pairs / "depth" / "3.png"
+    kept = broken.read_bytes()
+    broken.write_bytes(b"\x89PNG no more")
+    args = ("--model", "baseline:ramp", "--data", pairs, "--out", tmp_path / "out", "--resume", "auto")
+    first = run(*args)
+    assert first.exit_code == 1
+    assert "1 of 5 failed" in first.stderr
+    assert "3.png" in (tmp_path / "out" / "samples.csv").read_text()
+    broken.write_bytes(kept)
+    second = run(*args)
+    assert second.exit_code == 0, second.stderr
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["metadata"]["resumed_after"] == 4
+
+
+# Benchmarks
+
+
+@pytest.fixture
+def nyu(tmp_path) -> tuple:
+    """Six samples in Marigold's layout; what chooses them on the command line."""
+    root = tmp_path / "nyu"
+    layouts.save_list(root / "filename_list_test.txt", layouts.nyu_marigold(root, 6))
+    return "--data", "nyuv2", "--root", root, "--limit", 6
+
+
+def test_a_benchmark_is_scored_by_the_rules_for_it_and_is_marked_as_a_part(nyu):
+    crops = ("--score-crop", "none")
+    result = run("--model", "baseline:ramp", *nyu, "--protocol", "marigold", *crops, "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    loaded = json.loads(result.stdout)
+    (dataset,) = loaded["datasets"]
+    assert (dataset["kind"], dataset["frames"], dataset["expected"]) == ("nyuv2", 6, 654)
+    assert dataset["rules"]["max_depth"] == 10
+    assert loaded["protocol"]["name"] == "custom (score_crop=none on marigold)"
+    shown = run("--model", "baseline:ramp", *nyu, "--protocol", "marigold", *crops).stdout
+    assert "6 of 654" in shown
+    assert "nyuv2: raw ground truth" in shown
+
+
+def test_the_protocol_decides_which_ground_truth_is_read(nyu):
+    counts = {}
+    for field in ("raw", "filled"):
+        result = run(
+            "--model", "baseline:ramp", *nyu, "--protocol", "affine-disparity", "--field", field, "--json", "-"
+        )
+        assert result.exit_code == 0, result.stderr
+        loaded = json.loads(result.stdout)
+        assert loaded["datasets"][0]["field"] == field
+        counts[field] = [sample["sums"]["count"] for sample in loaded["samples"]]
+    height, width = layouts.SIZE
+    assert counts["filled"] == [height * width] * 6
+    assert counts["raw"] == [height * width - layouts.holes(seed).sum() for seed in range(6)]
+
+
+def test_a_count_that_is_not_the_benchmarks_is_refused(nyu):
+    result = run("--model", "baseline:ramp", *nyu[:-2])
+    assert result.exit_code == 1
+    assert "654" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_missing_file_of_a_benchmark_makes_the_result_incomplete_not_smaller(nyu):
+    next(nyu[3].rglob("rgb_0003.png")).unlink()
+    result = run("--model", "baseline:ramp", *nyu, "--json", "-")
+    assert result.exit_code == 1
+    loaded = json.loads(result.stdout)
+    assert loaded["complete"] is False
+    assert loaded["datasets"][0]["failed"] == 1
+    assert "rgb_0003.png" in loaded["failures"][0]["name"]
+
+
+# Looking at the data first, and what is listed
+
+
+def test_check_shows_what_the_depth_is(pairs):
+    result = run("--data", pairs, "--check", "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    (row,) = json.loads(result.stdout)
+    depths = [np.asarray(Image.open(path)) / 1000 for path in sorted((pairs / "depth").iterdir())]
+    values = np.concatenate([depth[depth > 0] for depth in depths])
+    assert row["count"] == 5
+    assert row["min"] == pytest.approx(values.min(), rel=1e-3)
+    assert row["max"] == pytest.approx(values.max(), rel=1e-3)
+    table = run("--data", pairs, "--check").stdout
+    assert "24 x 32" in table
+    assert "24 x 40" in table
+    (pairs / "depth" / "2.png").unlink()
+    broken = run("--data", pairs, "--check")
+    assert broken.exit_code == 1
+    assert "2.png" in broken.stderr
+
+
+def test_published_numbers_alone_and_beside_a_result(tmp_path):
+    alone = run("--published")
+    assert alone.exit_code == 0, alone.stderr
+    assert "Marigold" in alone.stdout
+    rows = json.loads(run("--published", "--json", "-").stdout)
+    assert {"model", "metrics", "source"} <= rows[0].keys()
+    beside = run("--model", "baseline:ramp", "--data", "scenes:1", "--published")
+    assert beside.exit_code == 0, beside.stderr
+
+
+def test_the_analysis_has_a_table_and_json():
+    args = ("--analysis", "local-global", "--model", "baseline:ramp", "--data", "scenes:2")
+    shown = run(*args)
+    assert shown.exit_code == 0, shown.stderr
+    assert "local - global" in shown.stdout
+    assert {row["dataset"] for row in json.loads(run(*args, "--json", "-").stdout)["rows"]} == {"scenes"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "--data"),
+        (["--check"], "--data"),
+        (["--data", "scenes:1", "--check", "--analysis", "local-global"], "contradict"),
+        (["--data", "scenes:1", "--protocol", "marygold"], "did you mean 'marigold'?"),
+        (["--data", "scenes:1", "--score-crop", "grag"], "did you mean 'garg'?"),
+        (["--data", "scenes:1", "--resume", "auto"], "--out"),
+        (["--data", "scenes:1", "-o", "x", "--resume", "auto", "--overwrite"], "contradict"),
+        (["--compare", "only-one"], "2"),
+    ],
+)
+def test_wrong_usage_is_exit_2(args, message):
+    result = CliRunner().invoke(cli, ["evaluate", *args])
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_words_of_the_command_are_those_of_the_library():
+    from distilldepth.cli import evaluate as command
+    from distilldepth.evaluate.predictions import FORMATS
+    from distilldepth.models.base import QUANTITIES
+
+    assert set(command.PREDICTION_FORMATS) == set(FORMATS)
+    assert {word.replace("-", "_") for word in command.QUANTITIES} == set(QUANTITIES)
+    for key, (words, _) in command.OVERRIDES.items():
+        for word in words if isinstance(words, tuple) else (3.0,):
+            value = command._LONG_WORDS.get(word, word)
+            protocol = choose_protocol("metric_depth", overrides={key: value})
+            expected = "" if word == "none" and key != "align" else value
+            assert getattr(protocol.rules(""), key) == expected, (key, word)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared RGB-D photographs are not on this machine")

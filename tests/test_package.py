@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "inference": MODELS,
     "benchmark": OPERATIONS,
     "distill": JOBS | {"predict", "evaluate"},
-    "evaluate": JOBS | {"benchmark"},
+    "evaluate": JOBS | {"benchmark", "predict"},
     "predict": JOBS,
     "cli": JOBS | {"distill", "evaluate", "predict", "benchmark"},
 }

@@ -23,6 +23,10 @@ PUBLISHED_DIGITS = 5e-4
 """Half a unit of the last digit of numbers published with three."""
 FIXTURE_DIGITS = 3e-5
 """Relative error of numbers published with five digits."""
+SCORE = 1e-6
+"""Relative error of a metric from float32 maps against the float64 loop over images."""
+BATCHED = 1e-6
+"""Relative difference of a score computed for many regions or images at once from the same one computed alone."""
 
 
 def assert_loss(actual: Tensor, truth: Tensor, dtype: torch.dtype) -> None:

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from distilldepth.evaluate.page import COLOURS, data_url, make_page, png
 from distilldepth.models.load import write_atomically
 from distilldepth.predict.colormaps import colorize
-
-_COLOURS = ("#1f6feb", "#d1580b", "#1a7f37", "#8250df", "#bf3989", "#57606a")
-_STYLE = """
-:root { color-scheme: light }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; margin: 2rem auto; max-width: 68rem; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-table { border-collapse: collapse; margin: .5rem 0 }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #d0d7de; text-align: left }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem }
-.pictures { overflow-x: auto }
-.pictures img { display: block; width: 11rem; height: auto }
-.pictures td, .pictures th { border: 0; padding: .15rem }
-pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: 13px }
-.note { color: #9a6700; font-weight: 600 }
-svg text { font: 11px system-ui, sans-serif; fill: #57606a }
-"""
 
 
 def write_report(folder: Path, facts: dict[str, Any]) -> Path:
@@ -52,10 +33,8 @@ def _page(facts: dict[str, Any], rows: list[dict[str, Any]], pictures: str) -> s
     notes = "".join(
         f'<p class="note">{html.escape(note)}</p>' for teacher in facts["teachers"] for note in teacher["notes"]
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(facts["student"])} distilled</title><style>{_STYLE}</style></head><body>
-<h1>{html.escape(facts["student"])}, distilled from {html.escape(", ".join(t["name"] for t in facts["teachers"]))}</h1>
+    teachers = ", ".join(teacher["name"] for teacher in facts["teachers"])
+    body = f"""<h1>{html.escape(facts["student"])}, distilled from {html.escape(teachers)}</h1>
 {notes}
 <p>{facts["parameters"] / 1e6:.2f} M parameters,
 {facts["steps"]} steps of {facts["batch_size"]} images at {facts["size"]},
@@ -72,9 +51,8 @@ def _page(facts: dict[str, Any], rows: list[dict[str, Any]], pictures: str) -> s
 <h2>Command and configuration</h2>
 <pre>{html.escape(facts["command"] or "(called from Python)")}</pre>
 <pre>{html.escape(facts["config"])}</pre>
-<p>distilldepth {facts["distilldepth"]}, torch {html.escape(facts["torch"])}</p>
-</body></html>
-"""
+<p>distilldepth {facts["distilldepth"]}, torch {html.escape(facts["torch"])}</p>"""
+    return make_page(f"{facts['student']} distilled", body)
 
 
 def _agreement(facts: dict[str, Any]) -> str:
@@ -123,7 +101,7 @@ def _charts(rows: list[dict[str, Any]]) -> str:
 
 def _chart(title: str, steps: Sequence[int], series: dict[str, list[float | None]]) -> str:
     """A line chart as SVG; values that are missing or not finite leave a gap in the line."""
-    width, height, left, bottom, top = 420, 220, 60, 24, 28
+    width, height, left, bottom, top = 420, 220, 66, 24, 28
     values = [v for line in series.values() for v in line if v is not None and np.isfinite(v)]
     if not values:
         return ""
@@ -138,20 +116,20 @@ def _chart(title: str, steps: Sequence[int], series: dict[str, list[float | None
         return f"{x:.1f},{height - bottom - (height - bottom - top) * (value - low) / span:.1f}"
 
     lines, legend = [], []
-    for colour, (name, line) in zip(_COLOURS, series.items(), strict=False):
+    for colour, (name, line) in zip(COLOURS, series.items(), strict=False):
         points = [place(s, v) for s, v in zip(steps, line, strict=True) if v is not None and np.isfinite(v)]
-        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{" ".join(points)}"/>')
+        lines.append(f'<polyline style="fill:none;stroke:{colour};stroke-width:1.6" points="{" ".join(points)}"/>')
         if len(series) > 1:
             legend.append(f'<tspan style="fill:{colour}" dx="8">{html.escape(name)}</tspan>')
     grid = "".join(
-        f'<line x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}" stroke="#d0d7de"/>'
+        f'<line x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}" style="stroke:var(--rule)"/>'
         f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{low + span * part:.3g}</text>'
         for part in (0, 0.5, 1)
         for y in [height - bottom - (height - bottom - top) * part]
     )
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
-        f'<text x="{left}" y="14" style="font-weight:600;fill:#1f2328">{html.escape(title)}{"".join(legend)}</text>'
+        f'<text x="{left}" y="14"><tspan class="title">{html.escape(title)}</tspan>{"".join(legend)}</text>'
         f'{grid}<text x="{left}" y="{height - 6}">{first}</text>'
         f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">{steps[-1]} steps</text>'
         f"{''.join(lines)}</svg>"
@@ -175,21 +153,11 @@ def _pictures(samples: Path, teachers: list[str]) -> str:
     table = "<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in columns) + "</tr>"
     for index in range(len(images)):
         row = [column[index] for column in columns.values()]
-        write_atomically(samples / f"heldout-{index}.png", _png(np.concatenate(row, axis=1)))
+        write_atomically(samples / f"heldout-{index}.png", png(np.concatenate(row, axis=1)))
         cells = "".join(
-            f'<td><img alt="{html.escape(name)} {index}" src="{_data_url(picture)}"></td>'
+            f'<td><img alt="{html.escape(name)} {index}" src="{data_url(png(picture))}"></td>'
             for name, picture in zip(columns, row, strict=True)
         )
         table += f"<tr>{cells}</tr>"
     legend = "<p>Near is red, far is blue; each map has its own range.</p>"
     return f'<div class="pictures"><table>{table}</table></div>{legend}'
-
-
-def _data_url(picture: np.ndarray) -> str:
-    return f"data:image/png;base64,{base64.b64encode(_png(picture)).decode()}"
-
-
-def _png(picture: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG", optimize=True)
-    return stream.getvalue()

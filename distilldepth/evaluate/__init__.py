@@ -8,7 +8,12 @@ from typing import Any
 _NAMES = {
     "evaluate": "distilldepth.evaluate.run",
     "Evaluation": "distilldepth.evaluate.run",
+    "read_evaluation": "distilldepth.evaluate.run",
     "open_data": "distilldepth.evaluate.data",
+    "StoredPredictions": "distilldepth.evaluate.predictions",
+    "bootstrap_interval": "distilldepth.evaluate.statistics",
+    "compare": "distilldepth.evaluate.statistics",
+    "Comparison": "distilldepth.evaluate.statistics",
     "Protocol": "distilldepth.evaluate.protocol",
     "PROTOCOLS": "distilldepth.evaluate.protocol",
     "choose_protocol": "distilldepth.evaluate.protocol",

@@ -1,16 +1,19 @@
-"""Datasets with truth: manifests, `images/` + `depth/` folders and procedural scenes, as one kind of sample."""
+"""Datasets with truth: benchmarks, manifests, `images/` + `depth/` folders and procedural scenes, as one kind."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from distilldepth.errors import DistillDepthError
+from distilldepth.data.truth import Dataset, Item, Truth
+from distilldepth.errors import DistillDepthError, did_you_mean
+
+__all__ = ["SCENE_COUNT", "SCENE_SEED", "SCENE_SIZE", "Dataset", "Item", "Truth", "benchmark_name", "open_data"]
 
 SCENE_SEED = 10_000_000
 """First seed of the scenes for scoring; training draws from 0 to 999 999."""
@@ -18,53 +21,32 @@ SCENE_COUNT = 200
 SCENE_SIZE = (192, 256)
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What is known about one image."""
-
-    depth: np.ndarray
-    """float32 `(h, w)`: metres, or `1 / stereo_disparity_px` where focal length or baseline is unknown."""
-    valid: np.ndarray
-    """bool `(h, w)`; True = use the pixel."""
-    is_metric: bool
-    """Whether the unit of `depth` is metres."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image with truth; nothing is read before `read`."""
-
-    dataset: str
-    name: str
-    read: Callable[[], tuple[np.ndarray, Truth]]
-    """Gives the image, uint8 `(H, W, 3)`, and the truth."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A named list of items."""
-
-    name: str
-    items: list[Item]
-
-
 def open_data(
-    specs: str | Path | Sequence[str | Path], *, root: str | Path | None = None, limit: int | None = None
+    specs: str | Path | Sequence[str | Path],
+    *,
+    root: str | Path | None = None,
+    split: str | Path | None = None,
+    limit: int | None = None,
+    fields: Mapping[str, str] | None = None,
 ) -> list[Dataset]:
     """Open datasets.
 
     Args:
-        specs: each a manifest (.jsonl), a folder of manifests, a folder with `images/` and `depth/`, or `scenes[:N]`.
-        root: folder that the paths in manifests are relative to; None for the manifest's own.
+        specs: each a benchmark (`nyuv2`, `diode:indoor`, see `distilldepth list datasets`), a manifest (.jsonl), a
+            folder of manifests, a folder with `images/` and `depth/`, or `scenes[:N]`.
+        root: folder or tar file of the benchmark; folder that the paths in manifests are relative to, None for the
+            manifest's own.
+        split: file that lists a benchmark's samples; None for the one in the root.
         limit: use the first so many frames of each dataset.
+        fields: kind of ground truth by kind of benchmark, for example `{"nyuv2": "raw"}`; else the benchmark's own.
 
     Returns:
         Datasets with different names.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        DistillDepthError: not a dataset, or nothing in it.
-        ValueError: wrong count of scenes or limit.
+        DistillDepthError: not a dataset, nothing in it, or not as many samples as the benchmark has.
+        ValueError: wrong count of scenes or limit, or a benchmark without root.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"open_data: limit must be at least 1, got {limit}")
@@ -73,14 +55,47 @@ def open_data(
     for spec in specs:
         if re.fullmatch(r"scenes(:.*)?", str(spec)):
             datasets.append(_open_scenes(str(spec), limit))
+        elif benchmark_name(spec):
+            datasets.append(_open_benchmark(str(spec), root, split, limit, fields or {}))
         else:
             datasets.extend(_open_rgbd(spec, root, limit))
     if not datasets:
-        raise DistillDepthError("no data given; name a manifest, a folder or scenes")
+        raise DistillDepthError("no data given; name a benchmark, a manifest, a folder or scenes")
     names = [dataset.name for dataset in datasets]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"open_data: data must have different names, got {', '.join(repeated)} more than once")
     return datasets
+
+
+def benchmark_name(spec: str | Path) -> str | None:
+    """Return the benchmark that `nyuv2` or `diode:indoor` names; None for a path, or if there is something so called.
+
+    >>> benchmark_name("diode:indoor"), benchmark_name("my/pairs")
+    ('diode', None)
+    """
+    from distilldepth.data.benchmarks import BENCHMARKS
+
+    name = str(spec).partition(":")[0]
+    return name if isinstance(spec, str) and name in BENCHMARKS and not Path(spec).exists() else None
+
+
+def _open_benchmark(
+    spec: str, root: str | Path | None, split: str | Path | None, limit: int | None, fields: Mapping[str, str]
+) -> Dataset:
+    from distilldepth.data.benchmarks import open_benchmark
+
+    name, _, subset = spec.partition(":")
+    if root is None:
+        raise ValueError(f"open_data: {name} needs --root, the folder or tar file that holds it")
+    return open_benchmark(
+        name,
+        root,
+        split=split,
+        field=fields.get(name) or None,
+        subset=subset or None,
+        limit=limit,
+        strict_count=limit is None,
+    )
 
 
 def _open_scenes(spec: str, limit: int | None) -> Dataset:
@@ -101,12 +116,18 @@ class _SceneReader:
 
         scene = render_scene(self.seed, SCENE_SIZE)
         valid = np.isfinite(scene.depth) & (scene.depth > 0)
-        return scene.image, Truth(np.where(valid, scene.depth, 0).astype(np.float32), valid, is_metric=True)
+        depth = np.where(valid, scene.depth, 0).astype(np.float32)
+        return scene.image, Truth(depth, valid, is_metric=True, dense=True)
 
 
 def _open_rgbd(spec: str | Path, root: str | Path | None, limit: int | None) -> list[Dataset]:
+    from distilldepth.data.benchmarks import BENCHMARKS
     from distilldepth.data.rgbd import open_rgbd
 
+    if not Path(spec).expanduser().exists() and not re.search(r"[/\\.]", str(spec)):
+        # A single word is more likely a benchmark misspelt than a file that went away.
+        known = [*BENCHMARKS, "scenes"]
+        raise FileNotFoundError(f"{spec}: no such file, folder or benchmark{did_you_mean(str(spec), known)}")
     source = open_rgbd(spec, root=root)
     if source.skipped:
         entries = "1 entry has" if source.skipped == 1 else f"{source.skipped} entries have"

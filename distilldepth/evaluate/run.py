@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from distilldepth.alignment import align as align_prediction
-from distilldepth.depth import to_disparity
+from distilldepth.data.truth import Dataset, Item, Truth
 from distilldepth.device import autocast, resolve_device
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.baselines import load_baseline
-from distilldepth.evaluate.data import Dataset, Item, Truth, open_data
-from distilldepth.evaluate.protocol import Protocol, choose_protocol
-from distilldepth.inference import FAILURES, estimate_batch, load_batches, reason
-from distilldepth.metrics import depth_metrics
+from distilldepth.evaluate.cases import Cases
+from distilldepth.evaluate.data import open_data
+from distilldepth.evaluate.predictions import (
+    StoredPredictions,
+    check_distinct,
+    check_metres,
+    save_prediction,
+    write_index,
+)
+from distilldepth.evaluate.protocol import Protocol, Rules, choose_protocol
+from distilldepth.evaluate.run_folder import RESULT, RunFolder, check_folder, describe_run
+from distilldepth.evaluate.score import Scores, apply_image_crop, pool, score_batch
+from distilldepth.evaluate.statistics import mean_intervals
+from distilldepth.evaluate.table import headline
+from distilldepth.inference import FAILURES, LoadedImage, estimate_batch, load_batches, reason
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import resize
 
@@ -33,11 +45,15 @@ class Evaluation:
     metadata: dict[str, Any]
     protocol: Protocol
     datasets: list[dict[str, Any]]
-    """Per dataset: `name`, `frames`, `failed`, `metrics` (means over its frames)."""
+    """Per dataset: `name`, `kind`, `domain`, `field`, `frames` (scored), `failed`, `expected` (the benchmark's count or
+    None), `metrics` (means over its frames), `intervals` (95 % bootstrap, `[low, high]` by metric), `pooled` (over all
+    pixels of all frames) and `rules` (the protocol's for this kind of dataset)."""
     mean: dict[str, float | None]
-    """Unweighted mean over the datasets."""
+    """Unweighted mean over the datasets, by the protocol's aggregation."""
     samples: list[dict[str, Any]]
-    """Per frame: `dataset`, `name`, `metrics`."""
+    """Per frame: `dataset`, `name`, `metrics`, `sums` (what pixel-pooled metrics are made of), `scale`, `shift`, and
+    in a run with a folder `error_by_depth`: from, to (metres), pixels, sum of |d - g| / g and pixels within a factor
+    1.25, for every bin of depth with pixels."""
     failures: list[dict[str, str]]
     """Frames that could not be scored: `dataset`, `name`, `error`."""
     notes: list[str]
@@ -61,15 +77,74 @@ class Evaluation:
             "failures": self.failures,
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """Return the evaluation that `to_dict` was called on.
+
+        Raises:
+            ValueError: it lacks something.
+        """
+        try:
+            return cls(
+                metadata=values["metadata"],
+                protocol=Protocol.from_dict(values["protocol"]),
+                **{key: values[key] for key in ("datasets", "mean", "samples", "failures", "notes")},
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"Evaluation: values must be those of to_dict, and lack {error}") from error
+
+
+def read_evaluation(path: str | Path) -> Evaluation:
+    """Read a `result.json`, or the one in the folder of a run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DistillDepthError: it is not the result of an evaluation.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / RESULT
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a finished evaluation has it in its --out folder")
+    try:
+        return Evaluation.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DistillDepthError(f"{path}: is not the result of an evaluation ({reason(error)})") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One sample with what it takes to score it."""
+
+    item: Item
+    index: int
+    """In its dataset."""
+    dataset: Dataset
+    rules: Rules
+    stored: Path | None
+    """Where its prediction is, if no model makes it."""
+
+
+@dataclass
+class _Predicted:
+    """A sample with its truth and its map."""
+
+    task: _Task
+    image: np.ndarray
+    truth: Truth
+    values: Tensor
+    extras: dict[str, Tensor]
+    """Further maps of the same size, such as an uncertainty."""
+
 
 def evaluate(
     model: str | Path | DepthModel,
     data: str | Path | Sequence[str | Path] | list[Dataset],
     *,
     root: str | Path | None = None,
+    split: str | Path | None = None,
     protocol: str | Protocol | None = None,
-    align: str | None = None,
-    space: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
     limit: int | None = None,
     resize_policy: str | None = None,
     size: int | None = None,
@@ -77,22 +152,32 @@ def evaluate(
     device: str | torch.device = "auto",
     precision: str = "auto",
     offline: bool = False,
+    out: str | Path | None = None,
+    resume: str = "",
+    overwrite: bool = False,
+    save_predictions: str | None = None,
     command: str = "",
     start: Callable[[int], Callable[[int], None]] | None = None,
 ) -> Evaluation:
     """Score a model.
 
     Args:
-        model: a model, what `load_model` takes, `baseline:constant` or `baseline:ramp`.
+        model: a model, what `load_model` takes, `baseline:constant` or `baseline:ramp`, or `StoredPredictions`.
         data: see `open_data`; or opened datasets.
-        root: folder that the paths in manifests are relative to.
+        root: folder or tar file of the benchmarks, or folder that the paths in manifests are relative to.
+        split: file that lists a benchmark's samples.
         protocol: a protocol or its name; None for the one that fits the model's quantity.
-        align, space: replace the protocol's; its name then says so.
+        overrides: rules of the protocol to replace, for example `{"align": "median"}`; its name then says so.
         limit: first so many frames of each dataset.
         resize_policy, size: how the network sees an image; None for the model's own.
         batch_size: images of equal size run at once.
         device, precision: see `distilldepth.device`.
         offline: never touch the network for the model.
+        out: folder for the results in every format, with pictures of the worst and best cases and a line per sample
+            as soon as it is scored; None writes nothing.
+        resume: `auto` continues in `out` after the samples that are scored already; empty starts anew.
+        overwrite: replace an evaluation that is in `out`.
+        save_predictions: write every map below `out`: `npy`, `png16` or `kitti`; None writes none.
         command: written into the metadata.
         start: called with the number of frames when the work begins; the function it returns is told how many more are
             done.
@@ -101,59 +186,69 @@ def evaluate(
         The evaluation. Frames that fail are listed there and raise nothing.
 
     Raises:
-        ValueError, FileNotFoundError, DistillDepthError: wrong arguments, no such data or model.
+        ValueError, FileNotFoundError, DistillDepthError: wrong arguments, no such data or model, or a folder that holds
+            something else.
     """
+    folder = None if out is None else Path(out).expanduser()
+    _check_output(folder, resume, overwrite, save_predictions, model)
     opened = isinstance(data, list) and bool(data) and isinstance(data[0], Dataset)
-    datasets = data if opened else open_data(data, root=root, limit=limit)
+    datasets = data if opened else open_data(data, root=root, split=split, limit=limit)
     if isinstance(model, DepthModel) and device == "auto":
         place = next(model.buffers()).device
     else:
         place = resolve_device(device)
     autocast(place, precision)
-    model = _load(model, offline).to(place)
-    if not isinstance(protocol, Protocol):
-        protocol = choose_protocol(model.info.quantity, name=protocol, align=align, space=space)
-    items = [item for dataset in datasets for item in dataset.items]
-    advance = start(len(items)) if start is not None else lambda count: None
-    scores: dict[Item, dict[str, float]] = {}
-    errors: dict[Item, str] = {}
-
-    def fail(item: Item, error: BaseException) -> None:
-        errors[item] = reason(error)
-        advance(1)
-
+    model = open_model(model, offline).to(place)
+    if save_predictions == "kitti":
+        check_metres(model.info.quantity)
+    if isinstance(protocol, Protocol):
+        if overrides:
+            raise ValueError("evaluate: overrides are for a protocol given by name, got a Protocol; change it instead")
+        protocol = protocol.for_quantity(model.info.quantity)
+    else:
+        protocol = choose_protocol(model.info.quantity, name=protocol, overrides=overrides)
+    rules = {dataset.name: protocol.rules(dataset.kind) for dataset in datasets}
+    other = {dataset.kind: rules[dataset.name].field for dataset in datasets if _wrong_field(dataset, rules)}
+    if other and not opened:
+        datasets = open_data(data, root=root, split=split, limit=limit, fields=other)
+    for dataset in datasets:
+        if _wrong_field(dataset, rules):
+            wanted = rules[dataset.name].field
+            raise DistillDepthError(
+                f"{dataset.name}: the protocol {protocol.name} scores against the {wanted} ground truth, and the "
+                f"dataset was opened with {dataset.field}; override field, or open it with field={wanted!r}"
+            )
+    found, missing = model.find(datasets) if isinstance(model, StoredPredictions) else ({}, {})
+    if save_predictions is not None:
+        check_distinct(datasets, save_predictions)
+    run = _Run(model, protocol, rules, place, precision, resize_policy, size, batch_size)
+    run.tasks = [
+        _Task(item, index, dataset, rules[dataset.name], found.get((dataset.name, index)))
+        for dataset in datasets
+        for index, item in enumerate(dataset.items)
+    ]
+    run.advance = start(len(run.tasks)) if start is not None else run.advance
+    if folder is not None:
+        settings = {"resize_policy": resize_policy, "size": size, "precision": precision}
+        if save_predictions is not None:
+            settings["save_predictions"] = save_predictions
+        kinds = {dataset.name: rules[dataset.name].to_dict() for dataset in datasets}
+        described = describe_run(model, {"label": protocol.to_dict(), "rules": kinds}, datasets, settings)
+        run.folder = RunFolder(folder, described, resume=resume, overwrite=overwrite)
+        run.save_as = save_predictions
+        if save_predictions is not None:
+            write_index(folder / "predictions", model.info, save_predictions)
     began = time.perf_counter()
-    was_training = model.training
-    model.eval()
-    workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="distilldepth-io")
     try:
-        batches = load_batches(
-            items,
-            lambda item: item.read(),
-            model,
-            workers,
-            fail,
-            policy=resize_policy,
-            size=size,
-            batch_size=batch_size,
-        )
-        for batch in batches:
-            results = estimate_batch(model, batch, place, precision=precision, size=size)
-            for loaded, values in zip(batch, results, strict=True):
-                try:
-                    if isinstance(values, Exception):
-                        raise values
-                    scores[loaded.item] = score(values, model.info.quantity, loaded.extra, protocol)
-                except FAILURES as error:
-                    fail(loaded.item, error)
-                else:
-                    advance(1)
+        run.restore()
+        for task in run.tasks:
+            if (task.dataset.name, task.index) in missing and task not in run.rows:
+                run.fail(task, DistillDepthError(missing[task.dataset.name, task.index]))
+        run.score_all()
     finally:
-        workers.shutdown(wait=True, cancel_futures=True)
-        model.train(was_training)
-    rows = [_summarise(dataset, scores, errors) for dataset in datasets]
+        run.close()
     metadata = {
-        "model": model.info.to_dict(),
+        "model": {**model.info.to_dict(), "notes": list(model.info.notes)},
         "device": str(place),
         "precision": precision,
         "resize_policy": resize_policy or model.preprocessing.resize_policy,
@@ -161,60 +256,245 @@ def evaluate(
         "torch": torch.__version__,
         "command": command,
         "seconds": round(time.perf_counter() - began, 3),
+        "model_seconds": round(run.model_seconds, 3),
+        "resumed_after": run.resumed_after,
     }
-    return Evaluation(
-        metadata=metadata,
-        protocol=protocol,
-        datasets=rows,
-        mean=_mean([row["metrics"] for row in rows if row["frames"]]),
-        samples=[
-            {"dataset": item.dataset, "name": item.name, "metrics": _finite(scores[item])}
-            for item in items
-            if item in scores
-        ],
-        failures=[
-            {"dataset": item.dataset, "name": item.name, "error": errors[item]} for item in items if item in errors
-        ],
-        notes=list(model.info.notes),
-    )
+    evaluation = _summarise(run, datasets, metadata)
+    if run.folder is not None:
+        run.folder.write_results(evaluation)
+    return evaluation
 
 
-def score(values: Tensor, quantity: str, truth: Truth, protocol: Protocol) -> dict[str, float]:
-    """Return the metrics of one image.
+class _Run:
+    """The work of one evaluation, and what is known so far."""
 
-    Args:
-        values: `(H, W)` prediction in `quantity`.
-        quantity: `disparity`, `depth` or `metric_depth`.
-        truth: depth and valid pixels, of any size; the prediction is brought there bilinearly.
-        protocol: how to align.
+    def __init__(
+        self,
+        model: DepthModel,
+        protocol: Protocol,
+        rules: dict[str, Rules],
+        place: torch.device,
+        precision: str,
+        policy: str | None,
+        size: int | None,
+        batch_size: int,
+    ) -> None:
+        self.model, self.protocol, self.rules = model, protocol, rules
+        self.place, self.precision, self.policy, self.size = place, precision, policy, size
+        self.batch_size = batch_size
+        self.tasks: list[_Task] = []
+        self.folder: RunFolder | None = None
+        self.cases = Cases()
+        self.save_as: str | None = None
+        self.rows: dict[_Task, dict[str, Any]] = {}
+        self.errors: dict[_Task, str] = {}
+        self.model_seconds = 0.0
+        self.resumed_after = 0
+        self.advance: Callable[[int], None] = lambda count: None
+        self.workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="distilldepth-io")
 
-    Raises:
-        DistillDepthError: nothing to score, a prediction that is not finite, or metres asked of truth without a unit.
+    def close(self) -> None:
+        """Wait for what is being read and written, and close the files."""
+        self.workers.shutdown(wait=True, cancel_futures=True)
+        if self.folder is not None:
+            self.folder.close()
+
+    def fail(self, task: _Task, error: BaseException) -> None:
+        """Note that a sample cannot be scored."""
+        self.errors[task] = reason(error)
+        self.advance(1)
+
+    def restore(self) -> None:
+        """Take over what an earlier run into the same folder has scored."""
+        if self.folder is None or not self.folder.done:
+            return
+        self.cases = Cases.load(self.folder.folder)
+        places = {(task.dataset.name, task.index): task for task in self.tasks}
+        for row in self.folder.done:
+            task = places.get((row["dataset"], row.pop("index")))
+            if task is not None and task not in self.rows:
+                self.rows[task] = row
+        self.resumed_after = len(self.rows)
+        self.advance(len(self.rows))
+
+    def read(self, task: _Task) -> tuple[np.ndarray, tuple[Truth, dict[str, np.ndarray]]]:
+        """Read a sample; runs in a worker while the model computes."""
+        image, truth = task.item.read()
+        cropped, truth = apply_image_crop(image, truth, task.rules)
+        if task.stored is None:
+            return cropped, (truth, {})
+        maps = {"": self.model.read(task.stored, task.dataset.kind), **self.model.read_extras(task.stored)}
+        return cropped, (truth, {name: _crop_like(values, image, cropped, task.rules) for name, values in maps.items()})
+
+    def score_all(self) -> None:
+        """Score every sample that is neither done nor failed."""
+        todo = [task for task in self.tasks if task not in self.rows and task not in self.errors]
+        was_training = self.model.training
+        self.model.eval()
+        batches = load_batches(
+            todo,
+            self.read,
+            self.model,
+            self.workers,
+            self.fail,
+            policy=self.policy,
+            size=self.size,
+            batch_size=self.batch_size,
+        )
+        try:
+            for batch in batches:
+                self.score_batch(batch)
+        finally:
+            self.model.train(was_training)
+        if len(self.rows) + len(self.errors) != len(self.tasks):
+            raise RuntimeError(
+                f"evaluate: {len(self.tasks)} samples went in, {len(self.rows)} scored and {len(self.errors)} failed "
+                "came out"
+            )
+
+    def score_batch(self, batch: list[LoadedImage]) -> None:
+        """Predict, score and record images of one size."""
+        began = time.perf_counter()
+        if isinstance(self.model, StoredPredictions):
+            maps: list[Tensor | Exception] = [torch.from_numpy(loaded.extra[1][""]).to(self.place) for loaded in batch]
+        else:
+            maps = estimate_batch(self.model, batch, self.place, precision=self.precision, size=self.size)
+        if self.place.type == "cuda":
+            torch.cuda.synchronize(self.place)
+        self.model_seconds += time.perf_counter() - began
+        groups: dict[tuple, list[_Predicted]] = {}
+        for loaded, values in zip(batch, maps, strict=True):
+            task, (truth, stored) = loaded.item, loaded.extra
+            if isinstance(values, Exception):
+                self.fail(task, values)
+                continue
+            extras = {name: torch.from_numpy(stored[name]).to(self.place) for name in stored if name}
+            sizes = tuple((name, tuple(other.shape)) for name, other in (("", values), *extras.items()))
+            key = (task.dataset.name, truth.depth.shape, sizes, truth.is_metric, truth.dense)
+            groups.setdefault(key, []).append(_Predicted(task, loaded.image, truth, values, extras))
+        saving = self.save([predicted for group in groups.values() for predicted in group])
+        rows = [row for group in groups.values() for row in self.score_group(group)]
+        self.record(rows, saving)
+
+    def save(self, group: Iterable[_Predicted]) -> dict[_Task, Future]:
+        """Begin to write the maps, if they are to be kept."""
+        if self.save_as is None:
+            return {}
+        return {
+            one.task: self.workers.submit(
+                save_prediction,
+                self.folder.folder / "predictions",
+                one.task.dataset.name,
+                one.task.item.name,
+                one.values.cpu().numpy(),
+                self.model.info.quantity,
+                form=self.save_as,
+            )
+            for one in group
+        }
+
+    def score_group(self, group: list[_Predicted]) -> list[tuple[_Task, dict[str, Any]]]:
+        """Rows of the samples that could be scored; all have one size of truth and one set of rules."""
+        first = group[0]
+        try:
+            scores = score_batch(
+                torch.stack([one.values for one in group]),
+                self.model.info.quantity,
+                torch.from_numpy(np.stack([one.truth.depth for one in group])).to(self.place),
+                torch.from_numpy(np.stack([one.truth.valid for one in group])).to(self.place),
+                first.truth.is_metric,
+                first.task.rules,
+                extras={name: torch.stack([one.extras[name] for one in group]) for name in first.extras},
+                dense=first.truth.dense,
+            )
+        except FAILURES as error:
+            if len(group) == 1:
+                self.fail(first.task, error)
+                return []
+            # By halves, so that only the sample at fault is lost, and less memory is taken at once.
+            half = len(group) // 2
+            return self.score_group(group[:half]) + self.score_group(group[half:])
+        rows = []
+        # Error against depth is for the report, and costs as much as the scores themselves.
+        by_depth = scores.by_depth.cpu().tolist() if self.folder is not None and first.truth.is_metric else None
+        for index, (one, row) in enumerate(zip(group, _rows(scores, len(group)), strict=True)):
+            if index in scores.problems:
+                self.fail(one.task, DistillDepthError(scores.problems[index]))
+            else:
+                if by_depth is not None:
+                    row["error_by_depth"] = [depth_bin for depth_bin in by_depth[index] if depth_bin[2] > 0]
+                rows.append((one.task, {"dataset": one.task.dataset.name, "name": one.task.item.name, **row}))
+                self.offer_case(one, row, scores, index)
+        return rows
+
+    def offer_case(self, one: _Predicted, row: dict[str, Any], scores: Scores, index: int) -> None:
+        """Keep the pictures of a sample for the report, if it is among the worst or best so far."""
+        sample, score = (one.task.dataset.name, one.task.item.name), row["metrics"].get("abs_rel")
+        if self.folder is not None and score is not None and self.cases.wants(*sample, score):
+            maps = scores.depth[index], one.truth.depth, scores.mask[index]
+            self.cases.offer(*sample, score, one.image, *maps, is_metric=one.truth.is_metric)
+
+    def record(self, rows: list[tuple[_Task, dict[str, Any]]], saving: dict[_Task, Future]) -> None:
+        """Note scored samples, once their maps are written."""
+        done = []
+        for task, row in rows:
+            try:
+                if task in saving:
+                    saving[task].result()
+            except FAILURES as error:
+                self.fail(task, error)
+                continue
+            self.rows[task] = row
+            done.append({"index": task.index, **row})
+        if self.folder is not None and done:
+            # Pictures first: a sample whose line is there is not looked at again when the run goes on.
+            self.cases.save(self.folder.folder)
+            self.folder.append(done)
+        self.advance(len(done))
+
+
+def _rows(scores: Scores, count: int) -> list[dict[str, Any]]:
+    """The scores of each image as plain numbers; one transfer for all of them."""
+    columns = {
+        **{("metrics", name): values for name, values in scores.metrics.items()},
+        **{("sums", name): values for name, values in scores.sums.items()},
+        ("scale", ""): scores.scale,
+        ("shift", ""): scores.shift,
+    }
+    table = torch.stack([values.double() for values in columns.values()]).cpu().tolist()
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        row: dict[str, Any] = {"metrics": {}, "sums": {}}
+        for (part, name), values in zip(columns, table, strict=True):
+            value = values[index] if math.isfinite(values[index]) else None
+            if name:
+                row[part][name] = value
+            else:
+                row[part] = value
+        rows.append(row)
+    return rows
+
+
+def _crop_like(values: np.ndarray, image: np.ndarray, cropped: np.ndarray, rules: Rules) -> np.ndarray:
+    """The part of a stored map that belongs to the cropped frame.
+
+    Some programs predict on the cropped frame and some on the full one; the shape of the map says which.
     """
-    depth = torch.from_numpy(truth.depth).to(values.device)
-    valid = torch.from_numpy(truth.valid).to(values.device)
-    valid = valid & (depth > protocol.min_depth) & (depth < protocol.max_depth)
-    if not valid.any():
-        raise DistillDepthError("no valid pixel in the ground truth")
-    if protocol.align == "none" and not truth.is_metric:
-        raise DistillDepthError("the ground truth has no unit (no focal_px and baseline_m), so it needs alignment")
-    prediction = resize(values[None, None].float(), tuple(depth.shape), protocol.resize)[0, 0]
-    if not prediction[valid].isfinite().all():
-        raise DistillDepthError("the prediction is not finite on every valid pixel")
-    if protocol.space == "disparity":
-        prediction = to_disparity(prediction, quantity)
-    elif quantity == "disparity":
-        if protocol.align == "median":
-            raise DistillDepthError("a ratio of medians in depth means nothing for disparity; use --space disparity")
-        # Only the sign: larger = farther. The fit finds scale and shift.
-        prediction = -prediction
-    # Only what counts: a LiDAR sweep leaves one pixel in a hundred.
-    prediction, depth = prediction[valid][None], depth[valid][None]
-    aligned = align_prediction(prediction, depth, space=protocol.space, method=protocol.align)
-    return depth_metrics(aligned.depth, depth)
+    full, inner = image.shape[:2], cropped.shape[:2]
+
+    def misfit(frame: tuple[int, ...]) -> float:
+        return abs(math.log(values.shape[1] / values.shape[0] * frame[0] / frame[1]))
+
+    if full == inner or values.shape == inner or misfit(inner) <= misfit(full):
+        return values
+    if values.shape != full:
+        values = resize(torch.from_numpy(values)[None, None], full, "bilinear")[0, 0].numpy()
+    valid = np.ones(full, dtype=bool)
+    return apply_image_crop(image, Truth(values, valid, is_metric=False), rules)[1].depth
 
 
-def _load(model: str | Path | DepthModel, offline: bool) -> DepthModel:
+def open_model(model: str | Path | DepthModel, offline: bool = False) -> DepthModel:
+    """Return the model that `evaluate` would score: a name, path or hub id, or `baseline:constant` and so on."""
     if isinstance(model, DepthModel):
         return model
     kind, colon, name = str(model).partition(":")
@@ -225,10 +505,65 @@ def _load(model: str | Path | DepthModel, offline: bool) -> DepthModel:
     return load_model(model, offline=offline)
 
 
-def _summarise(dataset: Dataset, scores: dict[Item, dict[str, float]], errors: dict[Item, str]) -> dict[str, Any]:
-    rows = [scores[item] for item in dataset.items if item in scores]
-    failed = sum(item in errors for item in dataset.items)
-    return {"name": dataset.name, "frames": len(rows), "failed": failed, "metrics": _mean(rows)}
+def _check_output(
+    folder: Path | None, resume: str, overwrite: bool, save_predictions: str | None, model: str | Path | DepthModel
+) -> None:
+    """Fail before any work on options that cannot be followed."""
+    if folder is None:
+        for given, option in (
+            (resume, "--resume"),
+            (overwrite, "--overwrite"),
+            (save_predictions, "--save-predictions"),
+        ):
+            if given:
+                raise ValueError(f"evaluate: {option} needs --out, the folder that it is about")
+        return
+    check_folder(folder, resume, overwrite)
+    if isinstance(model, StoredPredictions):
+        if save_predictions is not None:
+            raise ValueError(
+                "evaluate: predictions that are on disk already are not saved again; drop --save-predictions"
+            )
+        if overwrite and folder.resolve() in [model.folder.resolve(), *model.folder.resolve().parents]:
+            raise ValueError(
+                f"evaluate: --overwrite would delete {model.folder}, which is to be scored; take another --out"
+            )
+
+
+def _wrong_field(dataset: Dataset, rules: Mapping[str, Rules]) -> bool:
+    wanted = rules[dataset.name].field
+    return bool(wanted and dataset.fields and dataset.field != wanted)
+
+
+def _summarise(run: _Run, datasets: list[Dataset], metadata: dict[str, Any]) -> Evaluation:
+    samples, failures, summaries = [], [], []
+    for dataset in datasets:
+        tasks = [task for task in run.tasks if task.dataset is dataset]
+        rows = [run.rows[task] for task in tasks if task in run.rows]
+        samples += rows
+        failures += [
+            {"dataset": dataset.name, "name": task.item.name, "error": run.errors[task]}
+            for task in tasks
+            if task in run.errors
+        ]
+        metrics = [row["metrics"] for row in rows]
+        summaries.append(
+            {
+                "name": dataset.name,
+                "kind": dataset.kind,
+                "domain": dataset.domain,
+                "field": dataset.field,
+                "frames": len(rows),
+                "expected": dataset.expected,
+                "failed": len(tasks) - len(rows),
+                "metrics": _mean(metrics),
+                "intervals": mean_intervals(metrics),
+                "pooled": _pool([row["sums"] for row in rows]),
+                "rules": run.rules[dataset.name].to_dict(),
+            }
+        )
+    mean = _mean([headline(summary)[0] for summary in summaries if summary["frames"]])
+    return Evaluation(metadata, run.protocol, summaries, mean, samples, failures, list(run.model.info.notes))
 
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, float | None]:
@@ -236,11 +571,15 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     names = rows[0].keys() if rows else ()
     means: dict[str, float | None] = {}
     for name in names:
-        values = [row[name] for row in rows]
+        values = [row.get(name) for row in rows]
         finite = all(value is not None and math.isfinite(value) for value in values)
         means[name] = math.fsum(values) / len(values) if finite else None
     return means
 
 
-def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def _pool(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
+    """Metrics over all pixels of all frames; nothing if a frame has a sum that is not finite."""
+    if not rows or any(value is None for row in rows for value in row.values()):
+        return {}
+    pooled = pool({name: math.fsum(row[name] for row in rows) for name in rows[0]})
+    return {name: value if math.isfinite(value) else None for name, value in pooled.items()}

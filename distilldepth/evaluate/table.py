@@ -1,7 +1,11 @@
-"""An evaluation as a table."""
+"""An evaluation as a table: for the terminal, Markdown, LaTeX, and per sample as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 COLUMNS = {
@@ -15,29 +19,258 @@ COLUMNS = {
     "delta2": "delta2",
     "delta3": "delta3",
 }
-"""Metrics of the table with their headings; the JSON has all of them."""
+"""Metrics of the table with their headings; the JSON and the CSV have all of them."""
+
+INTERVALS = ("abs_rel", "delta1")
+"""Metrics that are shown with their interval."""
+
+_LAYOUTS: tuple[tuple[tuple[str, ...], str | None], ...] = (
+    (tuple(COLUMNS), " "),
+    (tuple(COLUMNS), "\n"),
+    (("abs_rel", "rmse", "silog", "delta1", "delta2", "delta3"), "\n"),
+    (("abs_rel", "rmse", "delta1"), "\n"),
+    (("abs_rel", "delta1"), "\n"),
+    (("abs_rel", "delta1"), None),
+)
+"""From wide to narrow: metrics, and what stands between a number and its interval (None = intervals are left out)."""
+
+_LATEX_HEADINGS = {"delta1": r"$\delta_1$", "delta2": r"$\delta_2$", "delta3": r"$\delta_3$", "log10": r"$\log_{10}$"}
+_LATEX_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{character: f"\\{character}" for character in "&%$#_"},
+}
 
 
-def make_table(evaluation: Any) -> Any:
-    """Return a rich table: a row per dataset, and their mean if there are several."""
-    from rich.table import Table
+def make_table(evaluation: Any, published: Sequence[dict[str, Any]] | None = None) -> Any:
+    """Return something rich can print: a row per dataset, and their mean if there are several.
 
-    table = Table()
-    table.add_column("dataset", no_wrap=True)
-    table.add_column("frames", justify="right")
-    for heading in COLUMNS.values():
-        table.add_column(heading, justify="right")
+    A terminal with room sees intervals beside the numbers, a narrower one sees them below, the narrowest sees fewer
+    metrics. The caption says what is missing from the result.
+
+    Args:
+        evaluation: an `Evaluation`.
+        published: rows as `published_rows` gives them, shown below and marked as theirs; None or empty for none.
+    """
+    return _Table(evaluation, list(published or ()))
+
+
+class _Table:
+    """The widest layout that fits the console."""
+
+    def __init__(self, evaluation: Any, published: list[dict[str, Any]]) -> None:
+        self.evaluation = evaluation
+        self.published = published
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich.measure import Measurement
+
+        for names, separator in _LAYOUTS:
+            table = self.build(names, separator)
+            if Measurement.get(console, options.update(max_width=10_000), table).maximum <= options.max_width:
+                break
+        yield table
+
+    def build(self, names: Sequence[str], separator: str | None) -> Any:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        def cells(metrics: dict[str, Any], intervals: dict[str, Any] | None = None) -> list[Any]:
+            shown = intervals if separator else None
+            return [Text(format_metric(name, metrics, shown, separator or " ")) for name in names]
+
+        left_out = [heading for name, heading in COLUMNS.items() if name not in names]
+        caption = [
+            f"no room for {', '.join(left_out)}; --json has them" if left_out else "",
+            _interval_note(self.evaluation) if separator else "",
+            incompleteness(self.evaluation),
+        ]
+        caption = Text("\n".join(filter(None, caption)))
+        table = Table(box=box.ROUNDED if separator == " " else box.SIMPLE_HEAD, caption=caption)
+        table.add_column("dataset", no_wrap=separator == " ", overflow="fold")
+        table.add_column("frames", justify="right")
+        for name in names:
+            table.add_column(COLUMNS[name], justify="right", no_wrap=True)
+        for dataset in self.evaluation.datasets:
+            metrics, intervals = headline(dataset)
+            table.add_row(Text(dataset["name"]), Text(frames_of(dataset)), *cells(metrics, intervals))
+        if len(self.evaluation.datasets) > 1:
+            table.add_section()
+            table.add_row("mean of datasets", "", *cells(self.evaluation.mean))
+        if self.published:
+            table.add_section()
+            for row in self.published:
+                name = Text(f"published: {row['model']} on {row['dataset']} ({row['source']})", style="dim italic")
+                name.no_wrap, name.overflow = False, "fold"
+                table.add_row(name, "", *cells(row["metrics"]), style="dim")
+            # Sources are sentences: wrapped, never the reason for a narrower layout.
+            table.columns[0].no_wrap = False
+            table.columns[0].max_width = 34 if separator == " " else 24 if len(names) > 2 else 16
+        return table
+
+
+def headline(dataset: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the metrics of a dataset by its protocol's aggregation, and the intervals that belong to them.
+
+    Intervals are of per-image means, so there are none beside pixel-pooled numbers.
+    """
+    if dataset.get("rules", {}).get("aggregation") == "pixel-pooled" and dataset.get("pooled"):
+        return {**dataset["metrics"], **dataset["pooled"]}, {}
+    return dataset["metrics"], dataset.get("intervals") or {}
+
+
+def frames_of(dataset: dict[str, Any]) -> str:
+    """Return how many frames were scored, and of how many where that is not all."""
+    frames = dataset["frames"]
+    wanted = max(frames + dataset["failed"], dataset.get("expected") or 0)
+    return str(frames) if frames == wanted else f"{frames} of {wanted}"
+
+
+def incompleteness(evaluation: Any) -> str:
+    """Return the sentence that says what is missing from a result; empty if nothing is."""
+    parts = []
+    failed = len(evaluation.failures)
+    if failed:
+        total = failed + len(evaluation.samples)
+        parts.append(f"INCOMPLETE: {failed} of {total} frames could not be scored")
     for dataset in evaluation.datasets:
-        frames = str(dataset["frames"])
-        if dataset["failed"]:
-            frames += f" of {dataset['frames'] + dataset['failed']}"
-        table.add_row(dataset["name"], frames, *_cells(dataset["metrics"]))
+        expected, seen = dataset.get("expected"), dataset["frames"] + dataset["failed"]
+        if expected and seen != expected:
+            parts.append(f"PART OF A BENCHMARK: {seen} of the {expected} frames of {dataset['name']} were asked for")
+    if not parts and not evaluation.complete:
+        parts.append("INCOMPLETE")
+    return "; ".join(parts)
+
+
+def format_metric(
+    name: str, metrics: dict[str, Any], intervals: dict[str, Any] | None = None, separator: str = " "
+) -> str:
+    """Return `0.636 [0.60, 0.67]` for a metric that has an interval to show, else `0.636`; empty if there is none.
+
+    The bounds have two digits, or three where two would make them look alike.
+    """
+    value = metrics.get(name)
+    if value is None or not math.isfinite(value):
+        return ""
+    text = f"{value:.3f}"
+    interval = (intervals or {}).get(name)
+    if name in INTERVALS and interval and all(bound is not None and math.isfinite(bound) for bound in interval):
+        low, high = interval
+        digits = 2 if high - low >= 0.02 else 3
+        text += f"{separator}[{low:.{digits}f}, {high:.{digits}f}]"
+    return text
+
+
+def to_markdown(evaluation: Any) -> str:
+    """Return a Markdown document: the model, the protocol, what is missing, and the table."""
+    lines = [f"**{_markdown(_model_line(evaluation))}**", ""]
+    lines += [_markdown(line) + "  " for line in protocol_lines(evaluation)]
+    if missing := incompleteness(evaluation):
+        lines += ["", f"**{_markdown(missing)}.**"]
+    headings = ["dataset", "frames", *COLUMNS.values()]
+    lines += ["", f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
+    for cells in _rows(evaluation):
+        lines.append(f"| {' | '.join(_markdown(cell) for cell in cells)} |")
+    if note := _interval_note(evaluation):
+        lines += ["", note[0].upper() + note[1:] + "."]
+    lines += [f"\nNote: {_markdown(note)}" for note in evaluation.notes]
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(evaluation: Any) -> str:
+    r"""Return a LaTeX table for the package booktabs, `\input` as it is; everything from outside is escaped."""
+    headings = ["Dataset", "Frames", *(_LATEX_HEADINGS.get(name, _latex(text)) for name, text in COLUMNS.items())]
+    rows = [[_latex(cell) for cell in cells] for cells in _rows(evaluation)]
+    body = [" & ".join(cells) + r" \\" for cells in rows]
     if len(evaluation.datasets) > 1:
-        table.add_section()
-        table.add_row("mean of datasets", "", *_cells(evaluation.mean))
-    return table
+        body.insert(-1, r"\midrule")
+    caption = [_model_line(evaluation), *protocol_lines(evaluation)]
+    if missing := incompleteness(evaluation):
+        caption.append(missing)
+    if note := _interval_note(evaluation):
+        caption.append(note[0].upper() + note[1:])
+    sentences = " ".join(_latex(line.rstrip(".") + ".") for line in caption)
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{sentences}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
+        r"\toprule",
+        " & ".join(headings) + r" \\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def _cells(metrics: dict[str, float | None]) -> list[str]:
-    values = (metrics.get(name) for name in COLUMNS)
-    return ["" if value is None else f"{value:.3f}" for value in values]
+def to_csv(evaluation: Any) -> str:
+    """Return one line per frame by RFC 4180, failed ones too: a table without them would look complete.
+
+    Columns: dataset, name, error (empty if scored), scale, shift, seconds, every metric, protocol. Numbers have all
+    their digits; what does not exist or is not finite is empty.
+    """
+    metrics = list(dict.fromkeys(name for sample in evaluation.samples for name in sample["metrics"]))
+    extra = [key for key in ("scale", "shift", "seconds") if any(key in sample for sample in evaluation.samples)]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["dataset", "name", "error", *extra, *metrics, "protocol"])
+    label = evaluation.protocol.name
+    for sample in evaluation.samples:
+        numbers = [sample.get(key) for key in extra] + [sample["metrics"].get(name) for name in metrics]
+        writer.writerow([sample["dataset"], sample["name"], "", *map(_csv_number, numbers), label])
+    empty = [""] * (len(extra) + len(metrics))
+    for failure in evaluation.failures:
+        writer.writerow([failure["dataset"], failure["name"], failure["error"], *empty, label])
+    return text.getvalue()
+
+
+def protocol_lines(evaluation: Any) -> list[str]:
+    """Return what was measured: the protocol's line, and its effective rules per kind of dataset where it has any."""
+    lines = [f"Protocol {evaluation.protocol.describe()}"]
+    effective = getattr(evaluation.protocol, "effective", None)
+    kinds = list(dict.fromkeys(dataset.get("kind", "") for dataset in evaluation.datasets))
+    if effective is not None and any(kinds):
+        lines += [line.strip() for line in effective(kinds).splitlines() if line.strip()]
+    return lines
+
+
+def _rows(evaluation: Any) -> Iterable[list[str]]:
+    for dataset in evaluation.datasets:
+        metrics, intervals = headline(dataset)
+        yield [dataset["name"], frames_of(dataset), *(format_metric(name, metrics, intervals) for name in COLUMNS)]
+    if len(evaluation.datasets) > 1:
+        yield ["mean of datasets", "", *(format_metric(name, evaluation.mean) for name in COLUMNS)]
+
+
+def _model_line(evaluation: Any) -> str:
+    info = evaluation.metadata["model"]
+    return f"{info['name']} ({info['quantity']}, {info['licence']})"
+
+
+def _interval_note(evaluation: Any) -> str:
+    shown = any(set(headline(dataset)[1]) & set(INTERVALS) for dataset in evaluation.datasets)
+    return "in brackets: 95 % bootstrap intervals over the frames" if shown else ""
+
+
+def _markdown(text: str) -> str:
+    for character in "\\|*_`<[":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX_SPECIAL.get(character, character) for character in " ".join(text.split()))
+
+
+def _csv_number(value: Any) -> str:
+    return "" if value is None or not math.isfinite(value) else repr(float(value))

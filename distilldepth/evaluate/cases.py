@@ -1,0 +1,215 @@
+"""The worst and the best cases of a run, kept small enough to go into a report."""
+
+from __future__ import annotations
+
+import bisect
+import io
+import json
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from distilldepth.errors import DistillDepthError
+from distilldepth.models.load import write_atomically
+
+FOLDER = "pictures"
+"""Where cases lie in a run folder: one `.npz` per dataset."""
+WORST = 4
+BEST = 2
+WIDTH = 320
+"""Widest picture, pixels."""
+
+_LARGEST = float(np.finfo(np.float16).max)
+
+_ARRAYS = ("image", "prediction", "truth", "valid")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scored sample as pictures: all arrays have the same size, at most `WIDTH` wide."""
+
+    dataset: str
+    name: str
+    score: float
+    """AbsRel of the whole sample, not of the small pictures."""
+    is_metric: bool
+    """Whether depth is in metres."""
+    image: np.ndarray
+    """uint8 `(h, w, 3)`."""
+    prediction: np.ndarray
+    """float16 `(h, w)`, aligned depth: three digits are more than colours show."""
+    truth: np.ndarray
+    """float16 `(h, w)`, depth; 0 where not valid."""
+    valid: np.ndarray
+    """bool `(h, w)`; True = was scored."""
+
+    @property
+    def key(self) -> tuple[float, str]:
+        """What cases are ranked by: the name decides between equal scores, so that the order of arrival never does."""
+        return self.score, self.name
+
+
+class Cases:
+    """Keeps the samples of each dataset with the largest and the smallest AbsRel while a run goes on.
+
+    The result does not depend on the order in which samples arrive, so a run that was stopped and continued shows the
+    same cases as one that was not.
+
+    Args:
+        worst: how many of the largest errors are kept per dataset.
+        best: how many of the smallest.
+        width: widest picture, pixels.
+    """
+
+    def __init__(self, worst: int = WORST, best: int = BEST, width: int = WIDTH) -> None:
+        if worst < 0 or best < 0 or width < 1:
+            raise ValueError(f"Cases: must have worst, best >= 0 and width >= 1, got {worst}, {best} and {width}")
+        self._worst, self._best, self._width = worst, best, width
+        self._kept: dict[str, list[Case]] = {}
+        self._changed: set[str] = set()
+
+    def wants(self, dataset: str, name: str, score: float) -> bool:
+        """Return whether a sample would be kept now: what is not wanted need not be brought from the device."""
+        if not math.isfinite(score):
+            return False
+        kept = self._kept.get(dataset, [])
+        if any(case.name == name for case in kept):
+            return False
+        room = len(kept) < self._worst + self._best
+        rank = bisect.bisect([case.key for case in kept], (score, name))
+        return room or rank < self._best or rank > len(kept) - self._worst
+
+    def offer(
+        self,
+        dataset: str,
+        name: str,
+        score: float,
+        image: Any,
+        depth_pred: Any,
+        truth: Any,
+        mask: Any,
+        *,
+        is_metric: bool = True,
+    ) -> bool:
+        """Keep a scored sample if it is among the worst or the best of its dataset so far.
+
+        Args:
+            dataset, name: of the sample.
+            score: its AbsRel; NaN is never kept.
+            image: uint8 `(H, W, 3)`, array or tensor.
+            depth_pred: `(h, w)` aligned depth, array or tensor on any device; metres if `is_metric`.
+            truth: `(h, w)` true depth.
+            mask: bool `(h, w)`, the pixels that were scored.
+            is_metric: whether the unit of depth is metres.
+
+        Returns:
+            Whether it was kept. The arrays are copied.
+        """
+        score = float(score)
+        if not self.wants(dataset, name, score):
+            return False
+        maps = [_array(values) for values in (depth_pred, truth, mask)]
+        prediction, depth, valid = _shrink_maps(*maps, self._width)
+        # The image is brought to the size of the maps, so that one pixel is one place in all pictures of a case.
+        small = Image.fromarray(np.ascontiguousarray(_array(image))).resize(depth.shape[::-1], Image.Resampling.BOX)
+        case = Case(dataset, name, score, is_metric, np.asarray(small), prediction, depth, valid)
+        kept = self._kept.setdefault(dataset, [])
+        bisect.insort(kept, case, key=lambda other: other.key)
+        if len(kept) > self._worst + self._best:
+            # Sorted by score: what is neither among the first nor among the last is in the middle.
+            del kept[self._best]
+        self._changed.add(dataset)
+        return True
+
+    def datasets(self) -> list[str]:
+        """Return the datasets that have a case."""
+        return [dataset for dataset, kept in self._kept.items() if kept]
+
+    def worst(self, dataset: str) -> list[Case]:
+        """Return the kept samples with the largest errors, the worst first."""
+        kept = self._kept.get(dataset, [])
+        return kept[::-1][: self._worst]
+
+    def best(self, dataset: str) -> list[Case]:
+        """Return the kept samples with the smallest errors, the best first; none that is also among the worst."""
+        kept = self._kept.get(dataset, [])
+        return kept[: min(self._best, max(len(kept) - self._worst, 0))]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the cases that changed since the last time into `folder/pictures`, each file whole or not at all."""
+        for dataset in sorted(self._changed):
+            kept = self._kept[dataset]
+            facts = [{"name": case.name, "score": case.score, "is_metric": case.is_metric} for case in kept]
+            arrays = {f"{name}_{index}": getattr(case, name) for index, case in enumerate(kept) for name in _ARRAYS}
+            stream = io.BytesIO()
+            # Not compressed: this is written while the run goes on, and deflating takes longer than scoring.
+            np.savez(stream, facts=np.array(json.dumps({"dataset": dataset, "cases": facts})), **arrays)
+            path = Path(folder) / FOLDER / f"{quote(dataset, safe='')}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, stream.getvalue())
+        self._changed.clear()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Cases:
+        """Read the cases of a run folder; none where it has no pictures.
+
+        Raises:
+            DistillDepthError: a file is damaged.
+        """
+        cases = cls()
+        for path in sorted((Path(folder) / FOLDER).glob("*.npz")):
+            try:
+                with np.load(path, allow_pickle=False) as stored:
+                    facts = json.loads(str(stored["facts"]))
+                    kept = [
+                        Case(
+                            facts["dataset"],
+                            case["name"],
+                            case["score"],
+                            case["is_metric"],
+                            *(stored[f"{name}_{index}"] for name in _ARRAYS),
+                        )
+                        for index, case in enumerate(facts["cases"])
+                    ]
+            except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+                raise DistillDepthError(f"{path}: damaged; delete it, the pictures of its dataset are lost") from error
+            cases._kept[facts["dataset"]] = sorted(kept, key=lambda case: case.key)
+        return cases
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def _shrink_maps(
+    prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One pixel for each block of pixels: the valid one nearest to its centre, else the centre, in all three maps.
+
+    An average would invent depths between foreground and background, and plain decimation would lose most of a LiDAR
+    sweep.
+    """
+    height, across = truth.shape
+    side = max(1, math.ceil(across / width))
+    rows, columns = math.ceil(height / side), math.ceil(across / side)
+    padding = ((0, rows * side - height), (0, columns * side - across))
+
+    def blocks(values: np.ndarray, mode: str) -> np.ndarray:
+        padded = np.pad(values, padding, mode=mode)
+        return padded.reshape(rows, side, columns, side).transpose(0, 2, 1, 3).reshape(rows, columns, side * side)
+
+    offsets = np.arange(side) - (side - 1) / 2
+    from_centre = np.argsort((offsets[:, None] ** 2 + offsets[None, :] ** 2).ravel(), kind="stable")
+    kept = blocks(valid.astype(bool), "constant")[..., from_centre]
+    # The first True, or 0 = the centre where there is none.
+    chosen = from_centre[kept.argmax(-1)][..., None]
+    pick = [np.take_along_axis(blocks(values, "edge"), chosen, -1)[..., 0] for values in (prediction, truth)]
+    small_valid = kept.any(-1)
+    small, small_truth = (np.clip(values, 0, _LARGEST).astype(np.float16) for values in pick)
+    return small, np.where(small_valid, small_truth, np.float16(0)), small_valid

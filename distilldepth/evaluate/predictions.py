@@ -1,0 +1,361 @@
+"""Predicted maps on disk: written by an evaluation, or made by any other program and scored here."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from distilldepth.data.images import IMAGE_SUFFIXES, open_file, open_image
+from distilldepth.data.truth import Dataset, Item
+from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.load import write_atomically
+from distilldepth.models.preprocess import Preprocessing
+
+FORMATS = {"npy": ".npy", "png16": ".png", "kitti": ".png"}
+"""How a map is written, with the suffix: float32 as predicted; 16-bit PNG whose text says scale and quantity; 16-bit
+PNG of metres x 256 with 0 for unknown, as the KITTI benchmark has it."""
+
+KITTI_SCALE = 256
+SUFFIXES = (".npy", ".png")
+EXTRAS = ("uncertainty", "std")
+"""Further maps beside a prediction: larger = less certain, without a unit; and a standard deviation in metres."""
+INDEX = "predictions.json"
+"""Beside saved maps: which model made them, what their numbers mean and how they are stored."""
+
+
+def prediction_path(folder: Path, dataset: str, name: str, form: str) -> Path:
+    """Return where the map of a sample is saved: `folder/dataset/` and the sample's name with the format's suffix.
+
+    Raises:
+        ValueError: unknown format.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"save_prediction: form must be known, got {form!r}{did_you_mean(form, FORMATS)}")
+    return folder / _inside(dataset) / (_stem(_inside(name)) + FORMATS[form])
+
+
+def check_distinct(datasets: Sequence[Dataset], form: str) -> None:
+    """See that every sample has a file of its own.
+
+    Raises:
+        ValueError: two samples would be saved to one file.
+    """
+    seen: dict[Path, str] = {}
+    for dataset in datasets:
+        for item in dataset.items:
+            path = prediction_path(Path(), dataset.name, item.name, form)
+            if path in seen:
+                raise ValueError(
+                    f"save_prediction: samples must have different names without suffix, got {seen[path]} and "
+                    f"{item.name} in {dataset.name}, which would both be saved as {path}; rename one of them"
+                )
+            seen[path] = item.name
+
+
+def save_prediction(
+    folder: str | Path, dataset: str, name: str, values: np.ndarray, quantity: str, *, form: str = "npy"
+) -> Path:
+    """Write one predicted map and return its path.
+
+    Args:
+        folder: the folder of predictions.
+        dataset, name: of the sample; the map goes to `folder/dataset/name` with the format's suffix.
+        values: `(H, W)`, any float dtype, in `quantity`.
+        quantity: `disparity`, `depth` or `metric_depth`.
+        form: `npy` (float32, exact), `png16` (see `write_depth_png`) or `kitti` (uint16 = metres x 256, 0 unknown).
+
+    Raises:
+        ValueError: not a map, unknown format, or `kitti` for a map without metres.
+        OSError: the file cannot be written.
+    """
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"save_prediction: values must be (H, W) and not empty, got shape {tuple(values.shape)}")
+    path = prediction_path(Path(folder), dataset, name, form)
+    if form == "kitti":
+        write_kitti_png(path, values, quantity)
+    else:
+        from distilldepth.predict.writers import write_depth_png, write_npy
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if form == "npy":
+            write_npy(path, values)
+        else:
+            write_depth_png(path, values, quantity)
+    return path
+
+
+def write_kitti_png(path: Path, values: np.ndarray, quantity: str) -> None:
+    """Write metres as the KITTI benchmark wants them: 16-bit grey PNG, metres x 256, 0 = unknown.
+
+    A depth beyond 255.99 m is stored as that; one between 0 and 1/512 m as 1/256 m, since 0 would say unknown.
+
+    Raises:
+        ValueError: the map is not in metres.
+    """
+    from PIL import Image
+
+    from distilldepth.predict.writers import atomic_path
+
+    check_metres(quantity)
+    known = np.isfinite(values) & (values > 0)
+    scaled = np.where(known, np.clip(np.rint(np.where(known, values, 0).astype(np.float64) * KITTI_SCALE), 1, 65535), 0)
+    with atomic_path(path) as temporary:
+        Image.fromarray(scaled.astype(np.uint16)).save(temporary, format="PNG")
+
+
+def check_metres(quantity: str) -> None:
+    """See that a model's numbers are metres.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if quantity != "metric_depth":
+        raise ValueError(
+            f"the KITTI format holds metres, and the model predicts {quantity}, which is known up to scale and shift "
+            "only; take a model that predicts metric depth, or save as npy"
+        )
+
+
+def write_index(folder: Path, info: ModelInfo, form: str) -> None:
+    """Write `predictions.json`, from which `StoredPredictions` learns what the maps of the folder are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {"model": info.name, "licence": info.licence, "quantity": info.quantity, "format": form}
+    write_atomically(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+
+
+class StoredPredictions(DepthModel):
+    """Maps from a folder in place of a network: has a quantity as every model, and reads where others compute.
+
+    The map of the sample `scene/rgb_0001.png` of the dataset `nyu` is the first of these that exists, in the folder
+    `nyu/` of the predictions or in the predictions themselves, as `.npy` and then as `.png`:
+
+    | file | written by |
+    |---|---|
+    | `scene/rgb_0001` | `--save-predictions`, and most programs |
+    | `scene/pred_rgb_0001`, `scene/rgb_0001_pred`, `scene/rgb_0001_depth` | programs that add a word |
+    | `scene/pred_0001` | Marigold, GenPercept and Lotus: `pred_` in place of `rgb_`, or `_pred` in place of `_rgb` |
+    | `scene_rgb_0001` | programs that flatten the tree |
+    | `rgb_0001` (and the other forms) | only if no other sample of the dataset has this file name |
+
+    `.npy`: `(h, w)`, or with sides of length 1 around it, any real dtype. `.png`: 16-bit (or 8-bit) grey. One written
+    here says itself what its numbers mean. Another one is stored / `depth_scale`; 0 is unknown if the quantity is
+    metric depth, and a value like any other if not. Without `depth_scale` PNGs of KITTI's datasets are read as
+    metres x 256, and those of relative quantities as they are, since their scale is fitted anyway.
+
+    Beside a map, `..._uncertainty.npy` (larger = less certain) and `..._std.npy` (metres) are read as well, and scored
+    as uncertainty.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        quantity: str | None = None,
+        *,
+        depth_scale: float | None = None,
+    ) -> None:
+        """Open a folder of predictions.
+
+        Args:
+            folder: where the maps are.
+            quantity: `disparity`, `depth` or `metric_depth`; None for what `predictions.json` in the folder says.
+            depth_scale: stored units per metre (or per unit) of PNGs that do not say it themselves.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ValueError: no quantity, or another one than the folder says; a scale that is not positive.
+        """
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder of predictions")
+        if depth_scale is not None and not (0 < depth_scale < float("inf")):
+            raise ValueError(f"StoredPredictions: depth_scale must be positive, got {depth_scale}")
+        index = _read_index(folder)
+        known = index.get("quantity")
+        if quantity is None and known is None:
+            raise ValueError(
+                f"{folder}: does not say what its numbers mean; add --quantity disparity, depth or metric-depth"
+            )
+        if quantity is not None and known is not None and quantity != known:
+            raise ValueError(f"{folder}: {INDEX} says that the numbers are {known}, and --quantity says {quantity}")
+        info = ModelInfo(
+            name=f"predictions:{index.get('model', folder.resolve().name)}",
+            family="predictions",
+            quantity=quantity or known,
+            licence=index.get("licence", "unknown"),
+            source=str(folder),
+        )
+        super().__init__(info, Preprocessing(size=1, multiple=1, resize_policy="square"))
+        self.folder = folder
+        self.depth_scale = depth_scale
+        self._is_kitti = index.get("format") == "kitti"
+
+    def forward(self, images: Any, *, features: bool = False) -> DepthOutput:
+        """Refuse: there is no network."""
+        raise TypeError("StoredPredictions: has no network; use find and read")
+
+    def find(self, datasets: Sequence[Dataset]) -> tuple[dict[tuple[str, int], Path], dict[tuple[str, int], str]]:
+        """Return the file of every sample, and for samples without one what was looked for.
+
+        Samples are named by dataset and place in it.
+
+        Nothing is read: a look into the folders, before the work begins.
+
+        Raises:
+            DistillDepthError: there is not a single one, or one file would serve two samples.
+        """
+        listing = _Listing()
+        found: dict[tuple[str, int], Path] = {}
+        missing: dict[tuple[str, int], str] = {}
+        owners: dict[Path, Item] = {}
+        for dataset in datasets:
+            files = Counter(PurePosixPath(_inside(item.name)).name for item in dataset.items)
+            for index, item in enumerate(dataset.items):
+                alone = files[PurePosixPath(_inside(item.name)).name] == 1
+                candidates = _candidates(self.folder, dataset.name, item.name, alone)
+                path = next((candidate for candidate in candidates if listing.has(candidate)), None)
+                if path is None:
+                    wanted = f"{_stem(_inside(item.name))}.npy"
+                    missing[dataset.name, index] = (
+                        f"no prediction; looked for {wanted} and other names in {self.folder}"
+                    )
+                    continue
+                owner = owners.setdefault(path, item)
+                if (owner.dataset, owner.name) != (item.dataset, item.name):
+                    raise DistillDepthError(
+                        f"{path}: would be the prediction of {owner.dataset}/{owner.name} and of "
+                        f"{item.dataset}/{item.name}; put the maps of each dataset into a folder of its name"
+                    )
+                found[dataset.name, index] = path
+        if missing and not found:
+            item = next(item for dataset in datasets for item in dataset.items)
+            tried = [str(path.relative_to(self.folder)) for path in _candidates(self.folder, item.dataset, item.name)]
+            some = ", ".join(name for name in tried if name.endswith(".npy"))
+            raise DistillDepthError(
+                f"{self.folder}: no prediction for any sample; for {item.name} looked for {some} and the same as .png"
+            )
+        return found, missing
+
+    def read(self, path: Path, kind: str = "") -> np.ndarray:
+        """Return the map of a file, float32 `(h, w)` in the quantity, NaN where unknown.
+
+        Args:
+            path: an `.npy` or `.png` file.
+            kind: the kind of dataset it belongs to, which may say how a PNG is stored.
+
+        Raises:
+            FileNotFoundError: no such file.
+            DistillDepthError: it cannot be read, is not one map, or does not say its scale.
+        """
+        values = self._read_npy(path) if path.suffix.lower() == ".npy" else self._read_png(path, kind)
+        if values.ndim != 2 or not values.size:
+            raise DistillDepthError(f"{path}: must be one map (h, w), got shape {values.shape}")
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+    def read_extras(self, path: Path) -> dict[str, np.ndarray]:
+        """Return the maps of uncertainty that lie beside a prediction, by their names in `EXTRAS`.
+
+        Raises:
+            DistillDepthError: one cannot be read, or is not one map.
+        """
+        files = {name: path.with_name(f"{path.stem}_{name}.npy") for name in EXTRAS}
+        return {name: self.read(file) for name, file in files.items() if file.exists()}
+
+    def _read_npy(self, path: Path) -> np.ndarray:
+        with open_file(path) as (file, name):
+            try:
+                values = np.load(file, allow_pickle=False)
+            except (ValueError, EOFError, OSError, SyntaxError) as error:
+                raise DistillDepthError(f"{name}: cannot be read as .npy ({' '.join(str(error).split())})") from error
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+            raise DistillDepthError(f"{path}: must hold one array of real numbers")
+        shape = tuple(side for side in values.shape if side != 1)
+        # (1, h, w) and (h, w, 1) are maps too; a map of one row is already two-dimensional.
+        return values if values.ndim == 2 else values.reshape(shape)
+
+    def _read_png(self, path: Path, kind: str) -> np.ndarray:
+        with open_file(path) as (file, name), open_image(file, name) as image:
+            texts = dict(getattr(image, "text", {}))
+            if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
+                raise DistillDepthError(f"{name}: must be a grey PNG of 16 bits, got the mode {image.mode}")
+            stored = np.asarray(image).astype(np.float64)
+        if {"quantity", "scale", "offset"} <= texts.keys():
+            if texts["quantity"] != self.info.quantity:
+                raise DistillDepthError(
+                    f"{path}: says that its numbers are {texts['quantity']}, not {self.info.quantity}"
+                )
+            return np.where(stored > 0, stored * float(texts["scale"]) + float(texts["offset"]), np.nan)
+        metric = self.info.quantity == "metric_depth"
+        scale = self.depth_scale
+        if scale is None and (self._is_kitti or kind.startswith("kitti")):
+            scale = KITTI_SCALE
+        if scale is None and metric:
+            raise DistillDepthError(
+                f"{path}: does not say its scale; add --depth-scale, for example 1000 for millimetres or 256 for KITTI"
+            )
+        values = stored / (scale or 1)
+        return np.where(stored > 0, values, np.nan) if metric else values
+
+
+class _Listing:
+    """The files of the folders that were asked about, each folder listed once: a look-up per candidate is slow."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, frozenset[str]] = {}
+
+    def has(self, path: Path) -> bool:
+        if path.parent not in self._names:
+            try:
+                self._names[path.parent] = frozenset(entry.name for entry in os.scandir(path.parent))
+            except (FileNotFoundError, NotADirectoryError):
+                self._names[path.parent] = frozenset()
+        return path.name in self._names[path.parent]
+
+
+def _candidates(folder: Path, dataset: str, name: str, alone: bool = False) -> Iterator[Path]:
+    """Where the map of a sample may be, best first; `alone`: no other sample has its file name."""
+    place = PurePosixPath(_stem(_inside(name)))
+    stems = [place.name, f"pred_{place.name}"]
+    if place.name.startswith("rgb_"):
+        stems += [f"pred_{place.name[4:]}", f"depth_{place.name[4:]}"]
+    if place.name.endswith("_rgb"):
+        stems += [f"{place.name[:-4]}_pred", f"{place.name[:-4]}_depth"]
+    stems += [f"{place.name}_pred", f"{place.name}_depth"]
+    relative = [place.with_name(stem) for stem in stems]
+    relative.append(PurePosixPath("_".join(place.parts)))
+    if alone:
+        relative += [PurePosixPath(stem) for stem in stems]
+    for base, path, suffix in itertools.product((folder / _inside(dataset), folder), relative, SUFFIXES):
+        yield base / path.with_name(path.name + suffix)
+
+
+def _inside(name: str) -> str:
+    """The name as a relative path that stays inside its folder: `../a/b.png`, as in a manifest, becomes `a/b.png`."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return "/".join(part for part in path.parts if part not in ("/", ".", "..")) or "unnamed"
+
+
+def _stem(name: str) -> str:
+    """The name without the suffix of an image; other dots belong to the name."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    if not path.is_file():
+        return {}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DistillDepthError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(index, dict):
+        raise DistillDepthError(f"{path}: must be a JSON object")
+    return index

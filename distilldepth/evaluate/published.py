@@ -1,0 +1,177 @@
+"""What the papers print about the benchmarks, to stand beside an evaluation: always theirs, never measured here."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from distilldepth.errors import did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TASKS = ("estimation", "stereo", "completion")
+"""What a method was given: one image, both views of a stereo pair, or an image and sparse depth."""
+
+HEADINGS = {"abs_rel": "AbsRel", "delta1": "delta1", "rmse": "RMSE", "silog": "SILog"}
+"""Metrics with a column of their own; the others follow in words."""
+
+_ARXIV = ", arXiv 2502.19204v1"
+
+_NAMES = {
+    "nyuv2": "NYUv2",
+    "kitti-eigen": "KITTI Eigen",
+    "kitti-official": "KITTI official",
+    "eth3d": "ETH3D",
+    "scannet": "ScanNet",
+    "diode": "DIODE",
+    "driving-stereo": "DrivingStereo",
+}
+
+
+def published_kinds() -> tuple[str, ...]:
+    """Return the kinds of dataset that there are published numbers for."""
+    there = {row["dataset"] for row in _rows()}
+    return tuple(kind for kind in _NAMES if kind in there)
+
+
+def published_rows(kind: str, *, tasks: Sequence[str] = ("estimation",)) -> list[dict[str, Any]]:
+    """Return what papers print about one benchmark.
+
+    Args:
+        kind: the benchmark, for example `nyuv2`; one without published numbers gives no rows.
+        tasks: which of `TASKS`: numbers of methods that are given more than one image are not comparable.
+
+    Returns:
+        Dictionaries: `model`; `dataset` (the kind); `metrics` by name, shares between 0 and 1; `source` (paper and
+        table); `protocol` (what the source states about it); `note`; `task`. A metric whose unit the source does not
+        state is called `..._as_printed`.
+
+    Raises:
+        ValueError: unknown task.
+
+    >>> [row["metrics"]["abs_rel"] for row in published_rows("nyuv2") if row["model"] == "Marigold"]
+    [0.055]
+    """
+    for task in tasks:
+        if task not in TASKS:
+            raise ValueError(f"published_rows: tasks must be known, got {task!r}{did_you_mean(str(task), TASKS)}")
+    return [
+        {**row, "metrics": dict(row["metrics"])} for row in _rows() if row["dataset"] == kind and row["task"] in tasks
+    ]
+
+
+def make_published_table(kinds: Sequence[str] | None = None) -> Any:
+    """Return a rich table of published numbers, each row with the paper and the table that it was read in.
+
+    Args:
+        kinds: which benchmarks; None for all.
+
+    Raises:
+        ValueError: a benchmark without published numbers.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    there = published_kinds()
+    for kind in kinds or ():
+        if kind not in there:
+            raise ValueError(f"make_published_table: kinds must be known, got {kind!r}{did_you_mean(str(kind), there)}")
+    rows = [row for kind in kinds or there for row in published_rows(kind, tasks=TASKS)]
+    protocols = list(dict.fromkeys(protocol_of(row) for row in rows))
+    caption = ["Published by their authors under their own protocols; nothing here was measured by this program."]
+    caption += [f"[{number}] {protocol}" for number, protocol in enumerate(protocols, 1)]
+    table = Table(title="Published numbers", caption=Text("\n".join(caption)), caption_justify="left")
+    table.add_column("dataset", overflow="fold")
+    table.add_column("method", overflow="fold")
+    shown = [name for name in HEADINGS if any(name in row["metrics"] for row in rows)]
+    for name in shown:
+        table.add_column(HEADINGS[name], justify="right", no_wrap=True)
+    table.add_column("other metrics", overflow="fold")
+    table.add_column("published in", overflow="fold")
+    previous = ""
+    for row in rows:
+        if row["dataset"] != previous and previous:
+            table.add_section()
+        number = protocols.index(protocol_of(row)) + 1
+        metrics = row["metrics"]
+        cells = [Text(format_published(name, metrics)) for name in shown]
+        table.add_row(
+            Text(row["dataset"] if row["dataset"] != previous else ""),
+            Text(method_of(row)),
+            *cells,
+            Text(other_metrics(metrics)),
+            Text(f"[{number}] {short_source(row)}"),
+        )
+        previous = row["dataset"]
+    return table
+
+
+def method_of(row: dict[str, Any]) -> str:
+    """Return the method's name, and what it was given where that is more than one image."""
+    given = {"stereo": ", given both views", "completion": ", given sparse depth"}.get(row["task"], "")
+    return f"{row['model']}{given}"
+
+
+def protocol_of(row: dict[str, Any]) -> str:
+    """Return where a row was read, what its source says about how it was measured, and what to mind."""
+    return f"{row['source']}: {row['protocol']}{'; ' if row['note'] else ''}{row['note']}"
+
+
+def short_source(row: dict[str, Any]) -> str:
+    """Return the source without what only a list of sources needs."""
+    return row["source"].replace(_ARXIV, "")
+
+
+def format_published(name: str, metrics: dict[str, float]) -> str:
+    """Return a number with the digits it was printed with; empty if there is none."""
+    if name not in metrics:
+        return ""
+    text = f"{metrics[name]:g}"
+    # Errors and shares are printed with three digits or more: 0.09 was 0.090.
+    return text if name not in ("abs_rel", "delta1") or len(text) >= 5 else f"{metrics[name]:.3f}"
+
+
+def other_metrics(metrics: dict[str, float]) -> str:
+    """Return the metrics that have no column of their own, in words."""
+    parts = [f"{name.replace('_', ' ')} {value:g}" for name, value in metrics.items() if name not in HEADINGS]
+    return ", ".join(parts)
+
+
+def dataset_title(kind: str) -> str:
+    """Return how a benchmark is written, for example `KITTI Eigen`."""
+    return _NAMES.get(kind, kind)
+
+
+@functools.cache
+def _rows() -> tuple[dict[str, Any], ...]:
+    file = importlib.resources.files("distilldepth.evaluate") / "published.toml"
+    rows = []
+    for table in tomllib.loads(file.read_text(encoding="utf-8"))["table"]:
+        columns = [column.split() for column in table["columns"]]
+        percent = set(table.get("percent", ()))
+        for model, *values in table["rows"]:
+            by_kind: dict[str, dict[str, float]] = {}
+            for (kind, metric), value in zip(columns, values, strict=True):
+                if value != "-":
+                    # The division must not add digits that the paper does not print.
+                    number = round(value / 100, 6) if metric in percent else float(value)
+                    by_kind.setdefault(kind, {})[metric] = number
+            for kind, metrics in by_kind.items():
+                rows.append(
+                    {
+                        "model": model,
+                        "dataset": kind,
+                        "metrics": metrics,
+                        "source": table["source"],
+                        "protocol": table["protocol"],
+                        "note": "; ".join(filter(None, (table.get("note"), table.get("notes", {}).get(kind)))),
+                        "task": table.get("task", "estimation"),
+                    }
+                )
+    return tuple(rows)

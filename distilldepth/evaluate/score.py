@@ -1,0 +1,544 @@
+"""Scoring: many maps of one size aligned and measured in one go, on the device where they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distilldepth.alignment import FLOOR, fit_scale_shift
+from distilldepth.data.truth import Truth
+from distilldepth.depth import to_disparity
+from distilldepth.errors import DistillDepthError
+from distilldepth.evaluate.protocol import Rules, crop_box
+from distilldepth.metrics import boundary_f1, boundary_f1_masked, calibration_error, uncertainty_metrics
+from distilldepth.metrics.depth import DELTAS, LEAST_DEPTH, SUMS, Workspace, metrics_from_sums, sum_errors
+from distilldepth.models.preprocess import resize
+
+BLOCK = (1 << 15) - 1
+"""Pixels that are worked on at a time on a CPU: the dozen buffers of a block stay in its second-level cache. From one
+pixel more on, torch would share each of the many small operations among threads, which then mostly wait for each other
+(measured: slower); the other cores are better used to read the next images."""
+SPARSE = 0.35
+"""Where a smaller share of the pixels is valid, they are gathered first; above, leaving them in place is faster."""
+DEPTH_EDGES = tuple(0.1 * 10 ** (step / 6) for step in range(21))
+"""Edges of the bins of `Scores.by_depth`, metres; what lies outside counts in the first or last bin."""
+
+
+@dataclass
+class Scores:
+    """What came out for a batch of B images."""
+
+    metrics: dict[str, Tensor]
+    """By name, float64 `(B,)`; NaN for an image that has a problem."""
+    sums: dict[str, Tensor]
+    """What `pool` wants, by the names of `metrics.depth.SUMS`, float64 `(B,)`."""
+    scale: Tensor
+    """float64 `(B,)`: `aligned = scale * prediction + shift` in the space of the fit."""
+    shift: Tensor
+    """float64 `(B,)`."""
+    problems: dict[int, str]
+    """Why an image could not be scored, by its index."""
+    _context: _Context = field(repr=False)
+
+    @cached_property
+    def depth(self) -> Tensor:
+        """float32 `(B, h, w)`: the aligned prediction as depth on the whole frame; made when it is first asked for."""
+        context = self._context
+        aligned = context.prediction.double() * self.scale[:, None, None] + self.shift[:, None, None]
+        return _to_depth(aligned, context.floor[:, None, None], context.space, context.rules)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """bool `(B, h, w)`: the pixels that were scored."""
+        return scoring_mask(self._context.truth, self._context.valid, self._context.rules)
+
+    @cached_property
+    def by_depth(self) -> Tensor:
+        """float64 `(B, bins, 5)`: error against depth.
+
+        Per bin: its nearest and farthest depth, the number of pixels, their sum of |d - g| / g, and how many are within
+        a factor 1.25.
+        """
+        bins = len(DEPTH_EDGES) - 1
+        table = torch.zeros((len(self.mask), bins, 5), dtype=torch.float64, device=self.mask.device)
+        edges = torch.tensor(DEPTH_EDGES, dtype=torch.float64, device=self.mask.device)
+        table[..., 0], table[..., 1] = edges[:-1], edges[1:]
+        kept = self.mask.flatten().nonzero()[:, 0]
+        truth, depth = (maps.flatten().index_select(0, kept) for maps in (self._context.truth, self.depth))
+        place = truth.log10().add_(1).mul_(6).floor_().clamp_(0, bins - 1).long()
+        index = place.add_(torch.div(kept, self.mask[:1].numel() or 1, rounding_mode="floor"), alpha=bins)
+        close = torch.maximum(depth / truth, truth / depth) < DELTAS[0]
+        for column, weights in ((2, None), (3, (depth - truth).abs_().div_(truth)), (4, close.float())):
+            found = torch.bincount(index, weights, minlength=len(table) * bins)
+            table[..., column] = found.view(len(table), bins)
+        return table
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What the maps of a `Scores` are made of."""
+
+    prediction: Tensor
+    truth: Tensor
+    valid: Tensor
+    rules: Rules
+    space: str
+    floor: Tensor
+
+
+def apply_image_crop(image: np.ndarray, truth: Truth, rules: Rules) -> tuple[np.ndarray, Truth]:
+    """Crop image and truth as the rules want it before the model sees the image.
+
+    Args:
+        image: uint8 `(H, W, 3)`.
+        truth: of the same size if there is something to crop.
+        rules: `image_crop` is what counts.
+
+    Raises:
+        DistillDepthError: the frame does not fit the crop, or the truth has another size.
+    """
+    if not rules.image_crop:
+        return image, truth
+    if truth.depth.shape != image.shape[:2]:
+        raise DistillDepthError(
+            f"the {rules.image_crop} crop needs truth of the image's size, got {_size(truth.depth.shape)} for an image "
+            f"of {_size(image.shape)}"
+        )
+    try:
+        top, bottom, left, right = crop_box(rules.image_crop, *image.shape[:2])
+    except ValueError as error:
+        raise DistillDepthError(str(error)) from error
+    window = (slice(top, bottom), slice(left, right))
+    return image[window], dataclasses.replace(truth, depth=truth.depth[window], valid=truth.valid[window])
+
+
+def scoring_mask(depth: Tensor, valid: Tensor, rules: Rules) -> Tensor:
+    """Return which pixels count.
+
+    Args:
+        depth: `(B, h, w)` true depth, metres.
+        valid: bool, as depth; what the ground truth itself says.
+        rules: bounds, `far_cut` and `score_crop`.
+
+    Returns:
+        bool `(B, h, w)`.
+
+    Raises:
+        ValueError: the frame does not fit the crop.
+    """
+    above, below = (torch.gt, torch.lt) if rules.bounds == "strict" else (torch.ge, torch.le)
+    kept = valid & (depth > 0) & (depth < torch.inf)
+    if rules.min_depth > 0:
+        kept &= above(depth, rules.min_depth)
+    if rules.max_depth < torch.inf:
+        kept &= below(depth, rules.max_depth)
+    if rules.far_cut:
+        kept &= depth <= _far_limit(depth, valid, rules)[:, None, None]
+    if rules.score_crop:
+        top, bottom, left, right = crop_box(rules.score_crop, *depth.shape[1:])
+        inside = torch.zeros_like(kept)
+        inside[:, top:bottom, left:right] = True
+        kept &= inside
+    return kept
+
+
+def fill_background(depth: Tensor) -> Tensor:
+    """Fill holes (0, negative or not finite) of predicted depth as the KITTI devkit does before it scores.
+
+    Within a row a hole between two predictions gets the smaller depth of the two, a hole at an end the prediction next
+    to it. Then rows without any prediction at the top and bottom are copied from the nearest row that has some; between
+    such rows they stay holes.
+
+    Args:
+        depth: `(B, H, W)`, a floating dtype.
+
+    Source: `interpolateBackground` of the KITTI depth devkit. It was written for disparity, where the smaller value
+    is the background; for depth it takes the foreground.
+
+    >>> fill_background(torch.tensor([[[0.0, 4.0, 0.0, 3.0, 0.0]]]))
+    tensor([[[4., 4., 3., 3., 3.]]])
+    """
+    known = (depth > 0) & (depth < torch.inf)
+    width = depth.shape[2]
+    column = torch.arange(width, device=depth.device).expand(depth.shape)
+    before = torch.where(known, column, -1).cummax(2).values
+    after = torch.where(known, column, width).flip(2).cummin(2).values.flip(2)
+    left = torch.where(before >= 0, depth.gather(2, before.clamp(min=0)), torch.inf)
+    right = torch.where(after < width, depth.gather(2, after.clamp(max=width - 1)), torch.inf)
+    filled = torch.where(known, depth, torch.minimum(left, right))
+    filled = torch.where(filled < torch.inf, filled, 0)
+    full = known.any(2)
+    rows = torch.arange(depth.shape[1], device=depth.device)
+    first = torch.where(full, rows, depth.shape[1]).amin(1, keepdim=True).clamp(max=depth.shape[1] - 1)
+    last = torch.where(full, rows, -1).amax(1, keepdim=True).clamp(min=0)
+    row = rows.expand(full.shape).clamp(min=first, max=torch.maximum(first, last))
+    return filled.gather(1, row[:, :, None].expand(depth.shape))
+
+
+def score_batch(
+    values: Tensor,
+    quantity: str,
+    depth: Tensor,
+    valid: Tensor,
+    is_metric: bool,
+    rules: Rules,
+    *,
+    extras: dict[str, Tensor] | None = None,
+    dense: bool = False,
+) -> Scores:
+    """Align and score predictions against truth of one size.
+
+    The fit is float64; aligned depth and its errors are float32, added up by pairs in blocks, and the blocks in
+    float64. Metrics agree with float64 throughout to 1e-6, relative; of the deltas a pixel whose ratio rounds to the
+    limit may come out on the other side.
+
+    Args:
+        values: `(B, H, W)`, a floating dtype, in `quantity`; brought to the size of the truth.
+        quantity: `disparity`, `depth` or `metric_depth`.
+        depth: `(B, h, w)` true depth, metres; finite where valid.
+        valid: bool, as depth; what the ground truth itself says.
+        is_metric: whether `depth` has a unit.
+        rules: of the protocol for this kind of dataset.
+        extras: `uncertainty` `(B, H, W)` (larger = less certain) adds `ause_*` and `aurg_*`; `std` `(B, H, W)` (metres)
+            adds `calibration_error`.
+        dense: truth at every visible surface: adds `boundary_f1` (NaN where the truth has holes) and
+            `boundary_f1_masked`.
+
+    Returns:
+        `Scores`. An image that cannot be scored has NaN metrics and an entry in `problems`.
+
+    Raises:
+        ValueError: unknown quantity.
+    """
+    space = rules.space_for(quantity)
+    batch = len(values)
+    unknown = torch.full((batch,), torch.nan, dtype=torch.float64, device=values.device)
+    prediction = values.float()
+    if rules.fill_holes and quantity != "disparity":
+        prediction = fill_background(prediction)
+    size = tuple(depth.shape[1:])
+    prediction = resize(prediction[:, None], size, rules.resize)[:, 0]
+    if space == "disparity":
+        prediction = to_disparity(prediction, quantity)
+    elif quantity == "disparity":
+        # Only the sign: larger = farther. The fit finds scale and shift.
+        prediction = -prediction
+    context = _Context(prediction, depth, valid, rules, space, unknown)
+    if reason := _no_way(quantity, space, size, is_metric, rules):
+        empty = dict.fromkeys(SUMS, unknown)
+        problems = dict.fromkeys(range(batch), reason)
+        whole = dataclasses.replace(context, rules=dataclasses.replace(rules, score_crop=""))
+        return Scores(metrics_from_sums(empty), empty, unknown, unknown, problems, whole)
+    fitted = None if rules.align == "least-squares" and not _is_thinned(size, rules) else _fit(context)
+    sums, scale, shift, floor, count, finite = _measure(context, fitted)
+    problems = {}
+    for index, (number, is_finite) in enumerate(zip(count.tolist(), finite.tolist(), strict=True)):
+        if number == 0:
+            problems[index] = "no valid pixel in the ground truth"
+        elif number < rules.min_pixels:
+            problems[index] = (
+                f"only {number:.0f} valid pixels in the ground truth, the protocol asks for {rules.min_pixels}"
+            )
+        elif not is_finite:
+            problems[index] = "the prediction is not finite on every valid pixel"
+    scores = Scores(metrics_from_sums(sums), sums, scale, shift, problems, dataclasses.replace(context, floor=floor))
+    _add_extras(scores, extras or {}, dense)
+    if problems:
+        for values in (*scores.metrics.values(), *scores.sums.values()):
+            values[list(problems)] = torch.nan
+    return scores
+
+
+def pool(sums: dict[str, float]) -> dict[str, float]:
+    """Return the metrics over all pixels of many images, from the sums of each added up; NaN without a pixel.
+
+    >>> one = dict.fromkeys(SUMS, 1.0)
+    >>> pool(one)["delta1"]
+    1.0
+    """
+    tensors = {name: torch.tensor(sums[name], dtype=torch.float64) for name in SUMS}
+    return {name: float(value) for name, value in metrics_from_sums(tensors).items()}
+
+
+def _no_way(quantity: str, space: str, size: tuple[int, int], is_metric: bool, rules: Rules) -> str:
+    """Why none of the images can be scored, or nothing."""
+    if rules.align == "none" and not is_metric:
+        return "the ground truth has no unit (no focal_px and baseline_m), so it needs alignment"
+    if rules.align == "none" and quantity != "metric_depth":
+        return f"a model that predicts {quantity} needs alignment, its numbers have no unit"
+    if space == "depth" and quantity == "disparity" and rules.align == "median":
+        return "a ratio of medians in depth means nothing for disparity; use --space disparity"
+    try:
+        top, bottom, left, right = crop_box(rules.score_crop, *size)
+    except ValueError as error:
+        return str(error)
+    return (
+        "" if top < bottom and left < right else f"nothing is left of {_size(size)} after the {rules.score_crop} crop"
+    )
+
+
+def _measure(
+    context: _Context, fitted: tuple[Tensor, Tensor] | None
+) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Sums of errors, scale, shift, lower clip, number of pixels and whether the prediction is finite, per image."""
+    rules = context.rules
+    top, bottom, left, right = crop_box(rules.score_crop, *context.truth.shape[1:])
+    p, g, valid = (
+        maps[:, top:bottom, left:right].flatten(1) for maps in (context.prediction, context.truth, context.valid)
+    )
+    g = g.float()
+    far = _far_limit(context.truth, context.valid, rules)
+    on_cpu = p.device.type == "cpu"
+    if on_cpu:
+        p, g, valid = _gather_sparse(p, g, valid)
+    # Below, what does not count is multiplied by 0; rubbish would survive that.
+    if not bool(p.sum().isfinite() & g.sum().isfinite()):
+        valid = valid & g.isfinite()
+        p, g = torch.where(valid, p, 0), torch.where(valid, g, 1)
+    # A CPU takes an image at a time, and that in blocks, for the sake of its cache; elsewhere one block is everything.
+    buffers = Workspace()
+    results = []
+    for rows in [slice(i, i + 1) for i in range(len(p))] if on_cpu else [slice(None)]:
+        given = None if fitted is None else (fitted[0][rows], fitted[1][rows])
+        results.append(_measure_rows(p[rows], g[rows], valid[rows], far[rows], given, context.space, rules, buffers))
+    if not results:
+        none = p.new_empty(0, dtype=torch.float64)
+        return dict.fromkeys(SUMS, none), none, none, none, none, none.bool()
+    table, scale, shift, floor, finite = (torch.cat(column, -1) for column in zip(*results, strict=True))
+    return dict(zip(SUMS, table, strict=True)), scale, shift, floor, table[0], finite
+
+
+def _measure_rows(
+    p: Tensor,
+    g: Tensor,
+    valid: Tensor,
+    far: Tensor,
+    fitted: tuple[Tensor, Tensor] | None,
+    space: str,
+    rules: Rules,
+    buffers: Workspace,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`_measure` for a few images `(b, n)`; `p` and `g` are finite or valid everywhere."""
+    total = p.shape[1]
+    pieces = max(1, -(-total // BLOCK)) if p.device.type == "cpu" else 1
+    length = -(-total // pieces)
+    # Masks are numbers, 1 = counts: products of float32 are several times faster than selections by bool.
+    # The first four buffers of a shape are whole maps, the others hold what comes up within a block.
+    blocks = [_Block(*parts) for parts in zip(*(maps.split(length, 1) for maps in buffers(p, 4)), strict=True)]
+    above, below = (torch.gt, torch.lt) if rules.bounds == "strict" else (torch.ge, torch.le)
+    above = above if rules.min_depth > 0 else torch.gt
+    partial = p.new_empty((len(blocks), 2, len(p)))
+    for block, pb, gb, vb, sums in zip(
+        blocks, p.split(length, 1), g.split(length, 1), valid.split(length, 1), partial, strict=True
+    ):
+        k, flag = block.kept, buffers(gb, 5)[4]
+        k.copy_(vb)
+        k.mul_(above(gb, rules.min_depth, out=flag))
+        if rules.max_depth < torch.inf:  # What is infinite was taken out before.
+            k.mul_(below(gb, rules.max_depth, out=flag))
+        if rules.far_cut:
+            k.mul_(torch.le(gb, far[:, None], out=flag))
+        torch.sub(1, k, out=block.not_kept)
+        torch.mul(gb, k, out=block.truth).add_(block.not_kept)
+        torch.mul(pb, k, out=block.pred)
+        torch.sum(k, 1, out=sums[0])
+        torch.sum(block.pred, 1, out=sums[1])
+    count, total_pred = partial.double().sum(0)
+    if fitted is None:
+        scale, shift = _least_squares(blocks, space, rules, buffers)
+    else:
+        scale, shift = fitted
+    floor = _floor(blocks, space, rules, buffers)
+    columns = [values[:, None] for values in (scale, shift, floor)]
+    partial = p.new_empty((len(blocks), len(SUMS) - 1, len(p)), dtype=torch.float64)
+    for block, sums in zip(blocks, partial, strict=True):
+        depth, *rest = buffers(block.pred, 8)[4:]
+        (aligned,) = buffers(block.pred, 1, torch.float64)
+        aligned.copy_(block.pred).mul_(columns[0]).add_(columns[1])
+        _to_depth(aligned, columns[2], space, rules, out=depth)
+        depth.mul_(block.kept).add_(block.not_kept)
+        sum_errors(depth, block.truth, rest, sums.unbind())
+    sums = partial.sum(0)
+    sums[SUMS.index("below1") - 1 :] -= total - count
+    return torch.cat([count[None], sums]), scale, shift, floor, total_pred.isfinite()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Maps of some pixels, `(b, m)` each."""
+
+    kept: Tensor
+    """1 = counts, 0 = does not."""
+    not_kept: Tensor
+    """1 - kept."""
+    pred: Tensor
+    """0 where not kept."""
+    truth: Tensor
+    """1 where not kept."""
+
+
+def _least_squares(blocks: list[_Block], space: str, rules: Rules, buffers: Workspace) -> tuple[Tensor, Tensor]:
+    """The fit of `alignment.align` from one pass of sums.
+
+    Sums are about the value of a pixel that counts instead of the mean, which is not known yet. That keeps the digits
+    of maps far from 0, and a constant map gives a sum of squares of exactly 0.
+    """
+    pivot = _some_value(blocks, rules).double()
+    partial = torch.empty((len(blocks), 5, len(pivot)), dtype=torch.float64, device=pivot.device)
+    for block, sums in zip(blocks, partial, strict=True):
+        used = block.kept
+        if rules.fit_on == "positive-prediction":
+            used = torch.gt(block.pred, 0, out=buffers(used, 5)[4]).mul_(used)
+        k, x, y, product = buffers(used, 4, torch.float64)
+        k.copy_(used)
+        x.copy_(block.pred).sub_(pivot).mul_(k)
+        y.copy_(block.truth)
+        if space == "disparity":
+            y.reciprocal_()
+        for place, (one, other) in zip(sums, ((k, k), (k, x), (k, y), (x, x), (x, y)), strict=True):
+            if len(one) == 1:
+                torch.dot(one[0], other[0], out=place[0])
+            else:
+                torch.sum(torch.mul(one, other, out=product), 1, out=place)
+    count, x, y, xx, xy = partial.sum(0)
+    constant = xx == 0
+    scale = torch.where(constant, 0, (xy - x * y / count) / torch.where(constant, 1, xx - x * x / count))
+    return scale, (y - scale * x) / count - scale * pivot[:, 0]
+
+
+def _some_value(blocks: list[_Block], rules: Rules) -> Tensor:
+    """The prediction at the first pixel that the fit uses, `(b, 1)`; 0 without one."""
+    value = torch.zeros_like(blocks[0].pred[:, :1])
+    seen = torch.zeros_like(value, dtype=torch.bool)
+    for block in blocks:
+        used = block.kept
+        if rules.fit_on == "positive-prediction":
+            used = used * (block.pred > 0)
+        index = used.argmax(1, keepdim=True)
+        is_first = (used.gather(1, index) > 0) & ~seen
+        value = torch.where(is_first, block.pred.gather(1, index), value)
+        seen |= is_first
+        if value.device.type == "cpu" and bool(seen.all()):
+            break
+    return value
+
+
+def _floor(blocks: list[_Block], space: str, rules: Rules, buffers: Workspace) -> Tensor:
+    """Lower clip of the aligned map, per image, float64."""
+    kind = rules.disparity_floor
+    first = blocks[0].truth
+    if kind is None or isinstance(kind, (int, float)) or (space == "depth" and kind != "relative"):
+        number = kind if isinstance(kind, (int, float)) else LEAST_DEPTH
+        return torch.full((len(first),), number, dtype=torch.float64, device=first.device)
+    nearest = kind == "relative" and space == "disparity"
+    extremes = []
+    for block in blocks:
+        moved = buffers(block.truth, 5)[4]
+        if nearest:
+            torch.mul(block.not_kept, torch.finfo(moved.dtype).max / 2, out=moved).add_(block.truth)
+            extremes.append(moved.amin(1))
+        else:
+            extremes.append(torch.mul(block.kept, block.truth, out=moved).amax(1))
+    found = torch.stack(extremes).double()
+    if nearest:
+        return FLOOR / found.amin(0)
+    return FLOOR * found.amax(0) if space == "depth" else 1 / found.amax(0)
+
+
+def _to_depth(aligned: Tensor, floor: Tensor, space: str, rules: Rules, *, out: Tensor | None = None) -> Tensor:
+    """Aligned values, float64 and no longer needed, as clipped float32 depth."""
+    # NaN passes through maximum.
+    torch.maximum(aligned, floor, out=aligned)
+    depth = aligned.float() if out is None else out.copy_(aligned)
+    if space == "disparity":
+        depth.reciprocal_()
+    low = max(LEAST_DEPTH, rules.clip_low or 0.0)
+    return depth.clamp_(min=low) if rules.clip_high is None else depth.clamp_(low, rules.clip_high)
+
+
+def _fit(context: _Context) -> tuple[Tensor, Tensor]:
+    """The fits that need whole maps: medians, robust ones, and those on thinned maps."""
+    rules = context.rules
+    # On a device without float64 the sums are made on the CPU.
+    kept = scoring_mask(context.truth, context.valid, rules)
+    if rules.fit_on == "positive-prediction":
+        kept &= context.prediction > 0
+    truth, prediction = torch.where(kept, context.truth.double(), 1), context.prediction.double()
+    if _is_thinned(tuple(truth.shape[1:]), rules):
+        truth, prediction, kept = (_thin(maps, rules) for maps in (truth, prediction, kept))
+    wanted = 1 / truth if context.space == "disparity" else truth
+    return fit_scale_shift(prediction, wanted, kept, rules.align)
+
+
+def _is_thinned(size: tuple[int, int], rules: Rules) -> bool:
+    return 0 < rules.align_max_res < max(size)
+
+
+def _thin(maps: Tensor, rules: Rules) -> Tensor:
+    """Every so-many-th column, and row unless `width-only`, so that the longer side has `align_max_res` pixels."""
+    factor = rules.align_max_res / max(maps.shape[1:])
+    height, width = maps.shape[1:]
+    columns = _every(width, factor, maps)
+    maps = maps[:, :, columns]
+    return maps if rules.align_max_res_style == "width-only" else maps[:, _every(height, factor, maps)]
+
+
+def _every(side: int, factor: float, like: Tensor) -> Tensor:
+    """Indices of nearest-neighbour resizing by `factor`."""
+    count = int(side * factor)
+    return (torch.arange(count, device=like.device, dtype=torch.float64) / factor).long().clamp(max=side - 1)
+
+
+def _far_limit(depth: Tensor, valid: Tensor, rules: Rules) -> Tensor:
+    """`far_cut` times the 1 % quantile of each image's valid depth; NaN without a valid pixel."""
+    if not rules.far_cut:
+        return depth.new_full((len(depth),), torch.inf)
+    kept = (valid & (depth > 0) & (depth < torch.inf)).flatten(1)
+    ordered = torch.where(kept, depth.flatten(1), torch.inf).sort(1).values
+    place = 0.01 * (kept.sum(1, keepdim=True) - 1).clamp(min=0).double()
+    below = place.floor().long()
+    near, far = ordered.gather(1, below), ordered.gather(1, place.ceil().long())
+    quantile = torch.where(near == far, near, near + (place - below) * (far - near))
+    return (rules.far_cut * quantile[:, 0]).to(depth.dtype)
+
+
+def _gather_sparse(p: Tensor, g: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The valid pixels side by side, if they are few; rows that have fewer than others end in pixels that are not."""
+    counts = torch.stack([torch.count_nonzero(row) for row in valid]) if len(valid) else valid.sum(1)
+    longest = int(counts.max()) if len(valid) else 0
+    if longest > SPARSE * p.shape[1] or longest == 0:
+        return p, g, valid
+    index = valid.flatten().nonzero()[:, 0]
+    row = torch.repeat_interleave(torch.arange(len(p)), counts)
+    start = counts.cumsum(0) - counts
+    place = row * longest + torch.arange(len(index)) - start[row]
+    gathered = []
+    for values, rest in ((p, 0), (g, 1), (valid, False)):
+        packed = values.new_full((len(p) * longest,), rest)
+        packed[place] = values.reshape(-1)[index]
+        gathered.append(packed.view(len(p), longest))
+    return gathered[0], gathered[1], gathered[2]
+
+
+def _add_extras(scores: Scores, extras: dict[str, Tensor], dense: bool) -> None:
+    size = tuple(scores._context.truth.shape[1:])
+    if dense:
+        truth, valid = scores._context.truth.float(), scores._context.valid
+        exact = boundary_f1(scores.depth, truth)
+        scores.metrics["boundary_f1"] = torch.where(valid.flatten(1).all(1), exact, torch.nan)
+        scores.metrics["boundary_f1_masked"] = boundary_f1_masked(scores.depth, truth, valid)
+    maps = {name: resize(values.float()[:, None], size, "bilinear")[:, 0] for name, values in extras.items()}
+    truth = scores._context.truth.float()
+    if "uncertainty" in maps:
+        scores.metrics.update(uncertainty_metrics(scores.depth, truth, maps["uncertainty"], scores.mask))
+    if "std" in maps:
+        scores.metrics["calibration_error"] = calibration_error(scores.depth, truth, maps["std"], scores.mask)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} x {shape[1]}"

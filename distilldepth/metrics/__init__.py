@@ -1,0 +1,20 @@
+"""Scores of a depth map against the truth, each under the name and in the unit that one convention gives it."""
+
+from distilldepth.metrics.boundary import boundary_f1, boundary_f1_masked
+from distilldepth.metrics.depth import HIGHER_IS_BETTER, LEAST_DEPTH, NAMES, depth_metrics
+from distilldepth.metrics.ordinal import ordinal_accuracy, whdr
+from distilldepth.metrics.uncertainty import UNCERTAINTY_NAMES, calibration_error, uncertainty_metrics
+
+__all__ = [
+    "HIGHER_IS_BETTER",
+    "LEAST_DEPTH",
+    "NAMES",
+    "UNCERTAINTY_NAMES",
+    "boundary_f1",
+    "boundary_f1_masked",
+    "calibration_error",
+    "depth_metrics",
+    "ordinal_accuracy",
+    "uncertainty_metrics",
+    "whdr",
+]

@@ -1,0 +1,156 @@
+"""Are depth edges where they should be? F1 of occluding contours, in the two forms that the field uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from distilldepth.ops.arguments import check_floats, check_same, check_valid
+
+COUNT, FIRST, LAST = 10, 1.05, 1.25
+RATIOS = tuple(FIRST + (LAST - FIRST) * step / (COUNT - 1) for step in range(COUNT))
+"""A contour is where neighbours differ by more than one of these, in Depth Pro; in MoGe, by 1 + t for t to 0.25."""
+
+
+def boundary_f1(prediction: Tensor, target: Tensor) -> float | Tensor:
+    """Score depth boundaries where the truth is known everywhere.
+
+    A pixel has a contour to the left, right, above or below if its neighbour there is farther by more than a ratio r
+    (that of inverse depths). With P and R the shares of predicted contours that are true and of true ones that were
+    predicted, per direction, F1 = 2 P R / (P + R) with their means over the four directions; the result is the mean of
+    F1 over ten r from 1.05 to 1.25, weighted by r. Contours must agree to the pixel. Scale does not matter, shift does.
+
+    Args:
+        prediction: `(B, H, W)` or `(H, W)` depth, a floating dtype, positive.
+        target: as prediction; true depth, positive everywhere.
+
+    Returns:
+        A float for one map, float64 `(B,)` for a batch, 0 to 1; where nothing is predicted or there is no contour, P or
+        R is 0.
+
+    Raises:
+        TypeError: a map is not a floating tensor.
+        ValueError: shapes differ.
+
+    Source: Bochkovskii et al., Depth Pro (2024), section 4.
+
+    >>> step = torch.tensor([[1.0, 1.0, 2.0, 2.0]]).expand(4, 4)
+    >>> round(boundary_f1(3 * step, step), 6), boundary_f1(step.flip(1), step)
+    (0.25, 0.0)
+    """
+    check_floats("boundary_f1", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
+    check_floats("boundary_f1", "target", target, (2, 3), "(B, H, W) or (H, W)")
+    check_same("boundary_f1", "target", target, "prediction", prediction)
+    if prediction.ndim == 2:
+        return float(boundary_f1(prediction[None], target[None])[0])
+    maps = [_working(values) for values in (prediction, target)]
+    shares = []
+    for near, far in _neighbours(1):
+        (p, q), (g, h) = ((near(values), far(values)) for values in maps)
+        # Farther by more than the ratio, seen from the nearer pixel; forwards and backwards are two directions.
+        for tables in (_count(q / p, h / g), _count(p / q, g / h)):
+            hits, predicted, true = tables
+            shares.append(torch.stack([hits / predicted.clamp(min=1), hits / true.clamp(min=1)]))
+    precision, recall = torch.stack(shares).mean(0)
+    return _weighted(_f1(precision, recall))
+
+
+def boundary_f1_masked(
+    prediction: Tensor, target: Tensor, valid: Tensor | None = None, *, radius: int = 1
+) -> float | Tensor:
+    """Score depth boundaries where the truth has holes: pairs with a hole are left out.
+
+    As `boundary_f1`, with all pixel pairs at most `radius` apart along x, y and the diagonals (both orders of a pair),
+    counted together, and F1 averaged over the ten ratios weighted by them.
+
+    Args:
+        prediction: `(B, H, W)` or `(H, W)` depth, a floating dtype, positive where valid.
+        target: as prediction; true depth, positive where valid.
+        valid: bool, as prediction; None = all.
+        radius: 1 or 2, how far apart the two pixels of a pair are at most, per axis.
+
+    Returns:
+        As `boundary_f1`.
+
+    Raises:
+        TypeError: a map is not a floating tensor, valid is not bool.
+        ValueError: shapes differ, radius below 1.
+
+    Source: Wang et al., MoGe-2 (2025), boundary sharpness; their code labels precision and recall the other way round,
+    which F1 does not notice.
+    """
+    check_floats("boundary_f1_masked", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
+    check_floats("boundary_f1_masked", "target", target, (2, 3), "(B, H, W) or (H, W)")
+    check_same("boundary_f1_masked", "target", target, "prediction", prediction)
+    check_valid("boundary_f1_masked", valid, prediction.shape, "prediction", prediction)
+    if radius < 1:
+        raise ValueError(f"boundary_f1_masked: radius must be at least 1, got {radius}")
+    if prediction.ndim == 2:
+        kept = None if valid is None else valid[None]
+        return float(boundary_f1_masked(prediction[None], target[None], kept, radius=radius)[0])
+    maps = [_working(values) for values in (prediction, target)]
+    kept = torch.ones_like(prediction, dtype=torch.bool) if valid is None else valid
+    counts = torch.zeros(3, len(prediction), COUNT, dtype=torch.float64, device=maps[0].device)
+    for near, far in _neighbours(radius, diagonal=True):
+        both = near(kept) & far(kept)
+        (p, q), (g, h) = ((near(values), far(values)) for values in maps)
+        for predicted, true in ((q / p, h / g), (p / q, g / h)):
+            counts += _count(predicted, true, both)
+    hits, predicted_total, true_total = counts
+    return _weighted(_f1(hits / predicted_total.clamp(min=1), hits / true_total.clamp(min=1)))
+
+
+def _working(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _neighbours(radius: int, *, diagonal: bool = False) -> list[tuple[Callable, Callable]]:
+    """Pairs of views of a map: each pixel and its neighbour at one offset; the opposite offset is the same pairs."""
+    reach = range(-radius, radius + 1)
+    offsets = [(y, x) for y in reach for x in reach if (y, x) > (0, 0)] if diagonal else [(0, 1), (1, 0)]
+    return [(_view(-y, -x), _view(y, x)) for y, x in offsets]
+
+
+def _view(y: int, x: int) -> Callable[[Tensor], Tensor]:
+    rows = slice(y, None) if y >= 0 else slice(None, y)
+    columns = slice(x, None) if x >= 0 else slice(None, x)
+    return lambda values: values[:, rows, columns]
+
+
+def _count(predicted: Tensor, true: Tensor, both: Tensor | None = None) -> Tensor:
+    """Pairs above each ratio in both maps, in the prediction and in the truth, float64 `(3, B, COUNT)`.
+
+    Each pair is put once into a table of how many ratios it exceeds in either map; every count is a sum over a part of
+    it.
+    """
+    levels = [_level(values) for values in (predicted, true)]
+    cell = levels[0] * (COUNT + 1) + levels[1]
+    if both is not None:
+        # A pair that is left out exceeds nothing.
+        cell = cell * both
+    batch, cells = len(cell), (COUNT + 1) ** 2
+    image = torch.arange(batch, device=cell.device, dtype=cell.dtype)[:, None]
+    table = torch.bincount((cell.flatten(1) + image * cells).flatten().long(), minlength=batch * cells)
+    table = table.view(batch, COUNT + 1, COUNT + 1).double()
+    # above[i, j]: pairs that exceed at least i ratios in the prediction and j in the truth.
+    above = table.flip(1, 2).cumsum(1).cumsum(2).flip(1, 2)
+    return torch.stack([above.diagonal(dim1=1, dim2=2)[:, 1:], above[:, 1:, 0], above[:, 0, 1:]])
+
+
+def _level(ratio: Tensor) -> Tensor:
+    """How many of `RATIOS` a value exceeds; none if it is NaN."""
+    step = (LAST - FIRST) / (COUNT - 1)
+    return ((ratio - FIRST) / step).ceil().nan_to_num(0.0, posinf=COUNT, neginf=0.0).clamp(0, COUNT).int()
+
+
+def _weighted(scores: Tensor) -> Tensor:
+    """Mean over the ratios, `(B, COUNT)` to `(B,)`, weighted by them."""
+    ratios = torch.tensor(RATIOS, dtype=torch.float64, device=scores.device)
+    return (scores * ratios).sum(1) / ratios.sum()
+
+
+def _f1(precision: Tensor, recall: Tensor) -> Tensor:
+    total = precision + recall
+    return torch.where(total > 0, 2 * precision * recall / total.where(total > 0, torch.ones_like(total)), 0)

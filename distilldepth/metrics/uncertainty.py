@@ -1,0 +1,132 @@
+"""Does a model know where it is wrong? Sparsification and calibration of predicted uncertainty."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distilldepth.metrics.depth import LEAST_DEPTH
+from distilldepth.ops.arguments import check_floats, check_same, check_valid
+
+ERRORS = ("rmse", "abs_rel", "delta1")
+UNCERTAINTY_NAMES = tuple(f"{area}_{error}" for area in ("ause", "aurg") for error in ERRORS)
+STEPS = 50
+LEVELS = tuple(level / 20 for level in range(1, 20))
+"""Shares of a Gaussian at which coverage is compared: 0.05 to 0.95."""
+
+
+def uncertainty_metrics(
+    prediction: Tensor, target: Tensor, uncertainty: Tensor, valid: Tensor | None = None
+) -> dict[str, float] | dict[str, Tensor]:
+    """Score how well uncertainty ranks the errors, by sparsification.
+
+    Taking away the most uncertain pixels, 2 % more at each of 50 steps, gives a curve of the error of those that stay;
+    it ends at 0. With the curve of the best order (by the error itself) and a flat one (random order), areas by
+    trapezoids over the share taken away:
+    `ause_*` = area(by uncertainty) - area(best), lower is better, 0 is perfect;
+    `aurg_*` = area(flat) - area(by uncertainty), higher is better.
+    `*`: `rmse`, `abs_rel`, and `delta1` for the error 1 - delta1.
+
+    Args:
+        prediction: `(B, H, W)` or `(H, W)` depth, metres, a floating dtype; clipped below at 1e-6.
+        target: as prediction; true depth, positive where valid.
+        uncertainty: as prediction; larger = less certain, any unit. Pixels with equal uncertainty go in raster order.
+        valid: bool, as prediction; None = all.
+
+    Returns:
+        By name: floats for one map, float64 `(B,)` for a batch. NaN without a valid pixel or where one is NaN.
+
+    Raises:
+        TypeError: a map is not a floating tensor, valid is not bool.
+        ValueError: shapes differ.
+
+    Source: Ilg et al., Uncertainty Estimates and Multi-Hypotheses Networks for Optical Flow (2018); Poggi et al., On
+    the Uncertainty of Self-Supervised Monocular Depth Estimation (2020), section 4.
+    """
+    check_floats("uncertainty_metrics", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
+    for name, values in (("target", target), ("uncertainty", uncertainty)):
+        check_floats("uncertainty_metrics", name, values, (2, 3), "(B, H, W) or (H, W)")
+        check_same("uncertainty_metrics", name, values, "prediction", prediction)
+    check_valid("uncertainty_metrics", valid, prediction.shape, "prediction", prediction)
+    if prediction.ndim == 2:
+        kept = None if valid is None else valid[None]
+        batch = uncertainty_metrics(prediction[None], target[None], uncertainty[None], kept)
+        return {name: float(value[0]) for name, value in batch.items()}
+    kept = torch.ones_like(prediction, dtype=torch.bool) if valid is None else valid
+    kept = kept.flatten(1)
+    home = "cpu" if prediction.device.type == "mps" else prediction.device
+    kept = kept.to(home)
+    d = torch.where(kept, prediction.to(home).double().flatten(1), 1).clamp(min=LEAST_DEPTH)
+    g = torch.where(kept, target.to(home).double().flatten(1), 1)
+    largest = torch.finfo(torch.float64).max
+    rank = torch.where(kept, uncertainty.to(home).double().flatten(1).clamp(max=largest), torch.inf)
+    broken = (torch.where(kept, rank + d + g, 0)).isnan().any(1) | ~kept.any(1)
+    # What is not valid is the most uncertain and is never counted: curves look at the first `count` pixels only.
+    order = rank.argsort(dim=1, stable=True)
+    count = kept.sum(1)
+    wrong = (torch.maximum(d / g, g / d) >= 1.25).double()
+    found: dict[str, Tensor] = {}
+    for name, error in (("rmse", (d - g).square()), ("abs_rel", (d - g).abs() / g), ("delta1", wrong)):
+        error = torch.where(kept, error, torch.inf)
+        sorted_curves = [_curve(values, count) for values in (error.gather(1, order), error.sort(1).values)]
+        by_rank, best = (curve.sqrt() for curve in sorted_curves) if name == "rmse" else sorted_curves
+        areas = [torch.trapezoid(curve, dx=1 / STEPS) for curve in (by_rank, best)]
+        found[f"ause_{name}"] = torch.where(broken, torch.nan, areas[0] - areas[1])
+        found[f"aurg_{name}"] = torch.where(broken, torch.nan, by_rank[:, 0] - areas[0])
+    return {name: found[name] for name in UNCERTAINTY_NAMES}
+
+
+def calibration_error(prediction: Tensor, target: Tensor, std: Tensor, valid: Tensor | None = None) -> float | Tensor:
+    """Mean difference between how often the truth should lie within Gaussian intervals and how often it does.
+
+    For shares p = 0.05, 0.10, ..., 0.95, with z_p the half width of the central interval of a standard Gaussian that
+    holds p: mean over p of |share of pixels with |target - prediction| <= z_p * std - p|.
+
+    Args:
+        prediction: `(B, H, W)` or `(H, W)`, a floating dtype; depth in metres or its logarithm.
+        target: as prediction, in the same unit.
+        std: as prediction; standard deviation in that unit, not negative; for a log-variance v it is exp(v / 2).
+        valid: bool, as prediction; None = all.
+
+    Returns:
+        A float for one map, float64 `(B,)` for a batch; 0 is perfect, at most 0.5. NaN without a valid pixel or where
+        one is NaN.
+
+    Raises:
+        TypeError: a map is not a floating tensor, valid is not bool.
+        ValueError: shapes differ.
+
+    Source: Kuleshov et al., Accurate Uncertainties for Deep Learning Using Calibrated Regression (2018), section 3.
+    """
+    check_floats("calibration_error", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
+    for name, values in (("target", target), ("std", std)):
+        check_floats("calibration_error", name, values, (2, 3), "(B, H, W) or (H, W)")
+        check_same("calibration_error", name, values, "prediction", prediction)
+    check_valid("calibration_error", valid, prediction.shape, "prediction", prediction)
+    if prediction.ndim == 2:
+        kept = None if valid is None else valid[None]
+        return float(calibration_error(prediction[None], target[None], std[None], kept)[0])
+    kept = torch.ones_like(prediction, dtype=torch.bool) if valid is None else valid
+    kept = kept.flatten(1)
+    home = "cpu" if prediction.device.type == "mps" else prediction.device
+    kept = kept.to(home)
+    error = (prediction.to(home).double() - target.to(home).double()).abs().flatten(1)
+    deviation = std.to(home).double().flatten(1)
+    shares = torch.tensor(LEVELS, dtype=torch.float64, device=error.device)
+    widths = torch.special.ndtri((1 + shares) / 2)
+    count = kept.sum(1)
+    gaps = []
+    for share, width in zip(shares, widths, strict=True):
+        gaps.append(((((error <= width * deviation) & kept).sum(1) / count) - share).abs())
+    broken = torch.where(kept, error + deviation, 0).isnan().any(1)
+    return torch.where(broken, torch.nan, torch.stack(gaps).mean(0))
+
+
+def _curve(errors: Tensor, count: Tensor) -> Tensor:
+    """Mean of the first pixels of `(B, n)` at each step, `(B, STEPS + 1)`; 0 at the end, where none is left."""
+    if errors.shape[1] == 0:
+        return errors.new_full((len(errors), STEPS + 1), torch.nan)
+    steps = torch.arange(STEPS, device=errors.device)
+    left = (count[:, None] * (STEPS - steps) + STEPS - 1) // STEPS
+    total = errors.cumsum(1).gather(1, (left - 1).clamp(min=0))
+    return torch.nn.functional.pad(total / left, (0, 1))
