@@ -4,7 +4,7 @@
 
 Without --data only the scenes are scored. Other models can be named as arguments. Least squares in disparity per
 image, scored in depth; the constant and the vertical ramp are what a model that looks at nothing, or only at rows,
-would reach.
+would reach. In brackets, and in the JSON for every metric: bootstrap 95 % intervals over the frames.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
         for data in [f"scenes:{arguments.scenes}", *([arguments.data] if arguments.data else [])]:
             result = evaluate(name, data, protocol="affine-disparity", offline=True)
             rows += [
-                {"model": name, "dataset": d["name"], "frames": d["frames"], "metrics": d["metrics"]}
+                {"model": name, **{key: d[key] for key in ("frames", "metrics", "intervals")}, "dataset": d["name"]}
                 for d in result.datasets
             ]
             if result.failures:
@@ -52,11 +52,16 @@ def make_markdown(rows: list[dict], metric: str = "delta1") -> str:
     """Return a table of datasets by models, with the mean over `MEAN_OF` and how many of those beat the ramp."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     value = {(row["model"], row["dataset"]): row["metrics"][metric] for row in rows}
+    interval = {(row["model"], row["dataset"]): row["intervals"].get(metric) for row in rows}
     frames = {row["dataset"]: row["frames"] for row in rows}
     lines = ["| | frames | " + " | ".join(models) + " |", "|---|---" + "|---" * len(models) + "|"]
     for dataset, count in frames.items():
-        cells = " | ".join(f"{value[model, dataset]:.3f}" for model in models)
-        lines.append(f"| {dataset} | {count} | {cells} |")
+        cells = []
+        for model in models:
+            found = None if model.startswith("baseline") else interval[model, dataset]
+            span = "" if found is None else f" [{found[0]:.2f}, {found[1]:.2f}]"
+            cells.append(f"{value[model, dataset]:.3f}{span}")
+        lines.append(f"| {dataset} | {count} | {' | '.join(cells)} |")
     if all(name in frames for name in MEAN_OF):
         means = [sum(value[model, name] for name in MEAN_OF) / len(MEAN_OF) for model in models]
         lines.append(f"| mean of {len(MEAN_OF)} | | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
