@@ -76,7 +76,7 @@ figure img { display: block; width: 100%; height: auto; background: var(--missin
 .legend i { display: block; height: .5rem; border-radius: 2px; margin: .25rem 0 .1rem }
 .legend span { display: flex; justify-content: space-between }
 details { margin: .4rem 0 } summary { cursor: pointer; color: var(--quiet) }
-nav a { margin-right: .8rem; white-space: nowrap }
+nav { display: flex; flex-wrap: wrap; gap: .2rem .8rem }
 """
 
 
