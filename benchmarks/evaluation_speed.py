@@ -4,10 +4,10 @@
 
 Both align by least squares in disparity and compute every metric of `distilldepth.metrics.NAMES` under the rules of
 `affine-disparity`, from the same float32 predictions and ground truth of 480 x 640, a quarter of the pixels missing.
-They take turns batch by batch; times are medians over batches, by the clock and by what the processor spent. Model and
-disk are not in it. There are two loops: `careful` selects pixels once and computes logarithms, ratios and differences
-once; `formula by formula` computes each metric from the two maps by its own formula, as the published evaluation codes
-do. `lstsq` fits in both.
+`batched` runs in the native CPU library where that is built, `batched, torch` without it. All take turns batch by
+batch; times are medians over batches, by the clock and by what the processor spent. Model and disk are not in it. There
+are two loops: `careful` selects pixels once and computes logarithms, ratios and differences once; `formula by formula`
+computes each metric from the two maps by its own formula, as the published evaluation codes do. `lstsq` fits in both.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from distilldepth import native
 from distilldepth.benchmark import command_line, machine
 from distilldepth.benchmark.metadata import load_average
 from distilldepth.benchmark.timing import quantile
@@ -138,8 +140,16 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     rules = choose_protocol("disparity", name="affine-disparity").rules()
+
+    def score(p: torch.Tensor, g: torch.Tensor, v: torch.Tensor, backend: str) -> dict[str, torch.Tensor]:
+        os.environ["DISTILLDEPTH_BACKEND"] = backend
+        return score_batch(p, "disparity", g, v, True, rules).metrics
+
+    library = native.load("cpu")
+    usual = "native" if library.loaded else "reference"
     calls = {
-        "batched": lambda p, g, v: score_batch(p, "disparity", g, v, True, rules).metrics,
+        "batched": lambda p, g, v: score(p, g, v, usual),
+        "batched, torch": lambda p, g, v: score(p, g, v, "reference"),
         "numpy, formula by formula": lambda p, g, v: score_by_formulas(p.numpy(), g.numpy(), v.numpy()),
         "numpy, careful, float32": lambda p, g, v: score_by_loop(p.numpy(), g.numpy(), v.numpy(), np.float32),
         "numpy, careful, float64": lambda p, g, v: score_by_loop(p.numpy(), g.numpy(), v.numpy(), np.float64),
@@ -189,6 +199,7 @@ def main() -> None:
         "command": command_line(),
         "load_average": load_average(),
         "largest_relative_difference": worst,
+        "backend": usual,
     }
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -201,6 +212,7 @@ def main() -> None:
             f"({row['p20_ms_per_image']:.2f} to {row['p80_ms_per_image']:.2f}), {row['ratio']:.1f}x; processor "
             f"{row['median_processor_ms_per_image']:.2f} ms, {row['processor_ratio']:.1f}x"
         )
+    print(f"batched: {usual}" if library.loaded else f"batched: {usual} ({library.reason})")
     print(f"largest relative difference to numpy in float64: {worst:.1e}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,6 +19,7 @@ from distilldepth.evaluate.protocol import Rules, crop_box
 from distilldepth.metrics import boundary_f1, boundary_f1_masked, calibration_error, uncertainty_metrics
 from distilldepth.metrics.depth import DELTAS, LEAST_DEPTH, SUMS, Workspace, metrics_from_sums, sum_errors
 from distilldepth.models.preprocess import resize
+from distilldepth.ops.depth_sums import depth_sums, has_depth_sums
 
 BLOCK = (1 << 15) - 1
 """Pixels that are worked on at a time on a CPU: the dozen buffers of a block stay in its second-level cache. From one
@@ -131,14 +133,7 @@ def scoring_mask(depth: Tensor, valid: Tensor, rules: Rules) -> Tensor:
     Raises:
         ValueError: the frame does not fit the crop.
     """
-    above, below = (torch.gt, torch.lt) if rules.bounds == "strict" else (torch.ge, torch.le)
-    kept = valid & (depth > 0) & (depth < torch.inf)
-    if rules.min_depth > 0:
-        kept &= above(depth, rules.min_depth)
-    if rules.max_depth < torch.inf:
-        kept &= below(depth, rules.max_depth)
-    if rules.far_cut:
-        kept &= depth <= _far_limit(depth, valid, rules)[:, None, None]
+    kept = valid & _in_bounds(depth, _far_limit(depth, valid, rules)[:, None, None], rules)
     if rules.score_crop:
         top, bottom, left, right = crop_box(rules.score_crop, *depth.shape[1:])
         inside = torch.zeros_like(kept)
@@ -195,7 +190,8 @@ def score_batch(
 
     The fit is float64; aligned depth and its errors are float32, added up by pairs in blocks, and the blocks in
     float64. Metrics agree with float64 throughout to 1e-6, relative; of the deltas a pixel whose ratio rounds to the
-    limit may come out on the other side.
+    limit may come out on the other side. On a CPU with the native library float32 maps are scored by one operation,
+    `distilldepth.ops.depth_sums`, to the same accuracy; it compares ratios exactly.
 
     Args:
         values: `(B, H, W)`, a floating dtype, in `quantity`; brought to the size of the truth.
@@ -287,6 +283,8 @@ def _measure(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sums of errors, scale, shift, lower clip, number of pixels and whether the prediction is finite, per image."""
     rules = context.rules
+    if has_depth_sums(context.prediction, context.truth):
+        return _measure_natively(context, fitted)
     top, bottom, left, right = crop_box(rules.score_crop, *context.truth.shape[1:])
     p, g, valid = (
         maps[:, top:bottom, left:right].flatten(1) for maps in (context.prediction, context.truth, context.valid)
@@ -298,7 +296,7 @@ def _measure(
         p, g, valid = _gather_sparse(p, g, valid)
     # Below, what does not count is multiplied by 0; rubbish would survive that.
     if not bool(p.sum().isfinite() & g.sum().isfinite()):
-        valid = valid & g.isfinite()
+        valid = valid & _in_bounds(g, far[:, None], rules)
         p, g = torch.where(valid, p, 0), torch.where(valid, g, 1)
     # A CPU takes an image at a time, and that in blocks, for the sake of its cache; elsewhere one block is everything.
     buffers = Workspace()
@@ -311,6 +309,44 @@ def _measure(
         return dict.fromkeys(SUMS, none), none, none, none, none, none.bool()
     table, scale, shift, floor, finite = (torch.cat(column, -1) for column in zip(*results, strict=True))
     return dict(zip(SUMS, table, strict=True)), scale, shift, floor, table[0], finite
+
+
+def _measure_natively(
+    context: _Context, fitted: tuple[Tensor, Tensor] | None
+) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`_measure` by the kernel of the native library."""
+    rules, space = context.rules, context.space
+    limits = torch.tensor([rules.min_depth, rules.max_depth], dtype=torch.float32)
+    if rules.bounds == "strict":
+        limits = torch.nextafter(limits, torch.tensor([torch.inf, -torch.inf]))
+    finfo = torch.finfo(torch.float32)
+    # 0 never counts; the smallest number above it is not a normal one.
+    nearest = limits[0].clamp(min=finfo.smallest_normal * finfo.eps)
+    far = _far_limit(context.truth, context.valid, rules)
+    bounds = torch.stack([nearest.expand_as(far), torch.minimum(far, limits[1].clamp(max=finfo.max))], 1)
+    if isinstance(rules.disparity_floor, str) and (space == "disparity" or rules.disparity_floor == "relative"):
+        kinds = {("relative", "disparity"): "/ nearest", ("relative", "depth"): "* farthest"}
+        floor_kind = f"number {kinds.get((rules.disparity_floor, space), '/ farthest')}"
+        floor = FLOOR if rules.disparity_floor == "relative" else 1.0
+    else:
+        floor_kind, floor = "number", _fixed_floor(rules)
+    sums, alignment = depth_sums(
+        context.prediction,
+        context.truth,
+        context.valid,
+        bounds,
+        crop_box(rules.score_crop, *context.truth.shape[1:]),
+        fitted,
+        in_disparity=space == "disparity",
+        fit_positive=rules.fit_on == "positive-prediction",
+        floor_kind=floor_kind,
+        floor=floor,
+        low=max(LEAST_DEPTH, rules.clip_low or 0.0),
+        high=math.inf if rules.clip_high is None else rules.clip_high,
+    )
+    table = dict(zip(SUMS, sums.unbind(1), strict=True))
+    scale, shift, lower, finite = alignment.unbind(1)
+    return table, scale, shift, lower, table["count"], finite > 0
 
 
 def _measure_rows(
@@ -364,7 +400,8 @@ def _measure_rows(
         depth.mul_(block.kept).add_(block.not_kept)
         sum_errors(depth, block.truth, rest, sums.unbind())
     sums = partial.sum(0)
-    sums[SUMS.index("below1") - 1 :] -= total - count
+    # A fit without a pixel makes all depth NaN, also where nothing counts: then none of these was counted.
+    sums[SUMS.index("below1") - 1 :].sub_(total - count).clamp_(min=0)
     return torch.cat([count[None], sums]), scale, shift, floor, total_pred.isfinite()
 
 
@@ -406,7 +443,8 @@ def _least_squares(blocks: list[_Block], space: str, rules: Rules, buffers: Work
             else:
                 torch.sum(torch.mul(one, other, out=product), 1, out=place)
     count, x, y, xx, xy = partial.sum(0)
-    constant = xx == 0
+    # Without a pixel the division gives NaN.
+    constant = (xx == 0) & (count > 0)
     scale = torch.where(constant, 0, (xy - x * y / count) / torch.where(constant, 1, xx - x * x / count))
     return scale, (y - scale * x) / count - scale * pivot[:, 0]
 
@@ -432,9 +470,8 @@ def _floor(blocks: list[_Block], space: str, rules: Rules, buffers: Workspace) -
     """Lower clip of the aligned map, per image, float64."""
     kind = rules.disparity_floor
     first = blocks[0].truth
-    if kind is None or isinstance(kind, (int, float)) or (space == "depth" and kind != "relative"):
-        number = kind if isinstance(kind, (int, float)) else LEAST_DEPTH
-        return torch.full((len(first),), number, dtype=torch.float64, device=first.device)
+    if not isinstance(kind, str) or (space == "depth" and kind != "relative"):
+        return torch.full((len(first),), _fixed_floor(rules), dtype=torch.float64, device=first.device)
     nearest = kind == "relative" and space == "disparity"
     extremes = []
     for block in blocks:
@@ -448,6 +485,12 @@ def _floor(blocks: list[_Block], space: str, rules: Rules, buffers: Workspace) -
     if nearest:
         return FLOOR / found.amin(0)
     return FLOOR * found.amax(0) if space == "depth" else 1 / found.amax(0)
+
+
+def _fixed_floor(rules: Rules) -> float:
+    """The lower clip of rules that do not make it of the truth."""
+    floor = rules.disparity_floor
+    return LEAST_DEPTH if floor is None or isinstance(floor, str) else floor
 
 
 def _to_depth(aligned: Tensor, floor: Tensor, space: str, rules: Rules, *, out: Tensor | None = None) -> Tensor:
@@ -475,6 +518,19 @@ def _fit(context: _Context) -> tuple[Tensor, Tensor]:
     return fit_scale_shift(prediction, wanted, kept, rules.align)
 
 
+def _in_bounds(depth: Tensor, far: Tensor, rules: Rules) -> Tensor:
+    """Which depths count, for what `_far_limit` gave."""
+    above, below = (torch.gt, torch.lt) if rules.bounds == "strict" else (torch.ge, torch.le)
+    kept = (depth > 0) & (depth < torch.inf)
+    if rules.min_depth > 0:
+        kept &= above(depth, rules.min_depth)
+    if rules.max_depth < torch.inf:
+        kept &= below(depth, rules.max_depth)
+    if rules.far_cut:
+        kept &= depth <= far
+    return kept
+
+
 def _is_thinned(size: tuple[int, int], rules: Rules) -> bool:
     return 0 < rules.align_max_res < max(size)
 
@@ -490,7 +546,7 @@ def _thin(maps: Tensor, rules: Rules) -> Tensor:
 
 def _every(side: int, factor: float, like: Tensor) -> Tensor:
     """Indices of nearest-neighbour resizing by `factor`."""
-    count = int(side * factor)
+    count = max(1, int(side * factor))
     return (torch.arange(count, device=like.device, dtype=torch.float64) / factor).long().clamp(max=side - 1)
 
 

@@ -4,7 +4,8 @@
 (`distilldepth.kernels`). The reference needs no registration, it is
 plain torch. The normalising losses compute their gradient together with their value, where it is known; their backward
 only scales it. It is kept in float32 for 16-bit maps, in which a gradient of one over a million pixels would vanish.
-`channel_kl` keeps a few numbers per map instead, from which its backward computes the gradient.
+`channel_kl` keeps a few numbers per map instead, from which its backward computes the gradient. `depth_sums` is for
+scoring and has no gradient.
 """
 
 from __future__ import annotations
@@ -30,13 +31,20 @@ _SCHEMAS = {
     "backproject": "(Tensor depth, Tensor intrinsics, Tensor? valid) -> Tensor",
     "point_cloud": "(Tensor depth, Tensor intrinsics, Tensor image, Tensor? valid) -> (Tensor, Tensor)",
     "backproject_backward": "(Tensor grad_points, Tensor depth, Tensor intrinsics, Tensor? valid) -> (Tensor, Tensor)",
+    "depth_sums": "(Tensor prediction, Tensor truth, Tensor valid, Tensor bounds, int[] box, Tensor? fitted, "
+    "bool in_disparity, bool fit_positive, int floor_kind, float floor, float low, float high) -> (Tensor, Tensor)",
 }
+_NATIVE_ONLY = ("point_cloud", "depth_sums")
 _NORMALISING = ("hybrid_norm", "crop_ssi")
 
 CHANNEL_KL_STATISTICS = ("student_peak", "teacher_peak", "student_weight", "teacher_weight", "log_ratio", "share")
 """What `channel_kl` keeps of every map, in float64: `max x` of both, both `1 / Z` with `Z = sum exp((x - max x) / T)`,
 `log(Z_s / Z_t)`, and one over the number of maps with a valid position. The weights are NaN for a map that is not
 finite and 0 for one without a valid position."""
+
+DEPTH_SUMS, DEPTH_ALIGNMENT = 14, 4
+"""How many numbers `depth_sums` gives for every image: those of `distilldepth.metrics.depth.SUMS`; scale, shift, lower
+clip, and whether the prediction is finite."""
 
 _library = torch.library.Library("distilldepth", "DEF")
 
@@ -76,6 +84,12 @@ def _fake_backproject_backward(
     grad_points: Tensor, depth: Tensor, intrinsics: Tensor, valid: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return grad_points.new_empty(depth.shape), torch.empty_like(intrinsics)
+
+
+def _fake_depth_sums(prediction: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    shapes = ((prediction.shape[0], columns) for columns in (DEPTH_SUMS, DEPTH_ALIGNMENT))
+    sums, alignment = (prediction.new_empty(shape, dtype=torch.float64) for shape in shapes)
+    return sums, alignment
 
 
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -140,6 +154,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "backproject": _fake_backproject,
     "point_cloud": _fake_point_cloud,
     "backproject_backward": _fake_backproject_backward,
+    "depth_sums": _fake_depth_sums,
 }
 
 
@@ -155,7 +170,7 @@ def _with_triton(name: str) -> Callable[..., Any]:
 
 def _define() -> None:
     for name, schema in _SCHEMAS.items():
-        for suffix in ("",) if name == "point_cloud" else ("", "_triton"):
+        for suffix in ("",) if name in _NATIVE_ONLY else ("", "_triton"):
             _library.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
             operator = f"distilldepth::{name}{suffix}"
             torch.library.register_fake(operator, _FAKES[name], lib=_library)

@@ -1,0 +1,92 @@
+"""Scoring in one operation of the native CPU library; what it computes is defined by `distilldepth.evaluate.score`."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from distilldepth import native
+from distilldepth.errors import DistillDepthError
+
+FLOORS = ("number", "number / nearest", "number * farthest", "number / farthest")
+"""How the lower clip is made of a number and the extremes of the truth that counts; told to the kernel by position."""
+
+
+def has_depth_sums(prediction: Tensor, truth: Tensor) -> bool:
+    """Return whether `depth_sums` takes these maps: float32, on a CPU for which the native library is built.
+
+    DISTILLDEPTH_BACKEND other than `native` keeps it away. There is no kernel for other devices, and none is missed
+    when a backend is forced there.
+
+    Raises:
+        DistillDepthError: `native` is forced and the library is not there.
+    """
+    forced = os.environ.get("DISTILLDEPTH_BACKEND", "")
+    if forced not in ("", "native") or prediction.device.type != "cpu":
+        return False
+    if prediction.dtype != torch.float32 or truth.dtype != torch.float32:
+        return False
+    status = native.load("cpu")
+    if forced and not status.loaded:
+        raise DistillDepthError(
+            f"depth_sums: DISTILLDEPTH_BACKEND=native is not available for cpu tensors ({status.reason}); unset it or "
+            "use reference"
+        )
+    return status.loaded
+
+
+def depth_sums(
+    prediction: Tensor,
+    truth: Tensor,
+    valid: Tensor,
+    bounds: Tensor,
+    box: tuple[int, int, int, int],
+    fitted: tuple[Tensor, Tensor] | None,
+    *,
+    in_disparity: bool,
+    fit_positive: bool,
+    floor_kind: str,
+    floor: float,
+    low: float,
+    high: float,
+) -> tuple[Tensor, Tensor]:
+    """Fit predictions to truth and add up the errors of depth.
+
+    Args:
+        prediction: `(B, H, W)` float32, in the space of the fit.
+        truth: as prediction; depth, metres.
+        valid: bool, as prediction.
+        bounds: float32 `(B, 2)`; truth from the first to the second depth counts, both included and finite or NaN, the
+            first positive.
+        box: top, bottom, left, right of what counts.
+        fitted: float64 `(B,)` scale and shift; None = least squares.
+        in_disparity: whether the space is inverse depth.
+        fit_positive: whether least squares take only the pixels whose prediction is positive.
+        floor_kind: one of `FLOORS`, what the aligned map is clipped to below.
+        floor: the number in it.
+        low: lower clip of the aligned depth.
+        high: its upper clip.
+
+    Returns:
+        The sums of `distilldepth.metrics.depth.SUMS`, float64 `(B, 14)`; scale, shift, floor and whether the prediction
+        is finite on every pixel that counts (1 or 0), float64 `(B, 4)`. Scale and shift of least squares are NaN where
+        no pixel is left to fit or one is not finite.
+    """
+    from distilldepth.ops import library  # noqa: F401  # defines the operations
+
+    return torch.ops.distilldepth.depth_sums(
+        prediction.detach().contiguous(),
+        truth.detach().contiguous(),
+        valid.contiguous(),
+        bounds.contiguous(),
+        list(box),
+        None if fitted is None else torch.stack(fitted, 1),
+        in_disparity,
+        fit_positive,
+        FLOORS.index(floor_kind),
+        floor,
+        low,
+        high,
+    )
