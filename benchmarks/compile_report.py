@@ -1,6 +1,6 @@
 """What the compilers say of every GPU kernel: registers, shared memory, spills. Needs nvcc and triton, and no GPU.
 
-    python benchmarks/compile_report.py --json benchmarks/results/kernels/compile-report.json
+    python benchmarks/compile_report.py --json benchmarks/results/compile-report.json
     python benchmarks/compile_report.py --triton cuda:90 --json -
 
 CUDA: read from the log of `distilldepth doctor --build cuda`, built first if need be. Triton: the operations are

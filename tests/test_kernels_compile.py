@@ -41,3 +41,14 @@ def test_every_kernel_compiles(target):
         assert 0 < row["registers"] <= 512
         assert row["shared_bytes"] <= 64 * 1024, "more than every promised GPU has without asking"
         assert row["stack_bytes"] == 0, f"{row['kernel']} ({row['variant']}) spills on {target}"
+
+
+def test_the_committed_report_covers_every_architecture():
+    report = json.loads((REPOSITORY / "benchmarks" / "results" / "compile-report.json").read_text())
+    seen = {(row["backend"], row["arch"]) for row in report["results"]}
+    assert seen == {("native", f"sm_{n}") for n in (80, 90, 100)} | {
+        ("triton", name) for name in ("sm_80", "sm_90", "sm_100", "gfx942")
+    }
+    for row in report["results"]:
+        assert row["kernel"]
+        assert 0 < row["registers"] <= 255
