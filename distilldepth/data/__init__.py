@@ -1,1 +1,2 @@
-"""Images in: files and shards (`images`, `sources`), training crops (`crops`), ground truth (`rgbd`), `scenes`."""
+"""Images in: files and shards (`images`, `sources`), training crops (`crops`), ground truth (`truth`,
+`rgbd`, `benchmarks`), procedural `scenes`."""

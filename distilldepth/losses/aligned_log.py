@@ -17,8 +17,8 @@ def aligned_log_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = 
     of the prediction to the target over them, through which the gradient passes. Scale- and shift-invariant like the
     normalised losses, with two differences. Errors count relative to the depth, so that far regions, whose disparity
     hardly varies, are learned too. And a map that is unsure is fitted with a small scale, where normalisation by its
-    own spread makes it as loud as the target: a network that starts from nothing learns faster. Below half the target
-    the logarithm continues as its tangent: a fitted disparity may be negative.
+    own spread makes it as loud as the target. Below half the target the logarithm continues as its tangent: a fitted
+    disparity may be negative.
 
     Only for targets that are inverse depth up to a scale (a renderer, a metric teacher, a stereo teacher): the
     logarithm of a disparity with an unknown shift means nothing.
