@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import numpy as np
 import pytest
 import slow_truth
@@ -198,7 +201,7 @@ def positive(*args, **kwargs):
     return prediction - 4 * target, target.abs() + 0.05, valid
 
 
-def slow_aligned_log(prediction, target, valid):
+def slow_aligned_log(prediction, target, valid, knee=None):
     """Image by image: numpy's least squares, then the mean."""
     images = []
     for p, t, v in zip(prediction, target, valid & (target > 0), strict=True):
@@ -210,36 +213,40 @@ def slow_aligned_log(prediction, target, valid):
         ratio = (scale * p + shift if scale > 0 else np.full_like(p, t.mean())) / t
         low = ratio < 0.5
         tangent = np.log(2) + (0.5 - ratio) * 2
-        images.append(np.where(low, tangent, np.abs(np.log(np.where(low, 1, ratio)))).mean())
+        error = np.where(low, tangent, np.abs(np.log(np.where(low, 1, ratio))))
+        images.append((error if knee is None else error / (error + knee)).mean())
     return sum(images) / max(len(images), 1)
 
 
-def test_aligned_log_equals_the_second_truth(device):
+@pytest.mark.parametrize("knee", [None, 0.3])
+def test_aligned_log_equals_the_second_truth(device, knee):
     prediction, target, valid = positive((5, 13, 10), device=device)
     prediction[1] *= -1  # the fit of the first is negative, of this one positive
     target[2, 4:9] = 0
     valid[3] = False
     valid[4] = False
     valid[4, 2, 3] = True
-    truth = slow_aligned_log(*(x.cpu().numpy() for x in (prediction, target, valid)))
-    got, gradient = loss_and_gradient(aligned_log_loss, prediction, target, valid)
+    truth = slow_aligned_log(*(x.cpu().numpy() for x in (prediction, target, valid)), knee)
+    got, gradient = loss_and_gradient(partial(aligned_log_loss, knee=knee), prediction, target, valid)
     assert_loss(got, torch.tensor(truth), torch.float64)
     assert gradient[1].abs().sum() > 0
     assert (gradient[0] == 0).all()
     assert (gradient[2, 4:9] == 0).all()
     assert (gradient[3:] == 0).all()
-    assert aligned_log_loss(7 * target[:2] - 3, target[:2]) < INVARIANT
+    assert aligned_log_loss(7 * target[:2] - 3, target[:2], knee=knee) < INVARIANT
 
 
-def test_aligned_log_precision_and_gradient(device):
+@pytest.mark.parametrize("knee", [None, 0.3])
+def test_aligned_log_precision_and_gradient(device, knee):
+    loss = partial(aligned_log_loss, knee=knee)
     prediction, target, valid = positive((2, 5, 6), seed=4, device=device)
     prediction = -prediction
-    torch.autograd.gradcheck(lambda p: aligned_log_loss(p, target, valid), prediction.requires_grad_())
+    torch.autograd.gradcheck(lambda p: loss(p, target, valid), prediction.requires_grad_())
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         prediction, target, valid = positive((2, 33, 41), device=device)
         prediction, target = -prediction.to(dtype), target.to(dtype)
-        truth = loss_and_gradient(aligned_log_loss, prediction.double(), target.double(), valid)
-        got = loss_and_gradient(aligned_log_loss, prediction, target, valid)
+        truth = loss_and_gradient(loss, prediction.double(), target.double(), valid)
+        got = loss_and_gradient(loss, prediction, target, valid)
         assert got[0].dtype == torch.float32
         assert_loss(got[0], truth[0], dtype)
         assert_gradient(got[1], truth[1], dtype)
@@ -283,6 +290,18 @@ def test_aligned_log_degenerate_inputs(device):
             assert torch.isfinite(gradient).all()
     with pytest.raises(ValueError, match="target must not require grad"):
         aligned_log_loss(prediction, target.requires_grad_())
+    for knee in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="knee must be positive"):
+            aligned_log_loss(prediction, target.detach(), knee=knee)
+
+
+def test_aligned_log_knee_reaches_the_loss():
+    data = inputs()
+    data.inverse_depth, data.pseudo_label = True, data.pseudo_label.abs()
+    value = objective(weights={"aligned_log": 1.0}, aligned_log_knee=0.3)(data)[1]["aligned_log"]
+    expected = aligned_log_loss(data.prediction, data.pseudo_label, data.valid, knee=0.3)
+    assert_loss(value, expected, torch.float32)
+    assert abs(expected - aligned_log_loss(data.prediction, data.pseudo_label, data.valid)) > 0.01
 
 
 def test_aligned_log_is_for_teachers_that_know_depth():

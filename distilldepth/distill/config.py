@@ -82,6 +82,9 @@ class LossSection:
     aligned_log: float = option(
         0.0, "weight of the log error in depth after a fit of scale and shift; only for teachers that know depth"
     )
+    aligned_log_knee: float = option(
+        0.0, "error in log depth that counts half in aligned_log, for students already trained; 0 = errors as they are"
+    )
     anchor: float = option(0.1, "weight of the pull of the output's centre and spread to fixed values")
     normalisation_shared: str = option("hybrid", f"one of {', '.join(NORMALISATIONS)}")
     normalisation_local_global: str = option("hybrid", f"one of {', '.join(NORMALISATIONS)}")
@@ -182,8 +185,9 @@ class DistillConfig:
             "optimiser.weight_decay": 0,
             "augment.colour": 0, "augment.noise": 0,
         }  # fmt: skip
-        for term in ("shared_context", "local_global", "feature", "gradient", "aligned_log", "anchor"):
-            minimum[f"loss.{term}"] = 0
+        terms = ("shared_context", "local_global", "feature", "gradient", "aligned_log", "anchor")
+        for key in (*terms, "aligned_log_knee"):
+            minimum[f"loss.{key}"] = 0
         for key, least in minimum.items():
             value = get_key(self, key)
             if not value >= least:

@@ -279,6 +279,7 @@ def make_objective(
         normalisation_shared=loss.normalisation_shared,
         normalisation_local_global=loss.normalisation_local_global,
         contexts=loss.contexts,
+        aligned_log_knee=loss.aligned_log_knee or None,
         student_channels=student_channels,
         teacher_channels=teacher_channels or None,
     )

@@ -192,11 +192,12 @@ class AlignedLogTerm(Term):
 
     needs = frozenset({"inverse_depth"})
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float, knee: float | None = None) -> None:
         super().__init__("aligned_log", weight)
+        self.knee = knee
 
     def forward(self, inputs: ObjectiveInputs) -> Tensor:
-        return aligned_log_loss(inputs.prediction, inputs.pseudo_label, inputs.valid)
+        return aligned_log_loss(inputs.prediction, inputs.pseudo_label, inputs.valid, knee=self.knee)
 
 
 class AnchorTerm(Term):
@@ -258,6 +259,7 @@ def distill_any_depth_objective(
     normalisation_shared: str = "hybrid",
     normalisation_local_global: str = "hybrid",
     contexts: str = "range",
+    aligned_log_knee: float | None = None,
     student_channels: int | None = None,
     teacher_channels: Mapping[str, int] | None = None,
     anchor_center: float = 0.5,
@@ -271,6 +273,7 @@ def distill_any_depth_objective(
         normalisation_shared: `hybrid`, `global`, `local` or `none` (plain L1: only for teachers of one scale).
         normalisation_local_global: likewise.
         contexts: `range`, `quantile` or `spatial`.
+        aligned_log_knee: error that counts half in aligned_log; None for errors as they are.
         student_channels: width of the student's encoder features; without it there is no feature term.
         teacher_channels: width of the encoder features of each teacher that has any, by teacher; without it there is no
             feature term.
@@ -306,7 +309,7 @@ def distill_any_depth_objective(
     if weight["gradient"]:
         terms.append(GradientTerm(weight["gradient"]))
     if weight["aligned_log"]:
-        terms.append(AlignedLogTerm(weight["aligned_log"]))
+        terms.append(AlignedLogTerm(weight["aligned_log"], aligned_log_knee))
     if weight["anchor"]:
         terms.append(AnchorTerm(weight["anchor"], anchor_center, anchor_spread))
     if not terms:
