@@ -7,7 +7,8 @@ this very processor would go into pip's cache and on to other machines. So wheel
 sources, flags and processor, so that checkouts and machines that share a home do not disturb each other.
 
 Beside each library lies a JSON file that says what it was made from and what it needs. A library that does not fit the
-sources, the flags or the machine is not loaded. It fits every torch from 2.10 on: the sources use its stable ABI only.
+sources, the flags or the machine, or that is damaged, is not loaded. It fits every torch from 2.10 on: the sources use
+its stable ABI only.
 
 Environment:
     DISTILLDEPTH_BUILD: `auto` builds what this machine has compilers for; `1` makes a missing compiler an error;
@@ -164,31 +165,25 @@ def build(kind: str, *, progress: Progress = lambda line: None) -> Built:
 
     Raises:
         ValueError: unknown kind.
-        DistillDepthError: it cannot be compiled here, or the compiler failed; the message holds the first error and
-            the path of the log.
+        DistillDepthError: it cannot be compiled here, the cache folder cannot be written, or the compiler failed; the
+            message then holds the first error and the path of the log.
     """
     reason = obstacle(kind)
     if reason is not None:
         raise DistillDepthError(f"distilldepth_{kind} cannot be compiled: {reason}")
-    library = _library_path(kind)
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(library.parent / f"{kind}.lock", _TIMEOUT_S[kind], progress):
-        if _misfit(library, _wanted(kind)) is None:
-            return Built(library, 0.0)
-        began = time.monotonic()
-        _remove_remains(library.parent)
-        # In the same folder, so that the finished library is renamed into place: no process ever sees half of it.
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as folder:
-            record = _compile(kind, Path(folder), library.with_suffix(".log"), progress)
-            seconds = time.monotonic() - began
-            record["seconds"] = round(seconds, 1)
-            (Path(folder) / "record").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            os.replace(Path(folder) / "library", library)
-            os.replace(Path(folder) / "record", library.with_suffix(".json"))
+    try:
+        built = _build(kind, _library_path(kind), progress)
+    except BrokenPipeError:  # Of who listens to the progress.
+        raise
+    except OSError as error:
+        raise DistillDepthError(
+            f"distilldepth_{kind} cannot be compiled: {error.filename or cache_folder()}: {error.strerror or error}; "
+            "set DISTILLDEPTH_CACHE to a folder that can be written"
+        ) from error
     with _loading:
         if kind in _statuses and not _statuses[kind].loaded:
             del _statuses[kind]
-    return Built(library, seconds)
+    return built
 
 
 def describe(kind: str) -> dict[str, Any]:
@@ -222,8 +217,12 @@ def source_folder() -> Path:
 
 
 def find_compiler() -> list[str] | None:
-    """Return the C++ compiler's command: `CXX`, else the first of c++, g++, clang++; None if there is none."""
-    asked = shlex.split(os.environ.get("CXX", ""))
+    """Return the C++ compiler's command: `CXX`, else the first of c++, g++, clang++; None if there is none.
+
+    Raises:
+        ValueError: `CXX` is no command: a quotation mark is not closed.
+    """
+    asked = _words("CXX")
     for command in [asked] if asked else [["c++"], ["g++"], ["clang++"]]:
         path = shutil.which(command[0])
         if path is not None:
@@ -283,7 +282,16 @@ def _flags(kind: str) -> list[str]:
         "-fPIC",
         "-fvisibility=hidden",
     ]
-    return [*flags, *shlex.split(os.environ.get("DISTILLDEPTH_CXXFLAGS", ""))]
+    return [*flags, *_words("DISTILLDEPTH_CXXFLAGS")]
+
+
+def _words(variable: str) -> list[str]:
+    """The words of an environment variable, as a shell splits them."""
+    text = os.environ.get(variable, "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{variable} must be words as a shell takes them, got {text!r}: {error}") from error
 
 
 def _archs() -> list[str]:
@@ -379,7 +387,17 @@ def _misfit(library: Path, wanted: dict[str, Any]) -> str | None:
     lacking = [] if here is None else [name for name in record.get("cpu_features", ()) if name not in here]
     if lacking:
         return f"built for a processor with {', '.join(lacking)}, which this one lacks; {BUILD}"
+    # Loading a file that was cut off would end the process with a bus error.
+    if "sha256" in record and record["sha256"] != _digest(library):
+        return f"{library.name} is damaged; {BUILD}"
     return None
+
+
+def _digest(library: Path) -> str:
+    try:
+        return hashlib.sha256(library.read_bytes()).hexdigest()
+    except OSError as error:
+        return str(error)
 
 
 def _read_record(library: Path) -> dict[str, Any] | None:
@@ -396,7 +414,8 @@ def _load_library(kind: str, path: Path) -> Status:
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        return Status(kind, False, path, f"{path.name} cannot be loaded: {str(error).partition(chr(10))[0]}")
+        what = str(error).partition("\n")[0]
+        return Status(kind, False, path, f"{path.name} cannot be loaded: {what}; remove it and {BUILD}")
     return Status(kind, True, path)
 
 
@@ -449,6 +468,25 @@ def _driver_version() -> tuple[int, int] | None:
 # Compiling
 
 
+def _build(kind: str, library: Path, progress: Progress) -> Built:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(library.parent / f"{kind}.lock", _TIMEOUT_S[kind], progress):
+        if _misfit(library, _wanted(kind)) is None:
+            return Built(library, 0.0)
+        began = time.monotonic()
+        _remove_remains(library.parent)
+        # In the same folder, so that the finished library is renamed into place: no process ever sees half of it.
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as folder:
+            record = _compile(kind, Path(folder), library.with_suffix(".log"), progress)
+            seconds = time.monotonic() - began
+            record["seconds"] = round(seconds, 1)
+            record["sha256"] = _digest(Path(folder) / "library")
+            (Path(folder) / "record").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            os.replace(Path(folder) / "library", library)
+            os.replace(Path(folder) / "record", library.with_suffix(".json"))
+    return Built(library, seconds)
+
+
 def _compile(kind: str, folder: Path, log: Path, progress: Progress) -> dict[str, Any]:
     """Compile and link into `folder/library`; return the record."""
     record, sources, torch_folder = _wanted(kind), _sources(kind), _torch_folder()
@@ -467,7 +505,8 @@ def _compile(kind: str, folder: Path, log: Path, progress: Progress) -> dict[str
     else:
         compiler = find_compiler() or []
         flags = compile_flags = record["flags"]
-        record["compiler"] = _output([*compiler, "--version"]).partition("\n")[0].strip()
+        version = _output([*compiler, "--version"], "; set CXX to a C++ compiler")
+        record["compiler"] = version.partition("\n")[0].strip()
         macros = set(_output([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull]).split())
         record["cpu_features"] = [name for name, macro in _FEATURES.items() if macro in macros]
         link_flags = [*flags, "-shared", "-Wl,--no-as-needed"]
@@ -485,6 +524,8 @@ def _compile(kind: str, folder: Path, log: Path, progress: Progress) -> dict[str
     with log.open("w", encoding="utf-8") as stream:
         _run_all(commands, folder, jobs, deadline, stream, progress)
         _run_all(link, folder, jobs, deadline, stream, progress)
+    if not (folder / "library").is_file():
+        raise DistillDepthError(f"{shlex.join(compiler)} ran and made no library: it is no compiler; its log: {log}")
     if _fingerprint(kind) != record["sources"]:
         raise DistillDepthError("the sources changed while they were compiled; build again")
     return record
@@ -552,20 +593,20 @@ def _first_error(name: str, text: str, code: int) -> str:
     return line if line.startswith(name) else f"{name}: {line}"
 
 
-def _output(command: Sequence[str]) -> str:
+def _output(command: Sequence[str], advice: str = "") -> str:
     """What a quick command prints.
 
     Raises:
-        DistillDepthError: it failed.
+        DistillDepthError: it failed; the message ends with the advice.
     """
     try:
         run = subprocess.run(
             command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "LC_ALL": "C"}
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise DistillDepthError(f"{command[0]}: {error}") from error
+        raise DistillDepthError(f"{command[0]}: {error}{advice}") from error
     if run.returncode != 0:
-        raise DistillDepthError(_first_error(command[0], run.stderr, run.returncode))
+        raise DistillDepthError(f"{_first_error(command[0], run.stderr, run.returncode)}{advice}")
     return run.stdout
 
 

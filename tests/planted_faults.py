@@ -34,6 +34,7 @@ class Fault(NamedTuple):
 
 MEDIAN, VALID, AXES = "median off by one", "dropped valid", "swapped box axes"
 TEMPERATURE, CENTER, SWAPPED = "missing temperature", "swapped principal point", "swapped coordinates"
+RELATIVE, SIGN = "error over the prediction", "zero taken as positive"
 FAULTS = (
     Fault(
         MEDIAN, "reference", "distilldepth/reference/hybrid_norm.py",
@@ -43,6 +44,14 @@ FAULTS = (
         AXES, "reference", "distilldepth/reference/crop_ssi.py",
         "_sample_points(boxes[:, 0], boxes[:, 2], size[1], width)",
         "_sample_points(boxes[:, 1], boxes[:, 3], size[1], width)", "crop_ssi",
+    ),
+    Fault(
+        TEMPERATURE, "reference", "distilldepth/reference/channel_kl.py",
+        "return temperature**2 * divergence.sum()", "return divergence.sum()", "channel_kl",
+    ),
+    Fault(
+        CENTER, "reference", "distilldepth/reference/backproject.py",
+        "x = (u - matrix[:, 0, 2])", "x = (u - matrix[:, 1, 2])", "backproject",
     ),
     Fault(
         MEDIAN, "native", "csrc/normalise_cpu.h",
@@ -64,6 +73,18 @@ FAULTS = (
     Fault(
         CENTER, "native", "csrc/backproject_cpu.cpp",
         "cx(matrix[2]), fy(matrix[4]), cy(matrix[5])", "cx(matrix[5]), fy(matrix[4]), cy(matrix[2])", "backproject",
+    ),
+    Fault(
+        VALID, "native", "csrc/depth_sums_cpu.cpp",
+        "(valid[i] != 0) & (g[i] >= image.near)", "(g[i] >= image.near)", "depth_sums",
+    ),
+    Fault(
+        RELATIVE, "native", "csrc/depth_sums_cpu.cpp",
+        "relative = apart / g[lane]", "relative = apart / d[lane]", "depth_sums",
+    ),
+    Fault(
+        SIGN, "native", "csrc/depth_sums_cpu.cpp",
+        "kept += p > 0;", "kept += p >= 0;", "depth_sums",
     ),
     Fault(
         MEDIAN, "triton", "distilldepth/kernels/hybrid_norm.py",

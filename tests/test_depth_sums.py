@@ -158,13 +158,23 @@ def test_rubbish(space):
     for image, rubbish in enumerate((math.nan, math.inf, -math.inf)):
         broken[image][valid[image]] = rubbish
     broken[3][tuple(valid[3].nonzero()[100])] = math.nan
-    found, wanted = both(broken, quantity, depth, valid, True, rules)
-    assert set(found.problems) == {0, 1, 2, 3}
-    assert_same(found, wanted)
+    for fit_on in ("valid", "positive-prediction"):  # Of which the second does not fit to NaN.
+        found, wanted = both(broken, quantity, depth, valid, True, Rules(space=space, fit_on=fit_on))
+        assert set(found.problems) == {0, 1, 2, 3}
+        assert found.scale[:4].isnan().all()
+        assert_same(found, wanted)
     empty, _ = both(values, quantity, depth, torch.zeros_like(valid), True, rules)
     assert set(empty.problems) == set(range(5))
     nobody = score_batch(values[:0], quantity, depth[:0], valid[:0], True, rules)
     assert nobody.metrics["abs_rel"].shape == (0,)
+
+
+@pytest.mark.parametrize("space", ["disparity", "depth"])
+def test_a_prediction_of_zero_is_not_positive(space):
+    values, depth, valid = make((2, 61, 83))
+    values[:, ::3] = 0.0
+    rules = Rules(space=space, fit_on="positive-prediction")
+    assert_same(*both(values, "disparity" if space == "disparity" else "depth", depth, valid, True, rules))
 
 
 def test_depth_that_is_hardly_finite():
@@ -173,14 +183,19 @@ def test_depth_that_is_hardly_finite():
     values[0] *= 1e34
     values[1, :, ::2] *= 1e-37
     # Ratios beyond the normal numbers of float32, which the sums in float32 cannot hold.
-    depth[1], depth[2, 3, 4] = depth[1] * 1e-3, 1e-38
+    depth[1], depth[2, 3, 4], values[2, 3, 4] = depth[1] * 1e-3, 1e-38, 5
     rules = Rules(align="none", space="depth")
     found = score_batch(values, "metric_depth", depth, valid, True, rules)
     d, g = values.double().clamp(min=1e-6), depth.double()
-    log = (d / g).log()
-    torch.testing.assert_close(found.sums["log"], log.flatten(1).sum(1), rtol=SCORE, atol=0)
-    torch.testing.assert_close(found.sums["log_square"], log.square().flatten(1).sum(1), rtol=SCORE, atol=0)
-    torch.testing.assert_close(found.sums["relative"], ((d - g).abs() / g).flatten(1).sum(1), rtol=SCORE, atol=0)
+    apart, relative, inverse, log = (d - g).abs(), (d - g).abs() / g, (1 / d - 1 / g).abs(), (d / g).log()
+    for name, values_of in {"relative": relative, "log": log, "log_square": log**2}.items():
+        torch.testing.assert_close(found.sums[name], values_of.flatten(1).sum(1), rtol=SCORE, atol=0, msg=name)
+    exact = {
+        "absolute": apart, "square": apart**2, "square_relative": apart * relative, "relative_square": relative**2,
+        "inverse_absolute": inverse, "inverse_square": inverse**2, "log_absolute": log.abs(),
+    }  # fmt: skip
+    for name, values_of in exact.items():
+        torch.testing.assert_close(found.sums[name][2], values_of[2].sum(), rtol=SCORE, atol=0, msg=name)
     # No pixel to fit: the depth is NaN, within no factor of anything.
     rules = Rules(space="disparity", fit_on="positive-prediction")
     nothing, wanted = both(-values, "disparity", depth, valid, True, rules)
@@ -189,15 +204,18 @@ def test_depth_that_is_hardly_finite():
     assert (nothing.metrics["delta3"] == 0).all()
 
 
-def test_deltas_are_exact():
+@pytest.mark.parametrize("odd", [False, True])
+def test_deltas_are_exact(odd):
     # As products, every ratio is compared as it is, not as it would be rounded.
     g = torch.Generator().manual_seed(0)
-    depth = torch.rand((3, 50, 60), generator=g) * 10 + 0.5
+    depth = torch.rand((3, 30, 60), generator=g) * 10 + 0.5
     number = torch.tensor(DELTAS, dtype=torch.float64)[:, None, None]
     for way, step in itertools.product((1, -1), (-1, 0, 1)):
         values = (depth.double() * number**way).float()
         if step:
             values = torch.nextafter(values, torch.full_like(values, step * math.inf))
+        if odd:  # One ratio beyond float32 has all of them taken in double.
+            depth[:, 0, 0], values[:, 0, 0] = 1e-38, 5
         found = score_batch(
             values, "metric_depth", depth, torch.ones_like(depth, dtype=torch.bool), True, Rules("none", "depth")
         )
@@ -219,6 +237,17 @@ def test_logarithms():
     assert (found.sums["log"] - truth).abs().le(0.2 * SCORE * truth.abs()).all()
 
 
+def test_a_ratio_that_is_nearly_constant_keeps_its_variance():
+    # Of the sums of logarithms and of their squares hardly anything is left: rounded to float32 they give noise.
+    g = torch.Generator().manual_seed(0)
+    depth = torch.rand((4, 61, 83), generator=g) * 10 + 0.5
+    values = depth * 2 * (1 + 0.01 * torch.randn(depth.shape, generator=g))
+    everywhere = torch.ones_like(depth, dtype=torch.bool)
+    found = score_batch(values, "metric_depth", depth, everywhere, True, Rules("none", "depth"))
+    exact = 100 * (values.double() / depth.double()).log().flatten(1).std(1, unbiased=False)
+    torch.testing.assert_close(found.metrics["silog"], exact, rtol=SCORE, atol=0)
+
+
 def test_maps_far_from_zero_keep_their_digits():
     values, depth, valid = make((2, 61, 83))
     far = values.double() * 1e-2 + 1000
@@ -230,6 +259,11 @@ def test_maps_far_from_zero_keep_their_digits():
         torch.testing.assert_close(found.sums[name], near.sums[name], rtol=SCORE, atol=SCORE)
     constant = score_batch(torch.full_like(depth, 1 / 3), "disparity", depth, valid, True, rules)
     assert (constant.scale == 0).all()
+    # What is summed up at a time is constant here, and the map is not.
+    steps = torch.tensor([1.0, 2.0, 4.0])[None, :, None].expand(1, 3, 4096)
+    stepped, wanted = both(steps, "disparity", 1 / (2 * steps + 1), torch.ones(1, 3, 4096) > 0, True, rules)
+    assert_same(stepped, wanted)
+    assert stepped.scale.item() == pytest.approx(2, rel=SCORE)
 
 
 @pytest.mark.parametrize("crop", ["", "garg"])
@@ -278,6 +312,9 @@ def test_who_takes_what(monkeypatch):
     for backend in ("reference", "triton"):
         monkeypatch.setenv("DISTILLDEPTH_BACKEND", backend)
         assert not has_depth_sums(values, depth)
+    monkeypatch.setenv("DISTILLDEPTH_BACKEND", "nativ")
+    with pytest.raises(ValueError, match="did you mean 'native'"):
+        has_depth_sums(values, depth)
     monkeypatch.setenv("DISTILLDEPTH_BACKEND", "native")
     assert has_depth_sums(values, depth)
     monkeypatch.setattr(native, "load", lambda kind: native.Status(kind, False, reason="gone"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -173,6 +175,44 @@ def test_no_compiler(sources, monkeypatch, tmp_path):
     assert not native.load("cpu").loaded
 
 
+@pytest.mark.parametrize("name", ["CXX", "DISTILLDEPTH_CXXFLAGS"])
+def test_words_with_an_open_quotation_mark_are_told_by_name(sources, monkeypatch, name):
+    monkeypatch.setenv(name, "c++ '-O1")
+    with pytest.raises(ValueError, match=f"^{name} must be words as a shell takes them, got .*: No closing quotation"):
+        native.build("cpu")
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [("exit 1", "the compiler ended with code 1; set CXX to a C++ compiler"), ("exit 0", "made no library: it is no")],
+)
+def test_what_is_no_compiler_is_told(sources, monkeypatch, tmp_path, script, message):
+    (tmp_path / "c++").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "c++").chmod(0o755)
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    with pytest.raises(DistillDepthError, match=re.escape(message)) as caught:
+        native.build("cpu")
+    assert str(tmp_path / "c++") in str(caught.value)
+    assert not native.load("cpu").loaded
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told(sources, tmp_path):
+    (tmp_path / "cache").write_text("no folder")
+    message = f"distilldepth_cpu cannot be compiled: {tmp_path / 'cache'}.*; set DISTILLDEPTH_CACHE to a folder"
+    with pytest.raises(DistillDepthError, match=message):
+        native.build("cpu")
+    assert not native.load("cpu").loaded
+
+
+def test_nobody_who_listens_is_not_blamed_on_the_cache(sources, tmp_path):
+    def gone(line):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        native.build("cpu", progress=gone)
+    assert not list((tmp_path / "cache" / "native").glob(".build-*"))
+
+
 def test_a_compile_error_is_one_line_with_the_log(sources):
     good = (sources / "first_cpu.cpp").read_text()
     (sources / "first_cpu.cpp").write_text("int first() {\n  return nothing;\n}\n")
@@ -293,21 +333,40 @@ def test_the_answer_is_remembered(sources, monkeypatch):
     assert "cpu" not in native._statuses, "a build must be seen by the process that made it"
     native._statuses["cpu"] = remembered
     assert native.load("cpu") is remembered
-    forget()
+    assert native.build("cpu").seconds == 0
+    assert "cpu" not in native._statuses, "and so must one that another process made"
     loaded = native.load("cpu")
     built.path.unlink()
     assert native.load("cpu") is loaded
 
 
-def test_a_damaged_library_is_told_and_not_fatal(sources):
+def test_a_damaged_library_is_not_loaded_and_built_again(sources):
+    # Loading a library that was cut off ends the process with a bus error.
     built = native.build("cpu")
-    built.path.write_bytes(b"this is no library")
-    status = native.load("cpu")
-    assert not status.loaded
-    assert "cannot be loaded" in status.reason
+    whole = built.path.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], whole[:-1], bytes(len(whole))):
+        built.path.write_bytes(content)
+        forget()
+        status = native.load("cpu")
+        assert not status.loaded
+        assert status.reason == f"{built.path.name} is damaged; run `distilldepth doctor --build`"
+    assert native.build("cpu").seconds > 0
+    assert native.load("cpu").loaded
     built.path.with_suffix(".json").write_text("{")
     forget()
     assert native.load("cpu").reason.startswith("not built")
+
+
+def test_a_library_that_is_none_is_told_and_not_fatal(sources):
+    built = native.build("cpu")
+    content = b"this is no library"
+    built.path.write_bytes(content)
+    record = record_of(built) | {"sha256": hashlib.sha256(content).hexdigest()}
+    built.path.with_suffix(".json").write_text(json.dumps(record))
+    status = native.load("cpu")
+    assert not status.loaded
+    assert "cannot be loaded" in status.reason
+    assert status.reason.endswith("; remove it and run `distilldepth doctor --build`")
 
 
 def test_unknown_kind():

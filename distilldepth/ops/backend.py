@@ -51,6 +51,20 @@ def active_backend(op: str, tensor: Tensor) -> str:
     return _choose(op, tensor.device.type, tensor.dtype)
 
 
+def forced_backend() -> str:
+    """Return the backend that DISTILLDEPTH_BACKEND forces, empty if none.
+
+    Raises:
+        ValueError: it is no backend's name.
+    """
+    forced = os.environ.get("DISTILLDEPTH_BACKEND", "")
+    if forced and forced not in BACKENDS:
+        raise ValueError(
+            f"DISTILLDEPTH_BACKEND must be one of {', '.join(BACKENDS)}, got {forced!r}{did_you_mean(forced, BACKENDS)}"
+        )
+    return forced
+
+
 def kernel(op: str, backend: str) -> Callable[..., Any]:
     """Return the registered operation of a backend other than the reference."""
     from distilldepth.ops import library  # noqa: F401  # defines the operations
@@ -72,14 +86,9 @@ def prepare(student: Tensor, teacher: Tensor, valid: Tensor | None) -> tuple[Ten
 def _choose(op: str, device_type: str, dtype: torch.dtype) -> str:
     """`active_backend` for constants, so that torch.compile takes its answer as one."""
     available = available_backends(op, device_type, dtype)
-    forced = os.environ.get("DISTILLDEPTH_BACKEND", "")
+    forced = forced_backend()
     if not forced:
         return available[0]
-    if forced not in BACKENDS:
-        raise ValueError(
-            f"active_backend: DISTILLDEPTH_BACKEND must be one of {', '.join(BACKENDS)}, got {forced!r}"
-            f"{did_you_mean(forced, BACKENDS)}"
-        )
     if forced not in available:
         why = ""
         if forced == "native" and device_type in ("cpu", "cuda"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
 from distilldepth import native
 from distilldepth.errors import DistillDepthError
+from distilldepth.ops.backend import forced_backend
 
 FLOORS = ("number", "number / nearest", "number * farthest", "number / farthest")
 """How the lower clip is made of a number and the extremes of the truth that counts; told to the kernel by position."""
@@ -21,9 +20,10 @@ def has_depth_sums(prediction: Tensor, truth: Tensor) -> bool:
     when a backend is forced there.
 
     Raises:
+        ValueError: DISTILLDEPTH_BACKEND is no backend's name.
         DistillDepthError: `native` is forced and the library is not there.
     """
-    forced = os.environ.get("DISTILLDEPTH_BACKEND", "")
+    forced = forced_backend()
     if forced not in ("", "native") or prediction.device.type != "cpu":
         return False
     if prediction.dtype != torch.float32 or truth.dtype != torch.float32:
