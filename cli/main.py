@@ -116,7 +116,8 @@ def _usage_message(error: click.UsageError) -> str:
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         # click lists near options only for long ones typed in full; a missing dash or a swapped letter counts here too.
         known = [name for parameter in error.ctx.command.get_params(error.ctx) for name in parameter.opts]
-        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.5)
+        # Above 0.5, at which -h would be near to -V.
+        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.6)
         message = f"no such option {error.option_name}" + (f"; did you mean '{near[0]}'?" if near else "")
     path = error.ctx.command_path if error.ctx is not None else "distilldepth"
     return f"{message} (see {path} --help)"

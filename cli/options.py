@@ -28,7 +28,7 @@ class NearestChoice(click.Choice):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value in self.choices:
             return value
-        near = difflib.get_close_matches(str(value), list(self.choices), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(value).lower(), list(self.choices), n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(self.choices)}"
         return self.fail(f"unknown value '{value}'; {hint}", param, ctx)
 
@@ -47,6 +47,8 @@ class WordList(click.ParamType):
         if isinstance(value, tuple):
             return value
         words = [self.aliases.get(word, word) for word in (part.strip().lower() for part in value.split(",")) if word]
+        if not words:
+            self.fail(f"names nothing; choose from {', '.join(self.choices)}", param, ctx)
         return tuple(self._choice.convert(word, param, ctx) for word in words)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
@@ -90,7 +92,7 @@ def model_option(default: str | None = DEFAULT_MODEL) -> Callable[[F], F]:
         default=default,
         required=default is None,
         show_default=default is not None,
-        help="Name (see `distilldepth list students`), folder of a run, .safetensors or .pth file, or hub id.",
+        help="Name (see `distilldepth list teachers`), folder of a run, .safetensors or .pth file, or hub id.",
     )
 
 

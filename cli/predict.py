@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from distilldepth.cli import options
 
@@ -35,9 +37,9 @@ COLORMAPS = ("spectral", "turbo", "inferno", "magma", "viridis", "gray")
 )
 @click.option(
     "--fov",
-    type=click.FloatRange(0, 180, min_open=True, max_open=True),
+    type=float,
     default=None,
-    help="For --as ply: horizontal field of view in degrees.  [default: 60]",
+    help="For --as ply: horizontal field of view in degrees, between 0 and 180.  [default: 60]",
 )
 @click.option(
     "--intrinsics",
@@ -87,14 +89,16 @@ def predict(
     distilldepth predict photos/ -o depth/ --as png16,color --skip-existing
     distilldepth predict 'photos/**/*.jpg' -o clouds/ --as ply --fov 65
 
-    A folder is searched for images and its tree is kept below -o. The 16-bit PNG says in its text chunks what its
-    numbers mean: value = stored * scale + offset, stored 0 = unknown; for disparity near is bright. A bad image is
-    listed at the end, the rest is done, and the exit code is 1.
+    A folder is searched for images and its tree is kept below -o; a .txt file names one image per line. The 16-bit PNG
+    says in its text chunks what its numbers mean: value = stored * scale + offset, stored 0 = unknown; for disparity
+    near is bright. A bad image is listed at the end, the rest is done, and the exit code is 1.
     """
     if skip_existing and overwrite:
         raise click.UsageError("--skip-existing and --overwrite contradict each other")
     if fov is not None and intrinsics is not None:
         raise click.UsageError("--fov and --intrinsics contradict each other")
+    if fov is not None and not 0 < fov < 180:
+        raise click.UsageError(f"--fov must be between 0 and 180 degrees, got {fov:g}")
     options.check_json_target(json_file)
 
     from contextlib import ExitStack
@@ -106,6 +110,7 @@ def predict(
         def start(loaded: Any, count: int) -> Any:
             info = loaded.info
             click.echo(f"{info.name}: {info.quantity}, {info.licence}, {count} image{'s' * (count != 1)}", err=True)
+            _warn_of_idle_options(formats, out)
             return stack.enter_context(options.progress(count, "predict"))
 
         report = predict_files(
@@ -138,3 +143,14 @@ def predict(
         click.echo(f"skipped {len(report.skipped)} whose outputs exist", err=True)
     options.write_json(report.to_dict(), json_file)
     options.end_with_failures(report.failures, len(report.written) + len(report.skipped) + len(report.failures))
+
+
+def _warn_of_idle_options(formats: tuple[tuple[str, ...], ...], out: str) -> None:
+    """Say which options change nothing: `-o depth.png --colormap inferno` writes a grey PNG."""
+    made = {name for words in formats for name in words} or {Path(out).suffix.lower().removeprefix(".")}
+    context = click.get_current_context()
+    for needed, names in (("color", ("colormap", "percentiles")), ("ply", ("fov", "intrinsics", "depth_range"))):
+        for name in names:
+            if needed not in made and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                option = "--" + name.replace("_", "-")
+                click.echo(f"distilldepth: warning: {option} has no effect without --as {needed}", err=True)

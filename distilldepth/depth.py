@@ -17,11 +17,21 @@ from torch import Tensor
 
 
 def depth_to_inverse_depth(depth: Tensor) -> Tensor:
-    """Return 1 / depth; infinite depth gives 0, depth that is not positive gives NaN (there is no such point).
+    """Turn depth into inverse depth: 1 / depth.
+
+    Args:
+        depth: any shape, metres, a floating dtype.
+
+    Returns:
+        As depth, 1/m; 0 for infinite depth, NaN for depth that is not positive (there is no such point).
+
+    Raises:
+        TypeError: depth is not a tensor.
 
     >>> depth_to_inverse_depth(torch.tensor([2.0, float("inf")]))
     tensor([0.5000, 0.0000])
     """
+    _check_tensor("depth_to_inverse_depth", "depth", depth)
     return torch.where(depth > 0, 1.0 / depth, torch.nan)
 
 
@@ -38,11 +48,19 @@ def to_disparity(values: Tensor, quantity: str) -> Tensor:
         values: `(..., H, W)`, any float dtype.
         quantity: `disparity`, `depth` or `metric_depth`.
 
+    Returns:
+        As values; NaN for metric depth that is not positive.
+
     Raises:
+        TypeError: values is not a tensor.
         ValueError: unknown quantity.
 
     Source: Distill Any Depth, section 3.2 (teachers of any kind under one affine-invariant loss).
+
+    >>> to_disparity(torch.tensor([2.0, 4.0]), "metric_depth")
+    tensor([0.5000, 0.2500])
     """
+    _check_tensor("to_disparity", "values", values)
     if quantity == "disparity":
         return values
     if quantity == "metric_depth":
@@ -53,11 +71,23 @@ def to_disparity(values: Tensor, quantity: str) -> Tensor:
 
 
 def stereo_disparity_to_depth(stereo_disparity_px: Tensor, focal_px: float, baseline_m: float) -> Tensor:
-    """Return `focal * baseline / disparity` in metres; disparity that is not positive gives infinity.
+    """Turn stereo disparity into depth: `focal * baseline / disparity`.
+
+    Args:
+        stereo_disparity_px: any shape, pixels, a floating dtype.
+        focal_px: focal length of the rectified pair, pixels.
+        baseline_m: distance between its cameras, metres.
+
+    Returns:
+        As stereo_disparity_px, metres; infinity where the disparity is not positive.
+
+    Raises:
+        TypeError: stereo_disparity_px is not a tensor.
 
     >>> stereo_disparity_to_depth(torch.tensor([10.0]), focal_px=500.0, baseline_m=0.1)
     tensor([5.])
     """
+    _check_tensor("stereo_disparity_to_depth", "stereo_disparity_px", stereo_disparity_px)
     return torch.where(stereo_disparity_px > 0, focal_px * baseline_m / stereo_disparity_px, torch.inf)
 
 
@@ -66,10 +96,24 @@ def intrinsics_from_fov(height: int, width: int, fov_deg: float) -> Tensor:
 
     Pixels are square and their centres at integers, so the image centre is `((W - 1) / 2, (H - 1) / 2)`.
 
+    Args:
+        height, width: of the image, pixels.
+        fov_deg: horizontal field of view, degrees.
+
     Raises:
         ValueError: `fov_deg` outside (0, 180).
+
+    >>> intrinsics_from_fov(3, 5, 90.0)
+    tensor([[2.5000, 0.0000, 2.0000],
+            [0.0000, 2.5000, 1.0000],
+            [0.0000, 0.0000, 1.0000]])
     """
     if not 0 < fov_deg < 180:
         raise ValueError(f"intrinsics_from_fov: fov_deg must be between 0 and 180, got {fov_deg}")
     focal_px = width / 2 / math.tan(math.radians(fov_deg) / 2)
     return torch.tensor([[focal_px, 0, (width - 1) / 2], [0, focal_px, (height - 1) / 2], [0, 0, 1]])
+
+
+def _check_tensor(function: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}; use torch.as_tensor")

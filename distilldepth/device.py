@@ -10,9 +10,14 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """Return the device called `name`; `auto` is the first GPU if torch sees one, else the CPU.
+    """Return the device of a name.
+
+    Args:
+        name: `auto` (the current GPU if torch sees one, else the CPU), `cpu`, `cuda`, `cuda:<index>` or `mps`; a torch
+            device is returned as it is.
 
     Raises:
+        TypeError: neither a text nor a torch device.
         ValueError: not one of auto, cpu, cuda, cuda:<index>, mps; or this machine has no such device.
 
     >>> resolve_device("cpu")
@@ -24,6 +29,8 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    if not isinstance(name, str):
+        raise TypeError(f"resolve_device: device must be a name or a torch device, got {name!r}")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
         raise ValueError(f"resolve_device: device must be auto, cpu, cuda, cuda:<index> or mps, got {name!r}")
@@ -41,7 +48,11 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
-    """Return the context in which a model computes: `auto` is bfloat16 on CUDA and float32 elsewhere.
+    """Return the context in which a model computes.
+
+    Args:
+        device: where it computes.
+        precision: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 on CUDA and float32 elsewhere.
 
     Raises:
         ValueError: unknown precision, or float16 on the CPU, which has no fast path for it.

@@ -16,16 +16,13 @@ from torch import Tensor
 from distilldepth.device import autocast
 from distilldepth.errors import DistillDepthError
 from distilldepth.models.base import DepthModel
-from distilldepth.models.preprocess import Preprocessing, target_size
+from distilldepth.models.preprocess import choose_policy
 
 FAILURES = (DistillDepthError, OSError, ValueError, TypeError, MemoryError, RuntimeError)
 """What may be wrong with one item of many without ending the run."""
 
 _BATCH_PIXELS = 16_000_000
 """Images of one batch have at most this many pixels together, so that eight photographs of 48 MP do not fill memory."""
-
-_LARGEST_STRETCH = 16
-"""A policy that makes the network see more than this many times size x size pixels is not used unasked."""
 
 
 @dataclass
@@ -40,28 +37,6 @@ class LoadedImage:
     """What else was read with it."""
     policy: str | None
     """Resize policy to use; None for the model's own."""
-
-
-def choose_policy(
-    height: int, width: int, preprocessing: Preprocessing, policy: str | None = None, size: int | None = None
-) -> str | None:
-    """Return the policy to use for an image: `policy`, or `upper-bound` where the model's own explodes (None = own).
-
-    `lower-bound` would make a strip of 8 x 5000 pixels one of 518 x 323750.
-
-    Raises:
-        ValueError: the policy that was asked for explodes.
-    """
-    inner = target_size(height, width, preprocessing, policy=policy, size=size)
-    side = max(size or preprocessing.size, preprocessing.multiple)
-    if inner[0] * inner[1] <= _LARGEST_STRETCH * side * side:
-        return policy
-    if policy is not None:
-        raise ValueError(
-            f"the model would see {height} x {width} pixels as {inner[0]} x {inner[1]} by the policy {policy}; "
-            "use --resize-policy upper-bound or square"
-        )
-    return "upper-bound"
 
 
 def load_batches(
@@ -150,7 +125,7 @@ def estimate_batch(
         return list(values.float())
     except FAILURES as error:
         if len(batch) == 1:
-            if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):
                 height, width = batch[0].image.shape[:2]
                 error = MemoryError(f"not enough memory for {height} x {width} pixels; try a smaller --size")
             return [error]

@@ -55,6 +55,12 @@ def test_help_imports_no_torch():
         assert done.returncode == 0, done.stderr
 
 
+def test_a_short_option_has_no_far_fetched_hint(run):
+    result = run("-V")
+    assert result.exit_code == 2
+    assert "did you mean" not in result.stderr
+
+
 def test_every_command_is_listed_and_says_the_same_in_its_own_help(run):
     listed = run("--help").stdout
     for name, (_, short_help) in COMMANDS.items():
@@ -77,7 +83,11 @@ def test_without_a_command_it_shows_help(run):
         (["predict", "--modle", "x"], "did you mean '--model'?"),
         (["predict", "x.png", "-o", "y", "--as", "pgn16"], "did you mean 'png16'?"),
         (["predict", "x.png", "-o", "y", "--colormap", "infreno"], "did you mean 'inferno'?"),
+        (["predict", "x.png", "-o", "y", "--colormap", "INFERNO"], "did you mean 'inferno'?"),
+        (["predict", "x.png", "-o", "y", "--as", ","], "names nothing; choose from png16"),
         (["predict", "x.png", "-o", "y", "--precision", "bf16"], "'bfloat16'"),
+        (["predict", "x.png", "-o", "y", "--fov", "180"], "between 0 and 180 degrees, got 180"),
+        (["predict", "x.png", "-o", "y", "--fov", "nan"], "between 0 and 180 degrees, got nan"),
         (["predict", "x.png", "-o", "y", "--fov", "60", "--intrinsics", "1,1,1,1"], "contradict"),
         (["predict", "x.png", "-o", "y", "--intrinsics", "1,2"], "4 numbers fx,fy,cx,cy"),
         (["predict", "x.png", "-o", "y", "--skip-existing", "--overwrite"], "contradict"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,17 @@ def test_every_quantity_is_brought_to_larger_is_nearer():
 def test_stereo_disparity():
     got = stereo_disparity_to_depth(torch.tensor([10.0, 50.0, 0.0, -2.0]), focal_px=500.0, baseline_m=0.2)
     assert got.tolist() == [10.0, 2.0, math.inf, math.inf]
+
+
+def test_an_array_is_refused_with_what_to_do():
+    array = np.ones((2, 3), np.float32)
+    for call in (
+        lambda: depth_to_inverse_depth(array),
+        lambda: to_disparity(array, "metric_depth"),
+        lambda: stereo_disparity_to_depth(array, 500.0, 0.1),
+    ):
+        with pytest.raises(TypeError, match=r"must be a tensor, got ndarray; use torch\.as_tensor"):
+            call()
 
 
 @pytest.mark.parametrize("fov_deg", [30.0, 60.0, 120.0])

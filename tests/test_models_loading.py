@@ -205,6 +205,36 @@ def _corrupt(path: Path, tiny) -> None:
         path.write_bytes(b"<html>404</html>" * 100)
 
 
+def test_predict_checks_its_options_and_keeps_the_mode(tiny):
+    image = np.zeros((30, 41, 3), np.uint8)
+    tiny.train()
+    for options, error, message in (
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"batch_size": -1}, ValueError, "batch_size must be at least 1"),
+        ({"size": 3}, ValueError, "size must be at least 14"),
+        ({"size": 56.5}, TypeError, "size must be a whole number"),
+        ({"policy": "lower"}, ValueError, "policy must be one of"),
+    ):
+        with pytest.raises(error, match=message):
+            tiny.predict(image, **options)
+        assert tiny.training
+
+
+def test_predict_on_a_strip_uses_a_policy_that_fits_memory(tiny):
+    with pytest.warns(UserWarning, match="8 x 5000 is too long"):
+        prediction = tiny.predict(np.zeros((8, 5000, 3), np.uint8))
+    assert prediction.values.shape == (8, 5000)
+    assert prediction.resize_policy == "upper-bound"
+
+
+def test_a_device_that_is_not_there_is_a_clear_error(tmp_path, tiny):
+    folder = save_model(tiny, tmp_path / "saved")
+    assert load_model(folder, device="auto").info.name == "tiny"
+    for device, error in (("gpu", ValueError), ("cuda:99", ValueError), (None, TypeError)):
+        with pytest.raises(error, match="resolve_device: device must be"):
+            load_model(folder, device=device)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -212,7 +242,7 @@ def _corrupt(path: Path, tiny) -> None:
         ("html.pth", "not a readable checkpoint"),
         ("html.safetensors", "not a readable checkpoint"),
         ("empty.pth", r"\(0 bytes\) is not a readable checkpoint"),
-        ("pickle.pth", "not a readable checkpoint"),
+        ("pickle.pth", "other objects beside them, which could run a program and are not opened"),
         ("list.pt", "holds no state dictionary, got list"),
         ("foreign.pth", r"not a checkpoint of a known model \(its first tensor is 'conv1\.weight'\)"),
     ],
@@ -236,6 +266,13 @@ def test_bad_file_is_one_line(tmp_path, tiny, name, message):
         ("family", "unknown family 'depth-anythin'; did you mean 'depth-anything'"),
         ("architecture", "describes no 'depth-anything' network"),
         ("quantity", "not a complete model description"),
+        ("family-type", "family must be a text, got None"),
+        ("licence-type", "licence must be a text, got 5"),
+        ("version-type", "format version 'two'"),
+        ("preprocessing", "std must be positive"),
+        ("preprocessing-type", "not a complete model description"),
+        ("foreign-type", "names no model_type"),
+        ("unfinished", r"a run without a student.*distill --config .*config\.toml --resume auto"),
         ("type", "'resnet' network, not a depth model"),
         ("empty", "holds no model"),
     ],
@@ -256,13 +293,28 @@ def test_bad_folder_is_one_line(tmp_path, tiny, damage, message):
         del config["architecture"]["hidden"]
     elif damage == "quantity":
         config["quantity"] = "heat"
+    elif damage == "family-type":
+        config["family"] = None
+    elif damage == "licence-type":
+        config["licence"] = 5
+    elif damage == "version-type":
+        config["version"] = "two"
+    elif damage == "preprocessing":
+        config["preprocessing"]["std"] = [1, 0, 1]
+    elif damage == "preprocessing-type":
+        config["preprocessing"] = None
+    elif damage == "foreign-type":
+        config = {"model_type": 5}
     elif damage == "type":
         config = {"model_type": "resnet"}
     save_file(state, weights)
     config_file.write_text("{" if damage == "json" else json.dumps(config))
     if damage == "no-weights":
         weights.unlink()
-    if damage == "empty":
+    if damage == "unfinished":
+        (folder / "checkpoints").mkdir()
+        (folder / "config.toml").touch()
+    if damage in ("empty", "unfinished"):
         weights.unlink()
         config_file.unlink()
     with pytest.raises(DistillDepthError, match=message) as caught:

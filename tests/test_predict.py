@@ -20,7 +20,6 @@ from PIL import Image
 
 from distilldepth.cli.main import cli
 from distilldepth.errors import DistillDepthError
-from distilldepth.inference import choose_policy
 from distilldepth.models import create_student, load_model, save_model
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
@@ -203,6 +202,7 @@ def test_an_input_is_never_overwritten(run, tmp_path):
     ("out", "formats", "message"),
     [
         ("depth.jpg", [], ".jpg cannot hold"),
+        ("depth.csv", [], ".csv cannot hold"),
         ("depth.png", ["--as", "npy"], "contradicts --as npy"),
         ("depth.ply", ["--as", "color"], "contradicts --as color"),
     ],
@@ -213,6 +213,45 @@ def test_names_that_contradict_are_refused(run, tmp_path, out, formats, message)
     assert result.exit_code == 1
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_name_that_is_no_place_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photograph().save("img.png")
+    for out in ("", "-"):
+        result = run("img.png", "-o", out)
+        assert result.exit_code == 1
+        assert f"-o must name a file or a folder, got '{out}'" in result.stderr
+    result = run("", "-o", "out")
+    assert result.exit_code == 1
+    assert "an input must name" in result.stderr
+    assert os.listdir(tmp_path) == ["img.png"]
+
+
+def test_one_image_by_several_names_is_one_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photograph().save("img.png")
+    names = ["img.png", tmp_path / "img.png", Path("..") / tmp_path.name / "img.png", tmp_path / "*.png"]
+    jobs, _ = plan_jobs(names, "out")
+    assert [job.outputs["png16"] for job in jobs] == [Path("out/img.png")]
+    photograph().save("other.png")
+    jobs, _ = plan_jobs([".", tmp_path], "out")
+    assert [job.outputs["png16"] for job in jobs] == [Path("out/img.png"), Path("out/other.png")]
+
+
+def test_an_input_is_not_overwritten_through_a_link_either(run, tmp_path):
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    photograph().save(tmp_path / "photos" / "sub" / "a.png")
+    before = (tmp_path / "photos" / "sub" / "a.png").read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    (tmp_path / "sublink").symlink_to(tmp_path / "photos" / "sub")
+    result = run(tmp_path / "photos", "-o", tmp_path / "link", "--overwrite")
+    assert result.exit_code == 1
+    assert "is the input folder" in result.stderr
+    result = run(tmp_path / "photos" / "sub" / "a.png", "-o", tmp_path / "sublink", "--overwrite")
+    assert result.exit_code == 1
+    assert "would replace an input image" in result.stderr
+    assert (tmp_path / "photos" / "sub" / "a.png").read_bytes() == before
 
 
 def test_many_images_do_not_go_into_one_file(run, tmp_path):
@@ -269,9 +308,46 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", fail)
     report = predict_files(tmp_path / "a.png", out, model=Shade())
-    assert report.failures == [(str(tmp_path / "a.png"), "No space left on device")]
+    assert report.failures == [(str(tmp_path / "a.png"), f"{out}: No space left on device")]
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "out.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file sizes are limited by setrlimit")
+def test_a_full_disk_is_named_in_every_format(student, tmp_path):
+    photograph(300, 400).save(tmp_path / "a.png")
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from distilldepth.cli.main import main; main()"
+    )
+    args = ["predict", "a.png", "-o", "out", "--as", "npy", "--model", str(student), "--size", "64", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *args], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "distilldepth: error: a.png: out/a.npy: File too large"
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_model_without_a_finite_value_is_a_failure(tmp_path):
+    photograph(seed=1).save(tmp_path / "a.png")
+    model = Shade()
+    model.forward = lambda images, *, features=False: DepthOutput(images.mean(1) * torch.nan)
+    report = predict_files(tmp_path / "a.png", tmp_path / "out.png", model=model)
+    assert report.written == []
+    assert "no finite value" in report.failures[0][1]
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_options_without_effect_are_said(run, tmp_path):
+    photograph().save(tmp_path / "a.png")
+    result = run(tmp_path / "a.png", "-o", tmp_path / "o.png", "--colormap", "inferno", "--fov", "50")
+    assert result.exit_code == 0
+    assert "warning: --colormap has no effect without --as color" in result.stderr
+    assert "warning: --fov has no effect without --as ply" in result.stderr
+    result = run(tmp_path / "a.png", "-o", tmp_path / "o.ply", "--fov", "50")
+    assert "warning" not in result.stderr
 
 
 # Bad input
@@ -424,14 +500,6 @@ def test_extreme_shapes(run, tmp_path, size):
     assert texts["resize_policy"] == ("upper-bound" if max(size) == 5000 else "lower-bound")
 
 
-def test_a_policy_that_explodes_is_replaced_or_refused():
-    preprocessing = Preprocessing(518, 14)
-    assert choose_policy(480, 640, preprocessing) is None
-    assert choose_policy(8, 5000, preprocessing) == "upper-bound"
-    with pytest.raises(ValueError, match="518 x 323750"):
-        choose_policy(8, 5000, preprocessing, "lower-bound")
-
-
 # Batches
 
 
@@ -452,6 +520,14 @@ def test_where_memory_runs_out_only_the_image_at_fault_is_lost(tmp_path):
     assert len(report.written) == 3
     assert [Path(source).stem for source, _ in report.failures] == ["1"]
     assert "not enough memory for 9 x 12" in report.failures[0][1]
+
+
+def test_memory_that_the_cpu_refuses_is_told_plainly(tmp_path):
+    photograph(9, 12).save(tmp_path / "a.png")
+    model = Shade()
+    model.forward = lambda images, *, features=False: torch.empty(1 << 60)
+    report = predict_files(tmp_path / "a.png", tmp_path / "o.npy", model=model)
+    assert report.failures[0][1] == "not enough memory for 9 x 12 pixels; try a smaller --size"
 
 
 def test_a_model_that_is_given_keeps_its_mode(tmp_path):

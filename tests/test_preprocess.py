@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distilldepth.models.preprocess import Preprocessing, resize, target_size
+from distilldepth.models.preprocess import Preprocessing, choose_policy, resize, target_size
 
 OFFICIAL = Preprocessing(518, 14)
 
@@ -47,6 +47,36 @@ def test_a_policy_or_size_that_does_not_exist_is_named():
         target_size(10, 10, OFFICIAL, policy="lower")
     with pytest.raises(ValueError, match="at least 14"):
         target_size(10, 10, OFFICIAL, size=13)
+
+    with pytest.raises(ValueError, match="at least 14"):
+        target_size(10, 10, OFFICIAL, size=0)
+    for size in (64.5, "64"):
+        with pytest.raises(TypeError, match="whole number"):
+            target_size(10, 10, OFFICIAL, size=size)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size": 0}, "size must be a whole number"),
+        ({"multiple": 0}, "multiple must be a whole number"),
+        ({"size": "518"}, "size must be a whole number"),
+        ({"resize_policy": "lower"}, "resize_policy must be one of"),
+        ({"interpolation": "nearest"}, "interpolation must be one of"),
+        ({"mean": (0.5, 0.5)}, "mean must be three finite numbers"),
+        ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
+    ],
+)
+def test_what_no_network_can_want_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing(**({"size": 518, "multiple": 14} | wrong))
+
+
+def test_a_policy_that_explodes_is_replaced_or_refused():
+    assert choose_policy(480, 640, OFFICIAL) is None
+    assert choose_policy(8, 5000, OFFICIAL) == "upper-bound"
+    with pytest.raises(ValueError, match="518 x 323750"):
+        choose_policy(8, 5000, OFFICIAL, "lower-bound")
 
 
 def test_resize_keeps_what_has_the_size_and_corners_where_they_are():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distilldepth.models.preprocess import Preprocessing, resize, target_size
+from distilldepth.models.preprocess import Preprocessing, choose_policy, resize, target_size
 
 QUANTITIES = ("disparity", "depth", "metric_depth")
 
@@ -34,6 +35,9 @@ class ModelInfo:
     """Things a user must be told, for example that a bundled stand-in is used."""
 
     def __post_init__(self) -> None:
+        for name in ("name", "family", "licence", "source"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"ModelInfo: {name} must be a text, got {getattr(self, name)!r}")
         if self.quantity not in QUANTITIES:
             raise ValueError(f"ModelInfo: quantity must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
 
@@ -107,11 +111,15 @@ class DepthModel(nn.Module):
 
         Args:
             images: `(B, 3, H, W)`, RGB in [0, 1].
-            policy: `lower-bound`, `hf` or `square`; None for the model's own.
+            policy: `lower-bound`, `upper-bound`, `hf` or `square`; None for the model's own.
             size: target side in pixels; None for the model's own.
 
         Returns:
             `(B, H, W)` float32 in the model's quantity.
+
+        Raises:
+            TypeError: size is not a whole number.
+            ValueError: unknown policy, or a size below the model's multiple.
         """
         height, width = images.shape[-2:]
         inner = target_size(height, width, self.preprocessing, policy=policy, size=size)
@@ -131,7 +139,8 @@ class DepthModel(nn.Module):
 
         Args:
             image: a path, a PIL image or an uint8 array `(H, W, 3)`; or a list of these.
-            policy: resize policy; None for the model's own.
+            policy: resize policy; None for the model's own, or `upper-bound`, with a warning, for an image so long and
+                thin that its own would make it grow beyond reason.
             size: target side in pixels; None for the model's own.
             batch_size: how many images of equal size are run at once.
 
@@ -139,11 +148,15 @@ class DepthModel(nn.Module):
             A `Prediction` at the image's own resolution, or a list of them in the order of the input.
 
         Raises:
+            TypeError: not one of these kinds of image, or an array that is not uint8; size is not a whole number.
+            ValueError: an array of another shape; unknown policy; a size below the model's multiple; no batch size.
             FileNotFoundError: the path does not exist.
             DistillDepthError: the file is not a readable image.
         """
         from distilldepth.data.images import as_rgb
 
+        if batch_size < 1:
+            raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
         single = not isinstance(image, (list, tuple))
         arrays = [as_rgb(item) for item in ([image] if single else image)]
         groups: dict[tuple[int, int], list[int]] = {}
@@ -152,15 +165,25 @@ class DepthModel(nn.Module):
         device, was_training = self._mean.device, self.training
         self.eval()
         results: list[Prediction | None] = [None] * len(arrays)
-        for indices in groups.values():
-            for start in range(0, len(indices), batch_size):
-                chunk = indices[start : start + batch_size]
-                stacked = torch.from_numpy(np.stack([arrays[i] for i in chunk]))
-                images = stacked.to(device).permute(0, 3, 1, 2).float() / 255
-                values = self.estimate(images, policy=policy, size=size).cpu().numpy()
-                for i, value in zip(chunk, values, strict=True):
-                    results[i] = Prediction(
-                        value, self.info.quantity, self.info.name, policy or self.preprocessing.resize_policy
+        try:
+            for (height, width), indices in groups.items():
+                chosen = choose_policy(height, width, self.preprocessing, policy, size)
+                if chosen != policy:
+                    warnings.warn(
+                        f"an image of {height} x {width} is too long for the model's resize policy; "
+                        f"{chosen} is used for it",
+                        UserWarning,
+                        stacklevel=3,
                     )
-        self.train(was_training)
+                for start in range(0, len(indices), batch_size):
+                    chunk = indices[start : start + batch_size]
+                    stacked = torch.from_numpy(np.stack([arrays[i] for i in chunk]))
+                    images = stacked.to(device).permute(0, 3, 1, 2).float() / 255
+                    values = self.estimate(images, policy=chosen, size=size).cpu().numpy()
+                    for i, value in zip(chunk, values, strict=True):
+                        results[i] = Prediction(
+                            value, self.info.quantity, self.info.name, chosen or self.preprocessing.resize_policy
+                        )
+        finally:
+            self.train(was_training)
         return results[0] if single else results

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import os
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.models import hub, registry
 from distilldepth.models.base import DepthModel, ModelInfo
@@ -50,7 +52,7 @@ def load_model(
     Args:
         spec: a name (`dav2-small`), `name:variant` (`dav2:small`), `name@path`, an official `.pth` / `.safetensors`
             file, a folder written by `save_model`, transformers or diffusers, a run folder, or a hub id (`org/name`).
-        device: where to put it.
+        device: where to put it, as `--device`: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`, or a torch device.
         offline: never touch the network; `HF_HUB_OFFLINE=1` says the same.
         base: repository or folder with the VAE of a latent model whose own folder has none; None for
             `$DISTILLDEPTH_SD_BASE` or the public default.
@@ -59,14 +61,22 @@ def load_model(
         The model; `info.notes` says what a user must be told.
 
     Raises:
-        ValueError: unknown name.
+        TypeError: spec is neither a text nor a path.
+        ValueError: unknown name, or a device that this machine does not have.
         FileNotFoundError: a path that does not exist.
         DistillDepthError: a corrupt or foreign checkpoint, or one that is not here and not to be had.
+
+    >>> import numpy as np
+    >>> model = load_model("distilldepth-mini")
+    >>> prediction = model.predict(np.zeros((30, 40, 3), np.uint8), size=64)
+    >>> prediction.values.shape, prediction.values.dtype, prediction.quantity
+    ((30, 40), dtype('float32'), 'disparity')
     """
     if not isinstance(spec, (str, Path)):
         raise TypeError(f"load_model: spec must be a name or a path, got {type(spec).__name__}")
-    model = _resolve(spec, offline, None if base is None else str(base))
-    return model.to(device).eval()
+    # A wrong device is found before the seconds that loading takes.
+    place = resolve_device(device)
+    return _resolve(spec, offline, None if base is None else str(base)).to(place).eval()
 
 
 def create_student(name: str | Path, *, seed: int | None = None, offline: bool = False) -> DepthModel:
@@ -326,6 +336,11 @@ def _max_depth_by_name(path: Path) -> int | None:
 def _load_folder(folder: Path, entry: registry.Entry | None, name: str, offline: bool, base: str | None) -> DepthModel:
     if (folder / "student" / "config.json").is_file():
         return load_saved(folder / "student")
+    if (folder / "config.toml").is_file() and (folder / "checkpoints").is_dir():
+        raise DistillDepthError(
+            f"load_model: {folder} is a run without a student, which comes at its end; finish it with "
+            f"distilldepth distill --config {folder / 'config.toml'} --resume auto"
+        )
     if not (folder / "config.json").is_file() or (entry is not None and entry.family == "latent"):
         return _load_latent(folder, entry, name, offline, base)
     config = read_json(folder / "config.json")
@@ -334,7 +349,7 @@ def _load_folder(folder: Path, entry: registry.Entry | None, name: str, offline:
     kind = config.get("model_type")
     if kind is None and "_class_name" in config:
         return _load_latent(folder, entry, name, offline, base)
-    if kind is None:
+    if not isinstance(kind, str):
         raise DistillDepthError(f"load_model: {folder / 'config.json'} names no model_type; is this a model's folder?")
     licence = entry.licence if entry else "see the source"
     if kind == "depth_anything":
@@ -353,7 +368,8 @@ def _load_latent(path: Path, entry: registry.Entry | None, name: str, offline: b
     ):
         held = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
         raise DistillDepthError(
-            f"load_model: {path} holds no model: it has no config.json and no weights (it holds {held})"
+            f"load_model: {path} holds no model: weights and a config.json of a known kind are missing "
+            f"(it holds {held})"
         )
     if entry is not None and entry.family != "latent":
         raise DistillDepthError(f"load_model: {path} has no config.json, which a folder of '{name}' must have")
@@ -368,10 +384,9 @@ def load_saved(folder: Path) -> DepthModel:
     """
     path = folder / "config.json"
     config = read_json(path)
-    if config.get("version", 0) > FORMAT_VERSION:
-        raise DistillDepthError(
-            f"load_model: {path} has format version {config['version']}; update distilldepth to read it"
-        )
+    version = config.get("version", 0)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise DistillDepthError(f"load_model: {path} has format version {version!r}; update distilldepth to read it")
     try:
         info = ModelInfo(
             config["name"], config["family"], config["quantity"], config["licence"], config.get("source") or str(folder)
@@ -379,7 +394,7 @@ def load_saved(folder: Path) -> DepthModel:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
         preprocessing = Preprocessing(**values)
         architecture = config["architecture"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DistillDepthError(f"load_model: {path} is not a complete model description: {error!r}") from error
     family = _family(info.family)
     try:
@@ -425,8 +440,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # What torch says here is how to switch the protection off.
+        raise DistillDepthError(
+            f"load_model: {path} ({path.stat().st_size} bytes) is not a readable checkpoint (no tensors, or other "
+            "objects beside them, which could run a program and are not opened); download it again, or save it as "
+            ".safetensors"
+        ) from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
+        reason = " ".join(reason.split())[:160] or type(error).__name__
         raise DistillDepthError(
             f"load_model: {path} ({path.stat().st_size} bytes) is not a readable checkpoint ({reason}); "
             "download it again"
@@ -434,7 +457,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model_state_dict", "model", "params"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if isinstance(state, dict) and not state:
+        raise DistillDepthError(f"load_model: {path} holds no tensor; download it again")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DistillDepthError(f"load_model: {path} holds no state dictionary, got {type(state).__name__}")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}

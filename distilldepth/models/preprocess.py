@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,10 @@ RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
 """`lower-bound`: both sides at least `size`, aspect kept (official Depth Anything). `upper-bound`: both sides at most
 `size`, aspect kept (GenPercept). `hf`: the rule of transformers' DPT processor, the scale closest to one.
 `square`: exactly `size` x `size`."""
+INTERPOLATIONS = ("bicubic", "bilinear", "bilinear-antialias")
+
+_LARGEST_STRETCH = 16
+"""A policy that makes the network see more than this many times size x size pixels is not used unasked."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,23 @@ class Preprocessing:
     interpolation: str = "bicubic"
     """`bicubic`, `bilinear` or `bilinear-antialias`."""
 
+    def __post_init__(self) -> None:
+        for name in ("size", "multiple"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Preprocessing: {name} must be a whole number from 1, got {value!r}")
+        for name, choices in (("resize_policy", RESIZE_POLICIES), ("interpolation", INTERPOLATIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"Preprocessing: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if len(value) != 3 or not all(abs(number) < float("inf") for number in value):
+                raise ValueError(f"Preprocessing: {name} must be three finite numbers, got {value!r}")
+        if min(self.std) <= 0:
+            raise ValueError(f"Preprocessing: std must be positive, got {self.std!r}")
+
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary for JSON."""
         return asdict(self)
@@ -41,9 +63,16 @@ class Preprocessing:
 def target_size(
     height: int, width: int, preprocessing: Preprocessing, *, policy: str | None = None, size: int | None = None
 ) -> tuple[int, int]:
-    """Return the (height, width) at which the network sees an image of `height` x `width`.
+    """Return the (height, width) at which the network sees an image.
+
+    Args:
+        height, width: of the image, pixels.
+        preprocessing: what the network wants.
+        policy: one of `RESIZE_POLICIES`; None for the network's own.
+        size: target side, pixels; None for the network's own.
 
     Raises:
+        TypeError: size is not a whole number.
         ValueError: unknown policy, or a size below one multiple.
 
     >>> target_size(480, 640, Preprocessing(518, 14))
@@ -52,8 +81,10 @@ def target_size(
     (350, 518)
     """
     policy = policy or preprocessing.resize_policy
-    size = size or preprocessing.size
+    size = preprocessing.size if size is None else size
     multiple = preprocessing.multiple
+    if not isinstance(size, Integral):
+        raise TypeError(f"target_size: size must be a whole number of pixels, got {size!r}")
     if policy not in RESIZE_POLICIES:
         raise ValueError(f"target_size: policy must be one of {', '.join(RESIZE_POLICIES)}, got {policy!r}")
     if size < multiple:
@@ -73,6 +104,38 @@ def target_size(
     else:
         scale = by_width if abs(1 - by_width) < abs(1 - by_height) else by_height
     return _to_multiple(scale * height, multiple, at_least=0), _to_multiple(scale * width, multiple, at_least=0)
+
+
+def choose_policy(
+    height: int, width: int, preprocessing: Preprocessing, policy: str | None = None, size: int | None = None
+) -> str | None:
+    """Return the policy to use for an image: `policy`, or `upper-bound` where the network's own explodes.
+
+    `lower-bound` would make a strip of 8 x 5000 pixels one of 518 x 323750.
+
+    Args:
+        height, width, preprocessing, policy, size: see `target_size`.
+
+    Returns:
+        The policy; None for the network's own.
+
+    Raises:
+        TypeError: size is not a whole number.
+        ValueError: the policy that was asked for explodes, or as `target_size`.
+
+    >>> choose_policy(8, 5000, Preprocessing(518, 14))
+    'upper-bound'
+    """
+    inner = target_size(height, width, preprocessing, policy=policy, size=size)
+    side = max(preprocessing.size if size is None else size, preprocessing.multiple)
+    if inner[0] * inner[1] <= _LARGEST_STRETCH * side * side:
+        return policy
+    if policy is not None:
+        raise ValueError(
+            f"the model would see {height} x {width} pixels as {inner[0]} x {inner[1]} by the policy {policy}; "
+            "use --resize-policy upper-bound or square"
+        )
+    return "upper-bound"
 
 
 def _to_multiple(value: float, multiple: int, *, at_least: int) -> int:

@@ -41,7 +41,15 @@ def colormap_table(name: str) -> np.ndarray:
 
 
 def nearness(values: np.ndarray, quantity: str) -> np.ndarray:
-    """Return the map as float64, larger = nearer: inverted for metric depth, negated for affine-invariant depth."""
+    """Turn a map so that larger = nearer: metric depth is inverted, affine-invariant depth negated.
+
+    Args:
+        values: `(H, W)`, in `quantity`.
+        quantity: `disparity`, `depth` or `metric_depth`.
+
+    Returns:
+        float64 `(H, W)`; NaN for metric depth that is not positive.
+    """
     values = values.astype(np.float64)
     if quantity == "disparity":
         return values

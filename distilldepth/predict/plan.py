@@ -15,7 +15,10 @@ FORMATS = ("png16", "color", "npy", "ply")
 _ENDINGS = {"png16": ".png", "color": "_color.png", "npy": ".npy", "ply": ".ply"}
 _SUFFIXES = {"png16": ".png", "color": ".png", "npy": ".npy", "ply": ".ply"}
 _BY_SUFFIX = {".png": "png16", ".npy": "npy", ".ply": "ply"}
-_UNFIT_SUFFIXES = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".exr", ".npz", ".pfm", ".glb", ".obj")
+_UNFIT_SUFFIXES = (
+    ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".exr", ".npz", ".pfm", ".glb", ".obj",
+    ".avif", ".heic", ".csv", ".json", ".txt", ".mat", ".h5", ".hdf5", ".pcd", ".xyz", ".mp4",
+)  # fmt: skip
 
 
 @dataclass
@@ -52,6 +55,9 @@ def plan_jobs(
         FileNotFoundError: nothing was found.
         ValueError: the names contradict each other; nothing has been written then.
     """
+    if str(out) in ("", "-"):
+        # "" is what an unset variable of a shell becomes, and would be the current folder.
+        raise ValueError(f"-o must name a file or a folder, got '{out}'")
     out = Path(out)
     for name in formats or ():
         if name not in FORMATS:
@@ -76,14 +82,16 @@ def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
     from distilldepth.data.images import list_images
 
     groups: list[tuple[Path | None, list[Path]]] = []
-    target = os.path.abspath(out)
+    target = os.path.realpath(out)
     for item in inputs:
+        if item == "":
+            raise ValueError("an input must name a file, a folder or a glob pattern, got ''")
         path = Path(item).expanduser()
         if path.is_dir():
-            if os.path.abspath(path) == target:
+            if os.path.realpath(path) == target:
                 raise ValueError(f"-o {out}: this is the input folder; name another folder")
             # A second run must not take the first one's results for photographs.
-            images = [image for image in list_images(path) if not os.path.abspath(image).startswith(target + os.sep)]
+            images = [image for image in list_images(path) if not _place(image).startswith(target + os.sep)]
             if not images:
                 raise FileNotFoundError(f"{path}: no image in this folder that is not below -o {out}")
             groups.append((path, images))
@@ -94,19 +102,26 @@ def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
             groups.append((None, [path]))
         else:
             groups.append((_fixed_part(path), list_images(path)))
-    folders = [folder for folder, _ in groups if folder is not None]
-    found: dict[Path, _Found] = {}
+    folders = {os.path.abspath(folder) for folder, _ in groups if folder is not None}
+    # By place: `a.jpg`, `./a.jpg` and a glob that matches it are one image.
+    found: dict[str, _Found] = {}
     for folder, images in groups:
         for image in images:
             relative = Path(image.name) if folder is None else image.relative_to(folder)
             if folder is not None and len(folders) > 1:
                 relative = Path(folder.resolve().name) / relative
-            found.setdefault(image, _Found(image, relative, missing=not image.exists()))
-    if all(item.missing for item in found.values()):
-        if not found:
-            raise ValueError("no input given; name files, folders or glob patterns")
-        raise FileNotFoundError(2, "No such file or directory", str(next(iter(found))))
-    return list(found.values())
+            found.setdefault(os.path.abspath(image), _Found(image, relative, missing=not image.exists()))
+    if not found:
+        raise ValueError("no input given; name files, folders or glob patterns")
+    items = list(found.values())
+    if all(item.missing for item in items):
+        raise FileNotFoundError(2, "No such file or directory", str(items[0].source))
+    return items
+
+
+def _place(path: Path) -> str:
+    """Where a file is, with the links among its folders followed: writing replaces the name there, not a link's end."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -164,8 +179,8 @@ def _repeated(items) -> bool:
 
 
 def _check_sources_survive(jobs: list[Job]) -> None:
-    sources = {os.path.abspath(job.source) for job in jobs}
+    sources = {_place(job.source) for job in jobs}
     for job in jobs:
         for path in job.outputs.values():
-            if os.path.abspath(path) in sources:
+            if _place(path) in sources:
                 raise ValueError(f"{path}: this output would replace an input image; choose another name or folder")

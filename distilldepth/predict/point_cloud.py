@@ -35,11 +35,19 @@ class PointCloudOptions:
 
 
 def to_depth(values: np.ndarray, quantity: str, depth_range: tuple[float, float]) -> np.ndarray:
-    """Return depth `(H, W)` float32; NaN where unknown.
+    """Turn a map into depth.
 
     Metric depth stays as it is. A map without a unit is known only up to scale and shift, so its extremes (0.1 and
     99.9 percent, beyond which it is clipped) are put at `depth_range`: disparity t in [0, 1] becomes
-    `1 / (1/far + t (1/near - 1/far))`, depth t becomes `near + t (far - near)`. A constant map is put at `near`.
+    `1 / (1/far + t (1/near - 1/far))`, depth t becomes `near + t (far - near)`.
+
+    Args:
+        values: `(H, W)`, in `quantity`.
+        quantity: `disparity`, `depth` or `metric_depth`.
+        depth_range: near and far, in any unit; without effect on metric depth.
+
+    Returns:
+        float32 `(H, W)`; NaN where unknown. A constant map is put at `near`.
     """
     if quantity == "metric_depth":
         return np.where(np.isfinite(values) & (values > 0), values, np.nan).astype(np.float32)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from distilldepth.device import autocast, resolve_device
+from distilldepth.errors import DistillDepthError
 from distilldepth.inference import FAILURES, LoadedImage, estimate_batch, load_batches, reason
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import target_size
@@ -199,6 +200,8 @@ class _Writer:
     def __call__(self, loaded: LoadedImage, values: np.ndarray) -> dict[str, Any]:
         info, job = self.model.info, loaded.item
         policy = loaded.policy or self.model.preprocessing.resize_policy
+        if not np.isfinite(values).any():
+            raise DistillDepthError("the model gave no finite value; its weights are damaged or the precision too low")
         texts = {
             "model": info.name,
             "licence": info.licence,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import shutil
@@ -26,6 +27,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; it takes that name if the block ends well, else it is removed.
 
     A device or a pipe (`/dev/stdout`) is written to, never replaced.
+
+    Raises:
+        OSError: it cannot be written; names `path` where the system names nothing, as for a full disk.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         with tempfile.TemporaryDirectory() as folder:
@@ -40,6 +44,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -130,6 +138,9 @@ def _chunk_text(text: str) -> str:
 def read_depth_png(path: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Read a PNG written by `write_depth_png`.
 
+    Args:
+        path: the file.
+
     Returns:
         The float32 `(H, W)` map, NaN where unknown, and its text chunks; `scale` and `offset` are floats and
         `near_is_bright` is a bool.
@@ -164,7 +175,17 @@ def write_color_png(
     percentiles: tuple[float, float] = (1.0, 99.0),
     texts: dict[str, str] | None = None,
 ) -> None:
-    """Write a coloured 8-bit PNG for the eye: near things have the last colour of the map. See `colorize`."""
+    """Write a coloured 8-bit PNG for the eye: near things have the last colour of the map.
+
+    Args:
+        path: the file; replaced in one step.
+        values, quantity, colormap, percentiles: see `colorize`.
+        texts: further text chunks, for example `model` and `licence`.
+
+    Raises:
+        ValueError: as `colorize`.
+        OSError: the file cannot be written.
+    """
     picture = colorize(values, quantity, colormap=colormap, percentiles=percentiles)
     info = PngImagePlugin.PngInfo()
     chunks = {
@@ -181,6 +202,17 @@ def write_color_png(
 
 
 def write_npy(path: str | Path, values: np.ndarray) -> None:
-    """Write the map as float32 `.npy`, exactly as predicted."""
-    with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
-        np.save(file, values.astype(np.float32), allow_pickle=False)
+    """Write the map as float32 `.npy`, exactly as predicted.
+
+    Args:
+        path: the file; replaced in one step.
+        values: `(H, W)`, any float dtype.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    # Through memory: on a full disk numpy's own writing says how many bytes it wrote, and not why no more.
+    content = io.BytesIO()
+    np.save(content, values.astype(np.float32), allow_pickle=False)
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_bytes(content.getbuffer())
