@@ -154,8 +154,8 @@ def test_the_number_of_threads_does_not_matter():
 
 def test_mistakes_are_named():
     depth, matrix, valid = make()
-    skewed, flat = matrix.clone(), matrix.clone()
-    skewed[0, 0, 1], flat[1, 1, 1] = 0.5, 0
+    skewed, flat, broken = matrix.clone(), matrix.clone(), matrix.clone()
+    skewed[0, 0, 1], flat[1, 1, 1], broken[1, 0, 2] = 0.5, 0, torch.nan
     cases = [
         (TypeError, "depth must be a floating", (depth.int(), matrix)),
         (ValueError, "depth must be", (depth[0], matrix)),
@@ -163,6 +163,7 @@ def test_mistakes_are_named():
         (ValueError, r"intrinsics must be \(3, 3\) or \(2, 3, 3\)", (depth, matrix[:1])),
         (ValueError, "intrinsics must be", (depth, matrix[:, :2])),
         (ValueError, "zero skew", (depth, skewed)),
+        (ValueError, "intrinsics must be finite", (depth, broken)),
         (ValueError, "focal lengths other than 0", (depth, flat)),
         (ValueError, "valid must be", (depth, matrix, valid[0])),
     ]

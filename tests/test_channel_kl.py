@@ -257,6 +257,7 @@ def test_mistakes_are_named():
         (ValueError, "teacher must have the shape", (s, t[:, :1]), {}),
         (ValueError, "teacher must not require grad", (s, t.clone().requires_grad_()), {}),
         (ValueError, "valid must be", (s, t, v[:, :2]), {}),
+        (TypeError, "temperature must be a number", (s, t), {"temperature": "1"}),
         (ValueError, "temperature must be positive", (s, t), {"temperature": 0.0}),
         (ValueError, "temperature must be positive", (s, t), {"temperature": float("nan")}),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
 import re
 import subprocess
@@ -150,6 +151,18 @@ def test_triton_is_imported_in_kernels_only():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.split(".")[0] == "triton" for name in names), path
+
+
+def test_the_examples_in_docstrings_hold():
+    tried = 0
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if part_of(path) == "kernels":  # Triton's names are there on GPU machines and in the interpreter only.
+            continue
+        name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+        found = doctest.testmod(importlib.import_module(name))
+        assert found.failed == 0, name
+        tried += found.attempted
+    assert tried > 80
 
 
 def test_no_catch_all_files():

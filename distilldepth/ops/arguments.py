@@ -18,7 +18,8 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def check_floats(function: str, name: str, tensor: Tensor, dims: Sequence[int], shape: str) -> None:
     """Raise unless `tensor` is a floating tensor with one of these numbers of dimensions."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{function}: {name} must be a tensor {shape}, got {type(tensor).__name__}")
+        kind = type(tensor).__name__
+        raise TypeError(f"{function}: {name} must be a tensor {shape}, got {kind}; use torch.as_tensor")
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{function}: {name} must be a floating tensor, got {tensor.dtype}; convert it with .float()")
     if tensor.ndim not in dims:

@@ -26,8 +26,8 @@ def backproject(depth: Tensor, intrinsics: Tensor, valid: Tensor | None = None) 
 
     Raises:
         TypeError: depth or intrinsics are not floating tensors, valid is not bool.
-        ValueError: shapes or devices do not fit; a focal length is 0 or a skew is not. Intrinsics on a GPU are looked
-            at only with DISTILLDEPTH_CHECK_VALUES=1, because that waits for the device.
+        ValueError: shapes or devices do not fit; intrinsics are not finite, a focal length is 0 or a skew is not.
+            Intrinsics on a GPU are looked at only with DISTILLDEPTH_CHECK_VALUES=1, because that waits for the device.
         DistillDepthError: DISTILLDEPTH_BACKEND forces a backend that is not there.
 
     Gradient: to `depth` and `intrinsics`, in their dtypes; zero from what is not valid.
@@ -97,6 +97,8 @@ def _check(function: str, depth: Tensor, intrinsics: Tensor, valid: Tensor | Non
     check_device(function, "intrinsics", intrinsics, "depth", depth)
     check_valid(function, valid, depth.shape, "depth", depth)
     if values_are_checked(intrinsics):
+        if not bool(intrinsics.detach().isfinite().all()):
+            raise ValueError(f"{function}: intrinsics must be finite, got {intrinsics.tolist()}")
         focal = intrinsics.detach()[..., (0, 1), (0, 1)]
         if bool((focal == 0).any()):
             raise ValueError(

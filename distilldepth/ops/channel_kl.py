@@ -31,7 +31,7 @@ def channel_kl_loss(
         gradient if there is none. NaN if a valid position is not finite.
 
     Raises:
-        TypeError: a map is not a floating tensor, valid is not bool.
+        TypeError: a map is not a floating tensor, valid is not bool, temperature is no number.
         ValueError: shapes or devices differ, the teacher requires grad, temperature is not positive.
         DistillDepthError: DISTILLDEPTH_BACKEND forces a backend that is not there.
 
@@ -50,6 +50,8 @@ def channel_kl_loss(
     check_same(name, "teacher", teacher, "student", student)
     check_teacher(name, "teacher", teacher)
     check_valid(name, valid, (len(student), *student.shape[-2:]), "student", student)
+    if not isinstance(temperature, (int, float)):
+        raise TypeError(f"{name}: temperature must be a number, got {type(temperature).__name__}")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"{name}: temperature must be positive, got {temperature}")
     backend = active_backend("channel_kl", student)
