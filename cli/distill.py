@@ -69,7 +69,11 @@ def distill(
     demo = not (preset or config_file or settings or set(flags) - {"teachers", "out", "overwrite", "resume", "offline"})
     if demo:
         preset = "demo"
-    config = load_config(preset=preset, file=config_file, settings=settings, flags=flags)
+    try:
+        config = load_config(preset=preset, file=config_file, settings=settings, flags=flags)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    options.check_json_target(json_target)
     if not ({"out", "resume", "overwrite"} & set(flags) or config_file):
         config.out = _free_folder(config.out)
     if print_config:
@@ -92,8 +96,9 @@ def distill(
     try:
         result = run(config, command=command)
     except KeyboardInterrupt:
-        again = shlex.join(["distilldepth", "distill", "--config", f"{config.out}/config.toml", "--resume", "auto"])
-        click.echo(f"\nto continue from the last checkpoint: {again}", err=True)
+        if any(Path(config.out, "checkpoints").glob("step-*")):
+            again = ["distilldepth", "distill", "--config", f"{config.out}/config.toml", "--resume", "auto"]
+            click.echo(f"\nto continue from the last checkpoint: {shlex.join(again)}", err=True)
         raise
     if os.environ.get("RANK", "0") != "0":
         return

@@ -12,7 +12,7 @@ def test_toml_round_trip_keeps_every_key(tmp_path):
     config = load_config(
         preset="demo",
         settings=["loss.gradient=1.5", "crop.flip=false", "optimiser.lr=3e-4"],
-        flags={"teachers": "dav2:small=7,genpercept=3", "images": ["a b/ü.txt", 'q"uote'], "steps": 7},
+        flags={"teachers": "dav2:small=7,genpercept=3", "images": ["a b/ü.txt", 'q"uote', "dele\x7fted"], "steps": 7},
     )
     for comments in (False, True):
         path = tmp_path / "config.toml"
@@ -58,7 +58,17 @@ def test_presets_are_valid_and_the_paper_weights_hold():
         ("loss.contexts=rang", "must be one of range"),
         ("size=12x", "size must be SIDE or HxW"),
         ("size=8", "at least 32"),
-        ("optimiser.lr=nan", "optimiser.lr must be at least 0"),
+        ("optimiser.lr=nan", "optimiser.lr must be a finite number"),
+        ("loss.aligned_log_knee=inf", "loss.aligned_log_knee must be a finite number"),
+        ("optimiser.beta1=1.5", r"optimiser.beta1 must be in \[0, 1\)"),
+        ("seed=-1", "seed must be at least 0"),
+        ("seed=99999999999999999999999", "seed must be below"),
+        ("size=99999999999x5000", "size must be at most"),
+        ("size=²", "size must be SIDE or HxW"),
+        ("teachers=dav2,dav2", "given twice"),
+        ("out=", "out must name a folder"),
+        ("images=bad\udcff", "text in UTF-8"),
+        ("preset=demo", "--preset demo"),
         ("crop.flip=maybe", "true or false"),
         ("steps", "key=value"),
         ("max_skipped_share=2", "between 0 and 1"),
@@ -77,6 +87,11 @@ def test_bad_files(tmp_path):
     broken.write_text("steps = = 3")
     with pytest.raises(ValueError, match="not a TOML file"):
         load_config(file=broken)
+    broken.write_text("preset = 3")
+    with pytest.raises(ValueError, match="preset must be text"):
+        load_config(file=broken)
+    broken.write_bytes(b"\xef\xbb\xbfsteps = 3")  # as some Windows editors save
+    assert load_config(file=broken).steps == 3
     with pytest.raises(ValueError, match="unknown preset 'dem'; did you mean 'demo'"):
         load_config(preset="dem")
 
@@ -106,6 +121,7 @@ def test_parse_teachers():
         ("dav2=0", "must be positive"),
         ("dav2=x", "must be a number"),
         ("dav2=nan", "must be positive"),
+        ("dav2=inf", "positive and finite"),
         ("dav2,,genpercept", "comma-separated"),
         ("", "comma-separated"),
     ],

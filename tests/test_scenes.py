@@ -285,6 +285,15 @@ def test_cache_keeps_the_scenes_and_survives_damage(tmp_path: Path, monkeypatch:
         assert kept[i]["image"].shape == (*SMALL, 3)
 
 
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    source = SceneSource(SMALL, count=2, cache=tmp_path / "file")
+    with pytest.warns(UserWarning, match="rendered anew"):
+        first = source[0]
+    assert np.array_equal(first["image"], SceneSource(SMALL, count=2)[0]["image"])
+    assert source[1]["name"] == "scene-000001"
+
+
 def test_cache_is_apart_for_other_sizes_and_renderers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = {SceneSource(size, cache=tmp_path).folder for size in (SMALL, (64, 48))}
     monkeypatch.setattr(scenes, "RENDERER_VERSION", scenes.RENDERER_VERSION + 1)

@@ -192,7 +192,7 @@ def test_damaged_tar(tmp_path):
         open_source(path)
     for content, words in (
         (b"", "is empty"),
-        (b"no tar" * 1000, "is not a tar file"),
+        (b"no tar" * 1000, "is not a plain tar file"),
         (bytes(10240), "no image among"),
     ):
         path.write_bytes(content)
@@ -315,6 +315,9 @@ def test_bad_image_is_replaced_by_the_next():
 
 
 def test_too_many_bad_images():
+    assert load_or_replace(Numbers(100, bad=range(4, 50)), 4)[0]["name"] == "50"
+    with pytest.raises(DistillDepthError, match=r"^0: is empty$"):
+        load_or_replace(Numbers(1, bad=[0]), 0)
     with pytest.raises(DistillDepthError, match="3 images in a row cannot be read; the first: 4: is empty"):
         load_or_replace(Numbers(100, bad=range(4, 50)), 4, max_tries=3)
     assert load_or_replace(Numbers(100, bad=range(4, 6)), 4, max_tries=3)[0]["name"] == "6"

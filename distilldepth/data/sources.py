@@ -10,7 +10,6 @@ import glob
 import itertools
 import os
 import re
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
@@ -26,10 +25,10 @@ from distilldepth.data.images import (
     natural_key,
     read_image,
 )
+from distilldepth.data.tar import compressed_error, is_plain, walk_tar
 from distilldepth.errors import DistillDepthError
 
 _COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
-_COMPRESSION_MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
 class Sample(TypedDict, total=False):
@@ -112,11 +111,12 @@ class TarSource:
         self.max_side = _checked_max_side(max_side)
         shards, offsets, sizes, self._names = [], [], [], []
         for shard, path in enumerate(self.paths):
-            for name, offset, size in _scan_tar(path):
-                shards.append(shard)
-                offsets.append(offset)
-                sizes.append(size)
-                self._names.append(name)
+            for name, member in walk_tar(path):
+                if is_plain(member) and _is_wanted(name):
+                    shards.append(shard)
+                    offsets.append(member.offset_data)
+                    sizes.append(member.size)
+                    self._names.append(name)
         # Arrays, not tuples: a million members stay small, and pickle to a worker quickly.
         self._shards = np.array(shards, dtype=np.int32)
         self._offsets = np.array(offsets, dtype=np.int64)
@@ -210,7 +210,7 @@ def open_source(
 
 
 def load_or_replace(
-    source: ImageSource, index: int, max_tries: int = 10
+    source: ImageSource, index: int, max_tries: int = 1000
 ) -> tuple[Sample, list[DistillDepthError | FileNotFoundError]]:
     """Load an image, or the next readable one after it (from the start again after the last).
 
@@ -220,7 +220,7 @@ def load_or_replace(
         The sample, and the errors of the images that could not be read: empty if all was well.
 
     Raises:
-        DistillDepthError: `max_tries` images in a row cannot be read.
+        DistillDepthError: `max_tries` images in a row, or all there are, cannot be read.
     """
     errors: list[DistillDepthError | FileNotFoundError] = []
     count = len(source)
@@ -229,6 +229,8 @@ def load_or_replace(
             return source[(index + step) % count], errors
         except (DistillDepthError, FileNotFoundError) as error:
             errors.append(error)
+    if len(errors) < 2:
+        raise DistillDepthError(str(errors[0])) from errors[0]
     raise DistillDepthError(f"{len(errors)} images in a row cannot be read; the first: {errors[0]}") from errors[0]
 
 
@@ -270,7 +272,7 @@ def _open_one(spec: str, size: tuple[int, int] | None, seed: int, max_side: int 
                 raise
             return TarSource(shards, max_side=max_side)
     if _COMPRESSED_TAR.search(spec):
-        raise _compressed_error(spec, "compressed")
+        raise compressed_error(spec, "compressed")
     if spec.lower().endswith(".tar"):
         return TarSource(_list_shards(path), max_side=max_side)
     return FolderSource(spec, max_side=max_side)
@@ -304,48 +306,9 @@ def _list_shards(path: Path) -> list[str]:
     return shards
 
 
-def _scan_tar(path: str) -> list[tuple[str, int, int]]:
-    """Name, position and size of each image in a shard."""
-    try:
-        with open(path, "rb") as file:
-            magic = file.read(2)
-        if not magic:
-            raise DistillDepthError(f"{path}: is empty")
-        if magic in _COMPRESSION_MAGIC:
-            raise _compressed_error(path, f"compressed with {_COMPRESSION_MAGIC[magic]}")
-        members = []
-        with tarfile.open(path, "r:") as archive:
-            while (member := archive.next()) is not None:
-                # tarfile keeps every member it has seen; a shard with a million of them would fill the memory.
-                archive.members = []
-                name = member.name.removeprefix("./")
-                if member.isreg() and not member.issparse() and _is_wanted(name):
-                    members.append((name, member.offset_data, member.size))
-            end = archive.offset
-        # tarfile takes a damaged header after the first one for the end; the true end is zeros or the end of the file.
-        with open(path, "rb") as file:
-            file.seek(end)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise DistillDepthError(f"{path}: is damaged or truncated at byte {end}; copy or download it again")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except tarfile.TarError as error:
-        raise DistillDepthError(f"{path}: is not a tar file, or is truncated ({error})") from error
-    except OSError as error:
-        raise DistillDepthError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return members
-
-
 def _is_wanted(name: str) -> bool:
     *folders, file = name.split("/")
     return is_image_name(file) and not any(folder.startswith(".") or folder == "__MACOSX" for folder in folders)
-
-
-def _compressed_error(path: str, how: str) -> DistillDepthError:
-    return DistillDepthError(
-        f"{path}: is {how}, and single images cannot be found in it; unpack it, or store it as a plain .tar "
-        "(photographs are compressed already)"
-    )
 
 
 def _checked_index(source: ImageSource, index: int) -> int:

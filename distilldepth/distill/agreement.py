@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from distilldepth.distill.teachers import Teacher, nearest_size
 from distilldepth.losses import normalise
 from distilldepth.metrics import depth_metrics
 from distilldepth.models import DepthModel
+from distilldepth.models.load import write_atomically
 from distilldepth.models.preprocess import resize
 
 PICTURES = 6
@@ -63,7 +65,9 @@ def measure_agreement(
     student.train(was_training)
     pictures.mkdir(parents=True, exist_ok=True)
     for name, arrays in kept.items():
-        np.save(pictures / f"{name.replace('/', '_')}.npy", np.concatenate(arrays)[:PICTURES])
+        content = io.BytesIO()
+        np.save(content, np.concatenate(arrays)[:PICTURES])
+        write_atomically(pictures / f"{name.replace('/', '_')}.npy", content.getvalue())
     result: dict[str, Any] = {"images": len(heldout), "teachers": {k: _means(v) for k, v in sums.items()}}
     if truth:
         result["depth"] = _means(truth)

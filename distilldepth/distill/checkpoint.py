@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from distilldepth.errors import DistillDepthError
 
@@ -23,7 +24,15 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, state: di
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+    except (RuntimeError, SafetensorError) as error:
+        # How torch and safetensors report a full disk.
+        shutil.rmtree(partial, ignore_errors=True)
+        raise DistillDepthError(
+            f"distill: checkpoint {final} cannot be written ({_reason(error)}); make room, then continue with "
+            "--resume auto"
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (partial / _STATE).write_text(json.dumps({"step": step, **state}), encoding="utf-8")
@@ -49,9 +58,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         DistillDepthError: this is no checkpoint, or an unreadable one.
     """
     try:
-        return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DistillDepthError(f"distill: {checkpoint} is not a checkpoint; give a folder step-* of a run") from None
+        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or not {"step", "before", "seconds", "skipped", "unreadable"} <= state.keys():
+            raise ValueError("not what was written")
+        return state
+    except (FileNotFoundError, NotADirectoryError):
+        raise DistillDepthError(
+            f"distill: {checkpoint} is not a checkpoint; give --resume auto, or a folder step-* of a run"
+        ) from None
     except (ValueError, OSError) as error:
         raise DistillDepthError(
             f"distill: checkpoint {checkpoint} cannot be read ({error}); remove it and resume"
@@ -62,16 +76,23 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
     """Restore models, optimiser and registered objects.
 
     Raises:
-        DistillDepthError: the tensors do not belong to this run.
+        DistillDepthError: it is damaged, or the tensors do not belong to this run.
     """
     try:
         accelerator.load_state(str(checkpoint))
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        # Unpickling a damaged file raises whatever it stumbles over.
+        others = [path for path in list_checkpoints(checkpoint.parent) if path.name < checkpoint.name]
+        remedy = (
+            f"remove it, and --resume auto continues from {others[-1].name}" if others else "start with --overwrite"
+        )
         raise DistillDepthError(
-            f"distill: checkpoint {checkpoint} does not fit this run ({reason}); "
-            "resume with the run's own config.toml, or start again with --overwrite"
+            f"distill: checkpoint {checkpoint} is damaged or of another run ({_reason(error)}); {remedy}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
 
 
 def _flush(path: Path) -> None:

@@ -9,12 +9,15 @@ import dataclasses
 import difflib
 import importlib.resources
 import json
+import math
 import sys
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from distilldepth.distill.spec import parse_teachers
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,6 +27,8 @@ else:
 NORMALISATIONS = ("hybrid", "global", "local", "none")
 CONTEXTS = ("range", "quantile", "spatial")
 INITIAL_WEIGHTS = ("random", "pretrained")
+MAX_SIDE = 16384
+"""Largest side of a region, in pixels."""
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -128,7 +133,7 @@ class DistillConfig:
         16, "images kept out of training on which agreement with the teachers is measured before and after"
     )
     out: str = option("runs/distill", "run folder")
-    preset: str = option("", "demo or distill-any-depth: values to start from")
+    preset: str = option("", "values to start from; see `list presets`")
     steps: int = option(20_000, "optimiser steps")
     batch_size: int = option(4, "images per step and process")
     grad_accumulation: int = option(1, "batches per optimiser step")
@@ -183,11 +188,19 @@ class DistillConfig:
             "log_every": 1, "workers": 0, "threads": 0, "heldout": 0, "crop.min_crop": 1, "crop.patches": 0,
             "crop.patch_window": 1, "crop.max_side": 0, "optimiser.lr": 0, "optimiser.clip_norm": 0,
             "optimiser.weight_decay": 0,
-            "augment.colour": 0, "augment.noise": 0,
+            "augment.colour": 0, "augment.noise": 0, "seed": 0,
         }  # fmt: skip
         terms = ("shared_context", "local_global", "feature", "gradient", "aligned_log", "anchor")
         for key in (*terms, "aligned_log_knee"):
             minimum[f"loss.{key}"] = 0
+        for key, (hint, _) in keys().items():
+            value = get_key(self, key)
+            if hint is float and not math.isfinite(value):
+                raise ValueError(f"distill: {key} must be a finite number, got {value}")
+            for text in value if isinstance(value, list) else [value] if hint is str else []:
+                # The configuration is kept as a file in UTF-8; a path may hold bytes that are no text at all.
+                if text.encode("utf-8", "ignore").decode() != text:
+                    raise ValueError(f"distill: {key} must be text in UTF-8, got {text!r}; rename the file or folder")
         for key, least in minimum.items():
             value = get_key(self, key)
             if not value >= least:
@@ -198,8 +211,14 @@ class DistillConfig:
         ):  # fmt: skip
             if not 0 <= get_key(self, key) <= 1:
                 raise ValueError(f"distill: {key} must be between 0 and 1, got {get_key(self, key)}")
-        if not 0 <= self.optimiser.ema < 1:
-            raise ValueError(f"distill: optimiser.ema must be in [0, 1), got {self.optimiser.ema}")
+        for key in ("optimiser.ema", "optimiser.beta1", "optimiser.beta2"):
+            if not 0 <= get_key(self, key) < 1:
+                raise ValueError(f"distill: {key} must be in [0, 1), got {get_key(self, key)}")
+        if self.seed >= 1 << 63:
+            raise ValueError(f"distill: seed must be below 2^63, got {self.seed}")
+        if not self.out.strip():
+            raise ValueError("distill: out must name a folder, got an empty text")
+        parse_teachers(self.teachers)
         choices = {
             "loss.normalisation_shared": NORMALISATIONS, "loss.normalisation_local_global": NORMALISATIONS,
             "loss.contexts": CONTEXTS, "initial_weights": INITIAL_WEIGHTS,
@@ -226,11 +245,13 @@ def parse_size(text: str, name: str) -> tuple[int, int]:
     (96, 128)
     """
     parts = str(text).lower().split("x")
-    if not (1 <= len(parts) <= 2 and all(part.strip().isdigit() for part in parts)):
+    if not (1 <= len(parts) <= 2 and all(part.strip().isdecimal() for part in parts)):
         raise ValueError(f"distill: {name} must be SIDE or HxW in pixels, got {text!r}; for example 560 or 192x256")
     height, width = int(parts[0]), int(parts[-1])
     if min(height, width) < 32:
         raise ValueError(f"distill: {name} must be at least 32 pixels on each side, got {text!r}")
+    if max(height, width) > MAX_SIDE:
+        raise ValueError(f"distill: {name} must be at most {MAX_SIDE} pixels on each side, got {text!r}")
     return height, width
 
 
@@ -287,9 +308,9 @@ def _convert(value: Any, hint: Any, key: str, origin: str) -> Any:
     elif not isinstance(value, bool):
         try:
             number = hint(value)
-            if hint is float or float(value) == number:
+            if hint is float or isinstance(value, str) or value == number:
                 return number
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     raise ValueError(f"distill: {key} in {origin} must be {wanted}, got {value!r}")
 
@@ -306,6 +327,8 @@ def read_preset(name: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no such preset.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"distill: preset must be text, got {name!r}; there are {', '.join(preset_names())}")
     if name not in preset_names():
         near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -339,7 +362,7 @@ def load_config(
         if not path.is_file():
             raise FileNotFoundError(f"distill: config file not found: {path}")
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"distill: {path} is not a TOML file: {error}") from error
     config = DistillConfig()
@@ -354,6 +377,8 @@ def load_config(
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"distill: --set needs key=value, got {text!r}")
+        if key.strip() == "preset":
+            raise ValueError(f"distill: a preset is chosen with --preset {value.strip()}, not with --set")
         set_key(config, key.strip(), value.strip(), "--set")
     for key, value in (flags or {}).items():
         if value is not None:
@@ -390,5 +415,5 @@ def _toml_value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return repr(value)
-    # A JSON string or list of strings without \u escapes outside the basic plane is valid TOML.
-    return json.dumps(value, ensure_ascii=False)
+    # A JSON string or list of strings without \u escapes outside the basic plane is valid TOML, but for this control.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

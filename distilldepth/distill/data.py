@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distilldepth.data.crops import CropConfig, make_crop
 from distilldepth.data.sources import ImageSource, Sample, load_or_replace
 from distilldepth.distill.config import DistillConfig
+from distilldepth.errors import DistillDepthError
 
 _WHOLE = 1 << 30
 """A crop bound no photograph reaches: the largest region there is."""
@@ -80,7 +82,7 @@ class CropDataset(Dataset):
         sample, errors = load_or_replace(self.source, position)
         item = make_crop(sample, self.config, np.random.default_rng([self.seed, 2, ordinal]))
         item["unreadable"] = torch.tensor(len(errors))
-        item["errors"] = "; ".join(str(error) for error in errors)
+        item["errors"] = "; ".join(str(error) for error in errors[:3])
         return item
 
 
@@ -100,8 +102,10 @@ class StepBatches(Sampler):
             yield list(range(first, first + self.batch_size))
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C reaches every process of a terminal; the main one says so and ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_loader(dataset: CropDataset, batches: StepBatches, workers: int, *, pin: bool) -> DataLoader:
@@ -111,9 +115,29 @@ def make_loader(dataset: CropDataset, batches: StepBatches, workers: int, *, pin
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
     )
+
+
+def next_batch(loader: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Return the next batch; what a decoding process fails with is one line here too.
+
+    Raises:
+        DistillDepthError: too many images cannot be read, or a process ended.
+    """
+    try:
+        return next(loader)
+    except DistillDepthError as error:
+        # A worker's error arrives with its whole trace as the message.
+        raise DistillDepthError(str(error).rpartition(f"{DistillDepthError.__name__}: ")[2].strip()) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DistillDepthError(
+            f"distill: a process that decodes images ended ({str(error).splitlines()[0]}); if memory was short, use "
+            "fewer --workers or a smaller --batch-size, and continue with --resume auto"
+        ) from error
 
 
 def whole_batches(source: SourceView, config: DistillConfig, batch_size: int) -> Iterator[dict[str, Any]]:

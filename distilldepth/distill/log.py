@@ -100,11 +100,11 @@ def keep_lines_until(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if row["step"] <= step:
+        if isinstance(row, dict) and row.get("step", step + 1) <= step:
             kept.append(line + "\n")
     write_atomically(path, "".join(kept).encode())

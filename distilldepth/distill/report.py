@@ -21,7 +21,8 @@ def write_report(folder: Path, facts: dict[str, Any]) -> Path:
     Returns:
         The path of the page.
     """
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
     teachers = [teacher["name"] for teacher in facts["teachers"]]
     pictures = _pictures(folder / "samples", teachers)
     path = folder / "report.html"
@@ -39,7 +40,8 @@ def _page(facts: dict[str, Any], rows: list[dict[str, Any]], pictures: str) -> s
 <p>{facts["parameters"] / 1e6:.2f} M parameters,
 {facts["steps"]} steps of {facts["batch_size"]} images at {facts["size"]},
 {facts["seconds"] / 60:.1f} minutes. Images: {html.escape(facts["images"])}.
-{facts["skipped_samples"]} samples skipped as not finite, {facts["unreadable_images"]} unreadable images replaced.</p>
+{facts["skipped_samples"]} samples skipped as not finite,
+unreadable images replaced {facts["unreadable_images"]} times.</p>
 <h2>Agreement on held-out images</h2>
 {_agreement(facts)}
 <h2>Held-out images before and after</h2>
@@ -86,6 +88,8 @@ def _teachers(facts: dict[str, Any]) -> str:
 
 
 def _charts(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "<p>metrics.jsonl has no lines.</p>"
     steps = [row["step"] for row in rows]
     charts = [_chart("loss, weighted sum", steps, {"loss": [row["loss"] for row in rows]})]
     for term in sorted({name for row in rows for name in row["terms"]}):
@@ -95,7 +99,7 @@ def _charts(rows: list[dict[str, Any]]) -> str:
     charts.append(_chart("gradient norm", steps, {"norm": [row.get("grad_norm") for row in rows]}))
     charts.append(_chart("learning rate", steps, {"lr": [row["lr"] for row in rows]}))
     shares = {phase: [row["time"][phase] for row in rows] for phase in rows[-1]["time"]}
-    charts.append(_chart("share of the time", steps, shares))
+    charts.append(_chart("time shares", steps, shares))
     return "".join(charts)
 
 
@@ -118,9 +122,12 @@ def _chart(title: str, steps: Sequence[int], series: dict[str, list[float | None
     lines, legend = [], []
     for colour, (name, line) in zip(COLOURS, series.items(), strict=False):
         points = [place(s, v) for s, v in zip(steps, line, strict=True) if v is not None and np.isfinite(v)]
-        lines.append(f'<polyline style="fill:none;stroke:{colour};stroke-width:1.6" points="{" ".join(points)}"/>')
+        # A short run has one point: drawn twice, its round cap is a dot.
+        points, width_px = (points * 2, 6) if len(points) == 1 else (points, 1.6)
+        style = f"fill:none;stroke:{colour};stroke-width:{width_px};stroke-linecap:round"
+        lines.append(f'<polyline style="{style}" points="{" ".join(points)}"/>')
         if len(series) > 1:
-            legend.append(f'<tspan style="fill:{colour}" dx="8">{html.escape(name)}</tspan>')
+            legend.append(f'<tspan style="fill:{colour}" dx="6">{html.escape(name)}</tspan>')
     grid = "".join(
         f'<line x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}" style="stroke:var(--rule)"/>'
         f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{low + span * part:.3g}</text>'

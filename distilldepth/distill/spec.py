@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from distilldepth.errors import did_you_mean
 
@@ -43,9 +44,7 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
         except ValueError:
             raise ValueError(f"distill: the weight of teacher '{model}' must be a number, got {number!r}") from None
         if not 0 < weight < float("inf"):
-            raise ValueError(
-                f"distill: the weight of teacher '{model}' must be positive, got {number}; leave it out instead"
-            )
+            raise ValueError(f"distill: the weight of teacher '{model}' must be positive and finite, got {number}")
         if any(spec.model == model for spec in specs):
             raise ValueError(f"distill: teacher '{model}' is given twice; name it once with a weight, as {model}=2")
         specs.append(TeacherSpec(model, weight))
@@ -53,12 +52,12 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
 
 
 def check_known(specs: list[TeacherSpec]) -> None:
-    """Raise ValueError with the nearest name for a bare name that no registry entry carries."""
+    """Raise ValueError with the nearest name for a bare name that neither the registry nor a file carries."""
     from distilldepth.models.registry import teacher_names
 
     known = {ORACLE, *teacher_names()}
     for spec in specs:
         name = spec.model.partition("@")[0].partition(":")[0]
-        bare = not any(mark in spec.model for mark in "/\\.@")
+        bare = not any(mark in spec.model for mark in "/\\.@") and not Path(spec.model).exists()
         if bare and name not in known:
             raise ValueError(f"distill: unknown teacher '{name}'{did_you_mean(name, known)}")

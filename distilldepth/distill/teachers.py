@@ -40,10 +40,7 @@ class Teacher:
         else:
             self.model = model.eval().requires_grad_(False)
             self.info = model.info
-
-    @property
-    def name(self) -> str:
-        return self.info.name
+        self.name = self.info.name
 
     def label(self, images: Tensor, depth: Tensor | None, *, features: bool = False) -> PseudoLabel:
         """Label images `(B, 3, H, W)` in [0, 1]; `depth` `(B, H, W)` in metres is what the oracle reads.
@@ -103,10 +100,13 @@ def load_teachers(
 ) -> TeacherPool:
     """Load every teacher of the list.
 
+    Teachers that call themselves the same, such as two checkpoints of one family, go by what was asked for.
+
     Raises:
+        ValueError: two of them are the same model.
         DistillDepthError: `oracle` is asked for where the images have no true depth.
     """
-    teachers = []
+    teachers: list[Teacher] = []
     for spec in specs:
         if spec.model == ORACLE:
             if not has_depth:
@@ -115,4 +115,22 @@ def load_teachers(
         else:
             model = load_model(spec.model, device=device, offline=offline)
             teachers.append(Teacher(spec, model, getattr(torch, precision)))
+    called = [teacher.info.name for teacher in teachers]
+    for place, (spec, teacher) in enumerate(zip(specs, teachers, strict=True)):
+        if called.count(teacher.info.name) == 1:
+            continue
+        teacher.name = spec.model
+        for other_spec, other in zip(specs[:place], teachers, strict=False):
+            if _same_weights(teacher.model, other.model):
+                raise ValueError(
+                    f"distill: teachers '{other_spec.model}' and '{spec.model}' are the same model; "
+                    f"name it once with a weight, as {spec.model}=2"
+                )
     return TeacherPool(teachers, seed)
+
+
+def _same_weights(a: DepthModel | None, b: DepthModel | None) -> bool:
+    if a is None or b is None:
+        return False
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from distilldepth.distill.data import (
     StepBatches,
     crop_config,
     make_loader,
+    next_batch,
     split_heldout,
     whole_batches,
 )
@@ -41,8 +44,8 @@ from distilldepth.distill.log import RunLog, keep_lines_until
 from distilldepth.distill.optimiser import make_optimiser, set_learning_rate, watch_gradients
 from distilldepth.distill.progress import ProgressLine, Stopwatch
 from distilldepth.distill.report import write_report
-from distilldepth.distill.run_folder import prepare_folder
-from distilldepth.distill.spec import check_known, parse_teachers
+from distilldepth.distill.run_folder import claim_folder, find_start, start_folder
+from distilldepth.distill.spec import TeacherSpec, check_known, parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs
 from distilldepth.distill.teachers import Teacher, load_teachers
 from distilldepth.errors import DistillDepthError
@@ -50,6 +53,10 @@ from distilldepth.losses import DistillationObjective, center_and_spread, distil
 from distilldepth.models import DepthModel, create_student, load_model, save_model
 from distilldepth.ops.backend import available_backends
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What the system says when a disk is full, or as much of it as the user may have."""
+_TOLD = 5
+"""Unreadable images that are named while the run goes on."""
 RANDOM_WEIGHTS = "random initialisation"
 """`info.source` of a student without trained weights."""
 
@@ -90,7 +97,21 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config)
-    found = [prepare_folder(config, folder) if accelerator.is_main_process else None]
+    try:
+        with claim_folder(folder) if accelerator.is_main_process else nullcontext():
+            return _distill(config, specs, folder, accelerator, command)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DistillDepthError(
+            f"distill: {folder} cannot be written ({error.strerror}); make room, then continue with --resume auto"
+        ) from error
+
+
+def _distill(
+    config: DistillConfig, specs: list[TeacherSpec], folder: Path, accelerator: Accelerator, command: str
+) -> RunResult:
+    found = [find_start(config, folder) if accelerator.is_main_process else None]
     resume_from = broadcast_object_list(found)[0]
     device = accelerator.device
     torch.manual_seed(config.seed)
@@ -142,6 +163,8 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     else:
         before = {}
         if accelerator.is_main_process:
+            # Only now, when everything that was asked for is there, is an earlier run replaced.
+            start_folder(config, folder)
             before = measure_agreement(bare.student, teachers.teachers, heldout, config, folder / "samples" / "before")
         state["before"] = before
 
@@ -164,13 +187,14 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     log = RunLog(metrics_path if accelerator.is_main_process else None, state)
     found_infinite = watch_gradients(accelerator, optimiser, device)
 
+    unreadable: set[str] = set()
     step_module.train()
     for step in range(start, config.steps):
         seed_step(config.seed, step, accelerator.process_index)
         set_learning_rate(optimiser, config, step)
         for part in range(config.grad_accumulation):
             with stopwatch("data", host=True):
-                batch = next(loader)
+                batch = next_batch(loader)
             teacher = teachers.draw(step)
             with stopwatch("teacher"):
                 inputs = label_batch(batch, teacher, config, device, features="features" in objective.needs)
@@ -196,9 +220,15 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
         if done % config.log_every == 0 or done == config.steps:
             row = log.flush(done, optimiser.param_groups[-1]["lr"], stopwatch.shares())
             progress.report(done, row["terms"], row["time"])
+            for text in row.get("errors", ()):
+                if len(unreadable) < _TOLD and text not in unreadable:
+                    unreadable.add(text)
+                    progress.write(f"distilldepth: warning: {text}; another image takes its place")
             _stop_if_not_finite(config, row, log.bad_batch, dataset, accelerator, folder)
         if done % config.checkpoint_every == 0 or done == config.steps:
             save_checkpoint(accelerator, folder / "checkpoints", done, log.state(), keep=config.keep_checkpoints)
+    if state["unreadable"]:
+        progress.write(f"unreadable images were replaced {state['unreadable']} times; metrics.jsonl names them")
     progress.close()
 
     if average is not None:

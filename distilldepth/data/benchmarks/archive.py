@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distilldepth.data.images import natural_key, open_file
+from distilldepth.data.tar import is_plain, walk_tar
 from distilldepth.errors import DistillDepthError
 
 _DEPTH = 4
@@ -182,27 +182,13 @@ class Tar:
         """
         members: dict[str, Span] = {}
         path = str(self.path)
-        try:
-            with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-                while (member := archive.next()) is not None:
-                    # tarfile keeps every member it has seen; a large benchmark would have them twice in memory.
-                    archive.members = []
-                    name = member.name.removeprefix("./")
-                    if member.islnk():
-                        target = members.get(member.linkname.removeprefix("./"))
-                        if target is not None:
-                            members[name] = target
-                    elif member.isreg() and not member.issparse():
-                        members[name] = Span(path, member.offset_data, member.size)
-                end = archive.offset
-                # A damaged header after the first one passes for the end; the true end is zeros or the file's end.
-                file.seek(end)
-                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                    raise DistillDepthError(f"{path}: is damaged or truncated at byte {end}; copy or download it again")
-        except tarfile.TarError as error:
-            raise DistillDepthError(f"{path}: is not a plain tar file, or is truncated ({error})") from error
-        except OSError as error:
-            raise DistillDepthError(f"{path}: cannot be read ({error.strerror or error})") from error
+        for name, member in walk_tar(path):
+            if member.islnk():
+                target = members.get(member.linkname.removeprefix("./"))
+                if target is not None:
+                    members[name] = target
+            elif is_plain(member):
+                members[name] = Span(path, member.offset_data, member.size)
         return members
 
 

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import tempfile
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +239,15 @@ class SceneSource:
         kept = _read(path, self.size)
         if kept is None:
             kept = _sample(render_scene(seed, self.size), name)
-            _write(path, kept)
+            try:
+                _write(path, kept)
+            except OSError as error:
+                warnings.warn(
+                    f"scenes are rendered anew each time, {self.folder} cannot be written "
+                    f"({error.strerror or error}); set DISTILLDEPTH_CACHE to another folder",
+                    stacklevel=2,
+                )
+                self.folder = None
         return {**kept, "name": name}
 
 
