@@ -373,6 +373,7 @@ BAD = {
     "truncated.jpg": truncated,
     "text.jpg": lambda path: path.write_text("this is no image"),
     "bomb.png": bomb,
+    "phone.HEIC": lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100)),
 }
 
 

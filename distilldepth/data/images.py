@@ -20,9 +20,10 @@ from distilldepth.errors import DistillDepthError
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif",
-    ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga",
+    ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga", ".heic", ".heif",
 )  # fmt: skip
-"""Suffixes of images in folders, globs and tar shards, in any case. A file named directly may have any suffix."""
+"""Suffixes of images in folders, globs and tar shards, in any case. A file named directly may have any suffix. Telephones'
+HEIC is among them although Pillow alone cannot read it: a photograph that is passed over in silence would be missed."""
 
 MAX_PIXELS = 178_956_970
 """Images with more pixels are refused; `DISTILLDEPTH_MAX_PIXELS` sets another limit. It is Pillow's own limit."""
