@@ -105,8 +105,10 @@ def bench(
     options.check_json_target(json_file)
     if plot_file is not None:
         from distilldepth.benchmark.plot import check_plot
+        from distilldepth.predict.writers import check_writable
 
         check_plot(Path(plot_file))
+        check_writable(Path(plot_file).parent)
 
     from distilldepth import benchmark
 

@@ -168,27 +168,68 @@ def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]
     chosen = [(name, run) for name, (value, run) in modes.items() if value]
     if len(chosen) > 1:
         raise click.UsageError(f"{chosen[0][0]} and {chosen[1][0]} contradict each other", ctx)
+    name, run = chosen[0] if chosen else ("", _score)
+    if not name and given["published"] and not given["data"]:
+        name, run = "--published without --data", _show_published
+    _refuse_what_is_not_used(ctx, name)
     if given["predictions"] is not None:
         if ctx.get_parameter_source("model") is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError("--model and --predictions contradict each other", ctx)
-        if chosen and chosen[0][0] in ("--analysis", "--kitti-submission"):
-            raise click.UsageError(f"{chosen[0][0]} needs a --model, not --predictions", ctx)
+        for key in ("size", "resize_policy"):
+            if given[key] is not None:
+                raise click.UsageError(f"{_option(key)} needs a --model, not --predictions", ctx)
     else:
         for key in ("quantity", "depth_scale"):
             if given[key] is not None:
-                raise click.UsageError(f"--{key.replace('_', '-')} is about --predictions, which is not given", ctx)
+                raise click.UsageError(f"{_option(key)} is about --predictions, which is not given", ctx)
     if given["out"] is None:
-        for key in ("resume", "save_predictions"):
-            if given[key]:
-                raise click.UsageError(f"--{key.replace('_', '-')} needs --out", ctx)
+        for key in ("resume", "save_predictions", "overwrite"):
+            if given[key] and key not in _USED.get(name, ()):
+                raise click.UsageError(f"{_option(key)} needs --out", ctx)
     if given["resume"] and given["overwrite"]:
         raise click.UsageError("--resume and --overwrite contradict each other", ctx)
-    name, run = chosen[0] if chosen else ("", _score)
-    if not given["data"] and name not in ("--compare", "--kitti-submission"):
-        if given["published"]:
-            return _show_published
-        raise click.UsageError("Missing option '--data'", ctx)
+    if None not in (given["min_depth"], given["max_depth"]) and not given["min_depth"] < given["max_depth"]:
+        raise click.UsageError("--min-depth must be below --max-depth", ctx)
+    if run in (_score, _check, _analyse):
+        if not given["data"]:
+            raise click.UsageError("Missing option '--data'", ctx)
+        _require_root(ctx, given)
     return run
+
+
+_USED = {
+    "--compare": {"compare"},
+    "--published without --data": {"published"},
+    "--analysis": {"analysis", "model", "data", "root", "split", "limit"},
+    "--kitti-submission": {"kitti_submission", "model", "root", "split", "limit", "overwrite", "resize_policy", "size"},
+}
+"""What each thing to do takes besides `_ANYWHERE`; `--check` may stand in any command line for scoring."""
+_ANYWHERE = {"json_file", "offline", "device", "precision", "batch_size"}
+"""Options that change how something is done and never what."""
+
+
+def _refuse_what_is_not_used(ctx: click.Context, name: str) -> None:
+    """Options that change nothing, or whose result would be written nowhere."""
+    if name not in _USED:
+        return
+    for key in ctx.params:
+        if ctx.get_parameter_source(key) is click.core.ParameterSource.COMMANDLINE:
+            if key == "predictions":
+                raise click.UsageError(f"{name} needs a --model, not --predictions", ctx)
+            if key not in _USED[name] | _ANYWHERE:
+                raise click.UsageError(f"{_option(key)} has no part in {name}", ctx)
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _require_root(ctx: click.Context, given: dict[str, Any]) -> None:
+    from distilldepth.evaluate.data import benchmark_name
+
+    for spec in given["data"]:
+        if given["root"] is None and (name := benchmark_name(spec)):
+            raise click.UsageError(f"--data {name} needs --root, the folder or tar file that holds it", ctx)
 
 
 def _open(given: dict[str, Any]) -> list[Any]:
@@ -317,7 +358,7 @@ def _sizes(shapes: list[list[int]]) -> str:
 
 
 def _compare(given: dict[str, Any]) -> None:
-    from distilldepth.evaluate.run import read_evaluation
+    from distilldepth.evaluate.result import read_evaluation
     from distilldepth.evaluate.statistics import compare, make_comparison_table
 
     a, b = map(read_evaluation, given["compare"])

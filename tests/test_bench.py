@@ -303,11 +303,14 @@ def test_wrong_arguments_are_named(change, named, no_memory):
         (["--plot", "roofline.jpg"], ".svg or .png", 1),
         (["--cold"], "without a GPU", 1),
         (["--json", "/"], "folder", 1),
+        (["--plot", "/dev/null/x.svg"], "/dev/null", 1),
+        (["--shape", "100000x1000000x1000000"], "smaller --shape", 1),
+        (["--shape", "100000x1000000x1000000", "--scaling"], "smaller --shape", 1),
     ],
 )
 def test_wrong_options_are_one_line(args, said, code, no_memory, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    result = run(*args, "--shape", "1x8x8")
+    result = run("--shape", "1x8x8", *args)
     assert result.exit_code == code
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -253,7 +253,10 @@ def test_a_prediction_that_is_not_finite_is_a_failure_not_a_number(pairs):
         (["--model", "baseline:ramp", "--data", "scenes:1", "--device", "tpu"], "auto, cpu"),
         (["--model", "baseline:ramp", "--data", "."], "images/ and depth/"),
         (["--model", "baseline:ramp", "--data", "nyuv3"], "did you mean 'nyuv2'?"),
-        (["--model", "baseline:ramp", "--data", "nyuv2"], "--root"),
+        (["--model", "baseline:ramp", "--data", "scenes:1", "--split", "list.txt"], "--split"),
+        (["--model", "baseline:ramp", "--data", "scenes:1", "--field", "raw"], "one kind of ground truth"),
+        (["--model", "baseline:ramp", "--data", "scenes:2", "--protocol", "scale-depth"], "--space disparity"),
+        (["--data", "scenes:2", "--size", "1"], "at least 32"),
     ],
 )
 def test_wrong_arguments_are_one_line(args, message, tmp_path, monkeypatch):
@@ -552,6 +555,14 @@ def test_the_analysis_has_a_table_and_json():
         (["--data", "scenes:1", "--resume", "auto"], "--out"),
         (["--data", "scenes:1", "-o", "x", "--resume", "auto", "--overwrite"], "contradict"),
         (["--compare", "only-one"], "2"),
+        (["--data", "nyuv2"], "--root"),
+        (["--data", "scenes:1", "--overwrite"], "--out"),
+        (["--data", "scenes:1", "--min-depth", "3", "--max-depth", "3"], "--min-depth must be below --max-depth"),
+        (["--data", "scenes:1", "--analysis", "local-global", "--out", "x"], "--out has no part in --analysis"),
+        (["--data", "scenes:1", "--analysis", "local-global", "--align", "l1"], "--align has no part in --analysis"),
+        (["--compare", "a", "b", "-o", "x"], "--out has no part in --compare"),
+        (["--kitti-submission", "x", "--root", ".", "--protocol", "metric"], "--protocol has no part in"),
+        (["--published", "--out", "x"], "--out has no part in --published without --data"),
     ],
 )
 def test_wrong_usage_is_exit_2(args, message):

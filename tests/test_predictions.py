@@ -20,6 +20,7 @@ from distilldepth.evaluate.predictions import check_distinct, save_prediction, w
 from distilldepth.evaluate.submission import write_kitti_submission
 from distilldepth.models.base import DepthModel, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
+from distilldepth.predict.writers import write_depth_png
 
 SIZE = (12, 17)
 
@@ -311,6 +312,41 @@ def test_saved_maps_score_as_the_model_did(tmp_path):
     assert second["metadata"]["model"]["name"] == "predictions:baseline:ramp"
 
 
+def test_the_folder_of_a_run_stands_for_its_predictions(tmp_path):
+    data = dataset_of("a.png", "b.png")
+    maps = tmp_path / "run" / "predictions"
+    for index in range(2):
+        save_prediction(maps, "set", f"{'ab'[index]}.png", 3 * depth_of(index) + 1, "depth")
+    (maps / "predictions.json").write_text('{"model": "m", "quantity": "depth", "format": "npy"}')
+    stored = StoredPredictions(tmp_path / "run")
+    assert (stored.info.name, stored.info.quantity) == ("predictions:m", "depth")
+    assert evaluate(stored, [data], device="cpu").datasets[0]["metrics"]["delta1"] == 1
+    (maps / "predictions.json").write_text('["m"]')
+    with pytest.raises(DistillDepthError, match=r"predictions\.json: must hold a JSON object"):
+        StoredPredictions(maps)
+
+
+def test_what_predict_wrote_says_itself_what_it_is(tmp_path):
+    data = dataset_of("sub/a.png", "sub/b.png")
+    for index, name in enumerate("ab"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"0{name}_colour.png")
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        texts = {"model": "big", "licence": "MIT"}
+        write_depth_png(tmp_path / "sub" / f"{name}.png", 2 / depth_of(index) + 1, "disparity", texts=texts)
+    stored = StoredPredictions(tmp_path)
+    assert (stored.info.name, stored.info.quantity, stored.info.licence) == ("predictions:big", "disparity", "MIT")
+    assert evaluate(stored, [data], device="cpu").datasets[0]["metrics"]["delta1"] == 1
+    with pytest.raises(ValueError, match=r"a\.png says that the numbers are disparity, and --quantity says depth"):
+        StoredPredictions(tmp_path, "depth")
+
+
+def test_names_looked_for_are_listed_once(tmp_path):
+    (tmp_path / "other.npy").touch()
+    with pytest.raises(DistillDepthError, match="no prediction for any sample") as caught:
+        StoredPredictions(tmp_path, "depth").find([dataset_of("a.png")])
+    assert str(caught.value).count(" set/a.npy") == 1
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
@@ -321,6 +357,7 @@ def test_saved_maps_score_as_the_model_did(tmp_path):
         (["--predictions", "maps", "--quantity", "depth"], 1, "no prediction for any sample"),
         (["--quantity", "depth"], 2, "--predictions"),
         (["--depth-scale", "256"], 2, "--predictions"),
+        (["--predictions", "maps", "--quantity", "depth", "--size", "64"], 2, "--size needs a --model"),
         (["--save-predictions", "npy"], 2, "--out"),
         (["--model", "baseline:ramp", "--save-predictions", "kitti", "-o", "out"], 1, "metres"),
     ],

@@ -20,7 +20,7 @@ from distilldepth.evaluate.page import Chart, data_url, depth_ticks, jpeg, nice_
 from distilldepth.evaluate.protocol import PROTOCOLS
 from distilldepth.evaluate.published import published_rows
 from distilldepth.evaluate.report import write_report
-from distilldepth.evaluate.run import Evaluation
+from distilldepth.evaluate.result import Evaluation
 from distilldepth.evaluate.table import format_metric, make_table, to_csv, to_latex, to_markdown
 
 BINS = [[1.0, 2.0, 30, 3.0, 27], [2.0, 4.0, 10, 4.0, 2]]

@@ -265,6 +265,16 @@ def test_depth_scale(tmp_path):
             open_rgbd(tmp_path, depth_scale=wrong)
 
 
+def test_eight_bits_are_a_picture_of_depth_unless_a_manifest_gives_their_scale(tmp_path):
+    save_image(tmp_path / "images/a.png")
+    save_depth(tmp_path / "depth/a.png", (STORED / 10).astype(np.uint8))
+    with pytest.raises(DistillDepthError, match=r"depth/a\.png: has 8 bits per pixel.*`scale`"):
+        open_rgbd(tmp_path)[0]
+    line = {"image": "images/a.png", "depth": "depth/a.png", "scale": 10}
+    (tmp_path / "set.jsonl").write_text(json.dumps(line))
+    assert open_rgbd(tmp_path / "set.jsonl")[0]["valid"].any()
+
+
 def test_folders_that_do_not_match(tmp_path):
     save_image(tmp_path / "images/a.png")
     save_depth(tmp_path / "depth/a_depth.png")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -89,9 +89,10 @@ def run_benchmark(
     with ExitStack() as stack:
         server = stack.enter_context(MemoryServer()) if place.type == "cpu" else None
         for kernel, named in _variants(kernels, contexts):
-            case = make_case(kernel, shape, DTYPES[dtype], contexts=named, device=place)
-            names = _runnable(case, backends, place, DTYPES[dtype], metadata["not_run"])
-            truth = case.call("reference", "forward+backward", torch.float64)() if names else ()
+            with _memory_for(kernel, shape):
+                case = make_case(kernel, shape, DTYPES[dtype], contexts=named, device=place)
+                names = _runnable(case, backends, place, DTYPES[dtype], metadata["not_run"])
+                truth = case.call("reference", "forward+backward", torch.float64)() if names else ()
             for direction in DIRECTIONS if names else ():
                 calls = {name: case.call(name, direction) for name in names}
                 for name, timing in time_in_turns(calls, clock, repeats).items():
@@ -145,7 +146,8 @@ def run_scaling(
     clock, results = Clock(place, cold=cold), []
     for kernel, named in _variants(kernels, contexts):
         for shape in scaling_shapes(largest):
-            case = make_case(kernel, shape, DTYPES[dtype], contexts=named, device=place)
+            with _memory_for(kernel, shape):
+                case = make_case(kernel, shape, DTYPES[dtype], contexts=named, device=place)
             not_run = metadata["not_run"] if shape == scaling_shapes(largest)[0] else []
             names = _runnable(case, backends or IMPLEMENTATIONS, place, DTYPES[dtype], not_run)
             calls = {name: case.call(name, "forward+backward") for name in names}
@@ -198,6 +200,18 @@ def _check(
     if cold and place.type != "cuda":
         raise ValueError(f"run_benchmark: cold must be False without a GPU, got device {place}; leave it out")
     return place
+
+
+@contextmanager
+def _memory_for(kernel: str, shape: tuple[int, int, int]) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # What torch raises on a CPU is a plain RuntimeError.
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate" not in str(error):
+            raise
+        size = "x".join(map(str, shape))
+        raise DistillDepthError(f"bench: not enough memory for {kernel} at {size}; try a smaller --shape") from error
 
 
 def _variants(kernels: Sequence[str], contexts: Sequence[str]) -> list[tuple[str, str]]:

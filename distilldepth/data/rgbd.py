@@ -54,7 +54,7 @@ class RGBDEntry:
     depth: Path
     kind: str = "depth"
     scale: float | None = 1.0
-    """value = stored / scale; None: `depth_scale` for whole numbers, 1 for floating point."""
+    """value = stored / scale; None: `depth_scale` for whole numbers of more than 8 bits, 1 for floating point."""
     invalid: tuple[float, ...] = ()
     """Stored values that are not ground truth."""
     right: Path | None = None
@@ -92,6 +92,11 @@ class RGBDSource:
     def __getitem__(self, index: int) -> RGBDSample:
         entry = self.entries[index]
         stored, scale = read_depth(entry.depth), entry.scale
+        if scale is None and stored.dtype == np.uint8:
+            raise DistillDepthError(
+                f"{entry.depth}: has 8 bits per pixel, so it is a picture of depth and not a measurement; "
+                "if it is one, a manifest can give its `scale`"
+            )
         if scale is None:
             scale = self.depth_scale if stored.dtype.kind in "ui" else 1.0
         valid = np.isfinite(stored)

@@ -7,8 +7,8 @@ from typing import Any
 
 _NAMES = {
     "evaluate": "distilldepth.evaluate.run",
-    "Evaluation": "distilldepth.evaluate.run",
-    "read_evaluation": "distilldepth.evaluate.run",
+    "Evaluation": "distilldepth.evaluate.result",
+    "read_evaluation": "distilldepth.evaluate.result",
     "open_data": "distilldepth.evaluate.data",
     "StoredPredictions": "distilldepth.evaluate.predictions",
     "bootstrap_interval": "distilldepth.evaluate.statistics",

@@ -46,11 +46,13 @@ def open_data(
     Raises:
         FileNotFoundError: no such file or folder.
         DistillDepthError: not a dataset, nothing in it, or not as many samples as the benchmark has.
-        ValueError: wrong count of scenes or limit, or a benchmark without root.
+        ValueError: wrong count of scenes or limit, a benchmark without root, or a split without benchmark.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"open_data: limit must be at least 1, got {limit}")
     specs = [specs] if isinstance(specs, (str, Path)) else list(specs)
+    if split is not None and not any(map(benchmark_name, specs)):
+        raise ValueError("open_data: --split lists the samples of a benchmark, and the data is none; leave it out")
     datasets: list[Dataset] = []
     for spec in specs:
         if re.fullmatch(r"scenes(:.*)?", str(spec)):

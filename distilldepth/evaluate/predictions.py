@@ -15,8 +15,8 @@ import numpy as np
 from distilldepth.data.images import IMAGE_SUFFIXES, open_file, open_image
 from distilldepth.data.truth import Dataset, Item
 from distilldepth.errors import DistillDepthError, did_you_mean
-from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.load import write_atomically
+from distilldepth.models.base import QUANTITIES, DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.load import read_json, write_atomically
 from distilldepth.models.preprocess import Preprocessing
 
 FORMATS = {"npy": ".npy", "png16": ".png", "kitti": ".png"}
@@ -29,6 +29,8 @@ EXTRAS = ("uncertainty", "std")
 """Further maps beside a prediction: larger = less certain, without a unit; and a standard deviation in metres."""
 INDEX = "predictions.json"
 """Beside saved maps: which model made them, what their numbers mean and how they are stored."""
+_PROBED = 16
+"""PNGs that are asked what they hold, where there is no index; coloured pictures may lie among them."""
 
 
 def prediction_path(folder: Path, dataset: str, name: str, form: str) -> Path:
@@ -164,8 +166,9 @@ class StoredPredictions(DepthModel):
         """Open a folder of predictions.
 
         Args:
-            folder: where the maps are.
-            quantity: `disparity`, `depth` or `metric_depth`; None for what `predictions.json` in the folder says.
+            folder: where the maps are, or the folder of a run that kept them.
+            quantity: `disparity`, `depth` or `metric_depth`; None for what `predictions.json` in the folder says, or
+                the texts of the PNGs.
             depth_scale: stored units per metre (or per unit) of PNGs that do not say it themselves.
 
         Raises:
@@ -177,14 +180,17 @@ class StoredPredictions(DepthModel):
             raise FileNotFoundError(f"{folder}: no such folder of predictions")
         if depth_scale is not None and not (0 < depth_scale < float("inf")):
             raise ValueError(f"StoredPredictions: depth_scale must be positive, got {depth_scale}")
-        index = _read_index(folder)
+        if not (folder / INDEX).is_file() and (folder / "predictions" / INDEX).is_file():
+            # The folder of a run that kept its maps.
+            folder = folder / "predictions"
+        index, says = _read_index(folder)
         known = index.get("quantity")
         if quantity is None and known is None:
             raise ValueError(
                 f"{folder}: does not say what its numbers mean; add --quantity disparity, depth or metric-depth"
             )
         if quantity is not None and known is not None and quantity != known:
-            raise ValueError(f"{folder}: {INDEX} says that the numbers are {known}, and --quantity says {quantity}")
+            raise ValueError(f"{says} says that the numbers are {known}, and --quantity says {quantity}")
         info = ModelInfo(
             name=f"predictions:{index.get('model', folder.resolve().name)}",
             family="predictions",
@@ -237,7 +243,7 @@ class StoredPredictions(DepthModel):
         if missing and not found:
             item = next(item for dataset in datasets for item in dataset.items)
             tried = [str(path.relative_to(self.folder)) for path in _candidates(self.folder, item.dataset, item.name)]
-            some = ", ".join(name for name in tried if name.endswith(".npy"))
+            some = ", ".join(dict.fromkeys(name for name in tried if name.endswith(".npy")))
             raise DistillDepthError(
                 f"{self.folder}: no prediction for any sample; for {item.name} looked for {some} and the same as .png"
             )
@@ -348,14 +354,17 @@ def _stem(name: str) -> str:
     return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def _read_index(folder: Path) -> tuple[dict[str, Any], Path]:
+    """What the folder says of its maps, and the file that says so: the index, or the texts of a PNG by `predict`."""
     path = folder / INDEX
-    if not path.is_file():
-        return {}
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DistillDepthError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(index, dict):
-        raise DistillDepthError(f"{path}: must be a JSON object")
-    return index
+    if path.is_file():
+        return read_json(path), path
+    for path in itertools.islice(folder.rglob("*.png"), _PROBED):
+        try:
+            with open_file(path) as (file, name), open_image(file, name) as image:
+                texts = dict(getattr(image, "text", {}))
+        except (DistillDepthError, OSError):
+            continue
+        if texts.get("quantity") in QUANTITIES:
+            return texts, path
+    return {}, folder

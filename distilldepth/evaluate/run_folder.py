@@ -14,7 +14,7 @@ from distilldepth.models.base import DepthModel
 from distilldepth.models.load import write_atomically
 
 if TYPE_CHECKING:
-    from distilldepth.evaluate.run import Evaluation
+    from distilldepth.evaluate.result import Evaluation
 
 RESULT, PROGRESS, RUN = "result.json", "progress.jsonl", "run.json"
 RESUME = ("", "auto")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from distilldepth.evaluate.run import Evaluation
+    from distilldepth.evaluate.result import Evaluation
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000

@@ -419,9 +419,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DistillDepthError(f"load_model: {path} is not readable JSON: {error}") from error
+        raise DistillDepthError(f"{path}: is not readable JSON ({error})") from error
     if not isinstance(value, dict):
-        raise DistillDepthError(f"load_model: {path} must hold a JSON object, got {type(value).__name__}")
+        raise DistillDepthError(f"{path}: must hold a JSON object, got {type(value).__name__}")
     return value
 
 

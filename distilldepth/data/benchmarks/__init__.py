@@ -215,11 +215,12 @@ def _most_frequent(shapes: list[tuple[int, int]]) -> list[list[int]]:
 def _suspicions(report: dict[str, Any], seen: list[_Inspection]) -> list[str]:
     lines = []
     low, high = _PLAUSIBLE[report["domain"]]
+    hint = "" if report["kind"] else " A manifest can give `scale`, stored units per metre"
     where = f" for {report['domain']} data" if report["domain"] else ""
     if report["is_metric"] and not low <= report["median"] <= high:
         lines.append(
             f"a median of {report['median']:.3g} m is unusual{where} "
-            f"(expected {low:g} to {high:g}): is the depth scale right?"
+            f"(expected {low:g} to {high:g}): is the depth scale right?{hint}"
         )
     if unlike := sum(result.is_unlike for result in seen):
         lines.append(
