@@ -22,8 +22,8 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif",
     ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga", ".heic", ".heif",
 )  # fmt: skip
-"""Suffixes of images in folders, globs and tar shards, in any case. A file named directly may have any suffix. Telephones'
-HEIC is among them although Pillow alone cannot read it: a photograph that is passed over in silence would be missed."""
+"""Suffixes of images in folders, globs and tar shards, in any case. A file named directly may have any suffix. The HEIC
+of telephones is among them although Pillow alone cannot read it: passed over in silence, it would be missed."""
 
 MAX_PIXELS = 178_956_970
 """Images with more pixels are refused; `DISTILLDEPTH_MAX_PIXELS` sets another limit. It is Pillow's own limit."""

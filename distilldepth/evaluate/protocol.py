@@ -298,8 +298,7 @@ def choose_protocol(quantity: str, *, name: str | None = None, overrides: Mappin
         overrides: values by name of rule, for all kinds of datasets.
 
     Raises:
-        ValueError: unknown name, rule or value, or no alignment (or one that means nothing) for a model whose numbers
-            have no unit.
+        ValueError: unknown name, rule or value, or no alignment for a model whose numbers have no unit.
 
     >>> choose_protocol("disparity").name
     'affine-disparity'
@@ -329,13 +328,7 @@ def choose_protocol(quantity: str, *, name: str | None = None, overrides: Mappin
         )
         protocol = protocol.for_quantity(quantity)
     for kind in ["", *protocol.by_dataset]:
-        rules = protocol.rules(kind)
-        if rules.align == "median" and quantity == "disparity" and rules.space_for(quantity) == "depth":
-            raise ValueError(
-                "choose_protocol: align must not be 'median' in depth for a model that predicts disparity, a ratio of "
-                f"medians means nothing there; the protocol is {protocol.name}, add --space disparity"
-            )
-        if rules.align == "none" and quantity != "metric_depth":
+        if protocol.rules(kind).align == "none" and quantity != "metric_depth":
             raise ValueError(
                 f"choose_protocol: align must not be 'none' for a model that predicts {quantity}, whose numbers have "
                 f"no unit; the protocol is {protocol.name}, add --align least-squares or median"

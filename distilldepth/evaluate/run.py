@@ -30,7 +30,7 @@ from distilldepth.evaluate.predictions import (
 from distilldepth.evaluate.protocol import Protocol, Rules, choose_protocol
 from distilldepth.evaluate.result import Evaluation, mean_metrics, summarise
 from distilldepth.evaluate.run_folder import RunFolder, check_folder, describe_run
-from distilldepth.evaluate.score import Scores, apply_image_crop, score_batch
+from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, is_meaningless, score_batch
 from distilldepth.evaluate.table import headline
 from distilldepth.inference import FAILURES, LoadedImage, estimate_batch, load_batches, reason
 from distilldepth.models.base import DepthModel
@@ -134,9 +134,11 @@ def evaluate(
         protocol = choose_protocol(model.info.quantity, name=protocol, overrides=overrides)
     if (overrides or {}).get("field") and not any(dataset.fields for dataset in datasets):
         raise ValueError("evaluate: field chooses among several, and the data has one kind of ground truth only")
-    # A size that the model refuses would fail for every image.
-    target_size(1, 1, model.preprocessing, policy=resize_policy, size=size)
     rules = {dataset.name: protocol.rules(dataset.kind) for dataset in datasets}
+    # What would fail for every sample is said before the first.
+    target_size(1, 1, model.preprocessing, policy=resize_policy, size=size)
+    if any(is_meaningless(one, model.info.quantity) for one in rules.values()):
+        raise ValueError(f"evaluate: the protocol {protocol.name} does not fit the model: {MEANINGLESS}")
     other = {dataset.kind: rules[dataset.name].field for dataset in datasets if _wrong_field(dataset, rules)}
     if other and not opened:
         datasets = open_data(data, root=root, split=split, limit=limit, fields=other)

@@ -21,6 +21,7 @@ from distilldepth.models.preprocess import resize
 
 DEPTH_EDGES = tuple(0.1 * 10 ** (step / 6) for step in range(21))
 """Edges of the bins of `Scores.by_depth`, metres; what lies outside counts in the first or last bin."""
+MEANINGLESS = "a ratio of medians in depth means nothing for disparity; use --space disparity"
 
 
 @dataclass
@@ -217,14 +218,23 @@ def pool(sums: dict[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics_from_sums(tensors).items()}
 
 
+def is_meaningless(rules: Rules, quantity: str) -> bool:
+    """Return whether the rules ask for a fit that this quantity does not allow, whatever the truth: `MEANINGLESS`.
+
+    >>> is_meaningless(Rules(align="median", space="depth"), "disparity")
+    True
+    """
+    return rules.align == "median" and quantity == "disparity" and rules.space_for(quantity) == "depth"
+
+
 def _no_way(quantity: str, space: str, size: tuple[int, int], is_metric: bool, rules: Rules) -> str:
     """Why none of the images can be scored, or nothing."""
     if rules.align == "none" and not is_metric:
         return "the ground truth has no unit (no focal_px and baseline_m), so it needs alignment"
     if rules.align == "none" and quantity != "metric_depth":
         return f"a model that predicts {quantity} needs alignment, its numbers have no unit"
-    if space == "depth" and quantity == "disparity" and rules.align == "median":
-        return "a ratio of medians in depth means nothing for disparity; use --space disparity"
+    if is_meaningless(rules, quantity):
+        return MEANINGLESS
     try:
         top, bottom, left, right = crop_box(rules.score_crop, *size)
     except ValueError as error:
