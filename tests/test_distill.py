@@ -261,6 +261,7 @@ def test_bad_input_is_one_line(tmp_path, arguments, words, code):
         lines = [line for line in result.stderr.splitlines() if line.startswith("distilldepth: error:")]
         assert len(lines) == 1, result.stderr
     assert len(list((tmp_path / "photos").iterdir())) == 12
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_changed_configuration_is_not_resumed(tmp_path, finished_run):

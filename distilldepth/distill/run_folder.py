@@ -30,6 +30,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"distill: --out must be a folder, {folder} is a file")
+    made = not folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _LOCK
     with path.open("a") as file:
@@ -48,6 +49,8 @@ def claim_folder(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            if made and not any(folder.iterdir()):
+                folder.rmdir()  # Nothing was begun.
 
 
 def find_start(config: DistillConfig, folder: Path) -> Path | None:
