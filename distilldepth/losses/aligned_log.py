@@ -28,8 +28,8 @@ def aligned_log_loss(
     logarithm of a disparity with an unknown shift means nothing.
 
     With a `knee` each pixel's error e counts as `e / (e + knee)`, at most 1: pixels that are hopelessly wrong no longer
-    outweigh those that a small change would bring within a threshold such as delta1's, |e| < log 1.25 = 0.22. For
-    students that are already trained; from nothing, most pixels are beyond the knee and teach little.
+    outweigh those that a small change would bring within a threshold such as delta1's, |e| < log 1.25 = 0.22. Meant
+    for students that are already trained: of an untrained one most pixels lie beyond the knee.
 
     Args:
         prediction: `(B, H, W)`, the student's map, a floating dtype.
