@@ -120,7 +120,7 @@ def load_teachers(
         if called.count(teacher.info.name) == 1:
             continue
         teacher.name = spec.model
-        for other_spec, other in zip(specs[:place], teachers, strict=False):
+        for other_spec, other in zip(specs[:place], teachers[:place], strict=True):
             if _same_weights(teacher.model, other.model):
                 raise ValueError(
                     f"distill: teachers '{other_spec.model}' and '{spec.model}' are the same model; "
