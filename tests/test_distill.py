@@ -293,8 +293,11 @@ def test_a_failed_start_leaves_the_folder_free(tmp_path, finished_run):
     config = configured(finished_run[0], out=str(tmp_path / "new"))
     with pytest.raises(ValueError, match="unknown student"):
         distill(dataclasses.replace(config, student="light-min"))
-    assert not any((tmp_path / "new").iterdir())
-    assert find_start(config, tmp_path / "new") is None
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="unknown student"):
+        distill(dataclasses.replace(config, student="light-min", out=str(tmp_path / "mine")))
+    assert not any((tmp_path / "mine").iterdir())
 
 
 def test_resuming_never_removes_a_student(run_copy):
