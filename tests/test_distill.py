@@ -126,8 +126,10 @@ def test_the_student_is_a_model(finished_run):
         assert model.info.source == "distilled from oracle"
 
 
-def test_kill_and_resume_gives_identical_weights(tmp_path):
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_kill_and_resume_gives_identical_weights(tmp_path, algorithm):
     arguments = ["--teachers", "oracle", "--images", "scenes:24", "--steps", "40", "--set", "checkpoint_every=3"]
+    arguments += ["--set", f"optimiser.algorithm={algorithm}"]
     arguments += ["--set", "optimiser.ema=0.9", "--set", "log_every=5", *SMALL]
     whole = run_cli(*arguments, "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
@@ -517,8 +519,9 @@ def test_non_finite_teacher_output_is_skipped_counted_and_stops_the_run(tmp_path
     assert saved["image"].shape == (4, 3, 64, 96)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing():
-    config = load_config(settings=["optimiser.lr=0.1"])
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_a_gradient_that_is_not_finite_changes_nothing(algorithm):
+    config = load_config(settings=["optimiser.lr=0.1", f"optimiser.algorithm={algorithm}"])
     accelerator = make_accelerator(load_config(settings=["device=cpu"]))
     module = torch.nn.Module()
     module.student = create_student("light-mini", seed=0)

@@ -98,13 +98,16 @@ class LossSection:
 
 @dataclass
 class OptimiserSection:
-    """AdamW and its schedule."""
+    """The optimiser and its schedule."""
 
+    algorithm: str = option(
+        "adamw", "adamw, or muon for weight matrices and convolutions with adamw for everything else, at the same lr"
+    )
     lr: float = option(5e-5, "learning rate of the decoder and of everything that is not a pretrained encoder")
     encoder_lr_share: float = option(0.1, "the encoder's learning rate as a share of lr")
     weight_decay: float = option(0.01, "decoupled weight decay; not applied to biases and normalisation")
-    beta1: float = option(0.9, "decay of the first moment")
-    beta2: float = option(0.999, "decay of the second moment")
+    beta1: float = option(0.9, "decay of the first moment of adamw")
+    beta2: float = option(0.999, "decay of the second moment of adamw")
     schedule: str = option("poly", "poly (power 0.9), cosine or constant, after the warm-up")
     warmup: float = option(0.02, "share of the steps in which the learning rate rises linearly")
     final_lr_share: float = option(0.0, "learning rate at the last step as a share of lr")
@@ -223,7 +226,7 @@ class DistillConfig:
             "loss.normalisation_shared": NORMALISATIONS, "loss.normalisation_local_global": NORMALISATIONS,
             "loss.contexts": CONTEXTS, "initial_weights": INITIAL_WEIGHTS,
             "precision": PRECISIONS, "teacher_precision": PRECISIONS[1:],
-            "optimiser.schedule": ("poly", "cosine", "constant"),
+            "optimiser.algorithm": ("adamw", "muon"), "optimiser.schedule": ("poly", "cosine", "constant"),
         }  # fmt: skip
         for key, allowed in choices.items():
             if get_key(self, key) not in allowed:

@@ -1,4 +1,4 @@
-"""AdamW for a student: its groups, its learning rate as a function of the step, and steps that must not be taken."""
+"""A student's optimiser: its groups, its learning rate as a function of the step, and steps that must not be taken."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from distilldepth.distill.config import DistillConfig
+from distilldepth.distill.muon import Muon, matrix_parameters
 from distilldepth.distill.step import DistillationStep
 
 
 def make_optimiser(config: DistillConfig, module: DistillationStep, device: torch.device) -> torch.optim.Optimizer:
-    """Return AdamW with groups for encoder and the rest; biases and norms are not decayed."""
+    """Return AdamW, or Muon with AdamW, with groups for encoder and the rest; biases and norms are not decayed."""
     settings = config.optimiser
+    matrices = matrix_parameters(module) if settings.algorithm == "muon" else set()
     encoder = {id(p) for p in module.student.parameter_groups()["encoder"]}
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for parameter in module.parameters():
         if parameter.requires_grad:
-            groups[id(parameter) in encoder, parameter.ndim > 1].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr_share": settings.encoder_lr_share if in_encoder else 1.0,
-                "weight_decay": settings.weight_decay if decayed else 0.0,
-            }
-            for (in_encoder, decayed), parameters in sorted(groups.items(), reverse=True)
-        ],
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        fused=device.type in ("cpu", "cuda"),
-    )
+            groups[id(parameter) in encoder, parameter.ndim > 1, id(parameter) in matrices].append(parameter)
+    options = {
+        "lr": settings.lr,
+        "betas": (settings.beta1, settings.beta2),
+        "fused": device.type in ("cpu", "cuda"),
+    }
+    described = [
+        {
+            "params": parameters,
+            "lr_share": settings.encoder_lr_share if in_encoder else 1.0,
+            "weight_decay": settings.weight_decay if decayed else 0.0,
+            "muon": is_matrix,
+        }
+        for (in_encoder, decayed, is_matrix), parameters in sorted(groups.items(), reverse=True)
+    ]
+    return Muon(described, **options) if settings.algorithm == "muon" else torch.optim.AdamW(described, **options)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, config: DistillConfig, step: int) -> None:
