@@ -116,10 +116,12 @@ def _free_folder(out: str) -> str:
 
 
 def _summary(result: Any) -> None:
+    from distilldepth.distill.card import replaced_note
+
     for name, after in result.after.get("teachers", {}).items():
         before = result.before["teachers"][name]
         click.echo(
-            f"agreement with {name} on {result.after['images']} held-out images: "
+            f"agreement with {name} on {result.after['images']} held-out images{replaced_note(result.after)}: "
             f"correlation {before['correlation']:.3f} -> {after['correlation']:.3f}, "
             f"SSI error {before['ssi_error']:.3f} -> {after['ssi_error']:.3f}",
             err=True,

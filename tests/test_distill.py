@@ -186,7 +186,8 @@ def test_an_interrupted_run_says_how_to_continue(tmp_path):
 
 def test_distils_photographs_from_a_model(tmp_path, finished_run):
     photos = photographs(tmp_path / "my photos")
-    (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a photograph")
+    for name in ("broken.jpg", "z held out.jpg"):
+        (photos / name).write_bytes(b"\xff\xd8 not a photograph")
     teacher = finished_run[0] / "student"
     result = run_cli(
         "--teachers", f"{teacher}=2", "--images", str(photos), "--steps", "8", "--out", "run", *SMALL, cwd=tmp_path
@@ -196,7 +197,7 @@ def test_distils_photographs_from_a_model(tmp_path, finished_run):
     assert sum(row["unreadable"] for row in rows) > 0
     assert "warning: " in result.stderr
     assert "broken.jpg: is not an image" in result.stderr
-    assert "correlation" in result.stderr
+    assert "held-out images (1 unreadable, another in its place): correlation" in result.stderr
 
 
 def test_two_processes_train_one_student(tmp_path):

@@ -392,7 +392,7 @@ def test_the_folder_has_every_format(pairs, tmp_path):
     assert result.exit_code == 0, result.stderr
     for name in ("result.json", "samples.csv", "table.md", "table.tex", "report.html", "progress.jsonl", "run.json"):
         assert (folder / name).stat().st_size > 0, name
-    assert not list(folder.rglob("*.partial"))
+    assert not list(folder.rglob(".distilldepth-*"))
     assert len((folder / "samples.csv").read_text().splitlines()) == 1 + 5
     assert "http" not in (folder / "report.html").read_text().replace("http://www.w3.org", "")
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import struct
 import subprocess
 import sys
-import threading
 import zlib
 from pathlib import Path
 
@@ -35,7 +33,6 @@ from distilldepth.predict import (
 )
 from distilldepth.predict.colormaps import colormap_table
 from distilldepth.predict.point_cloud import to_depth
-from distilldepth.predict.writers import atomic_path
 
 
 @pytest.fixture(scope="session")
@@ -674,16 +671,3 @@ def test_ply_through_the_command(run, tmp_path):
 def test_a_picture_of_another_size_is_refused(tmp_path):
     with pytest.raises(ValueError, match="map's size"):
         write_point_cloud(tmp_path / "c.ply", np.ones((4, 4)), np.zeros((5, 4, 3), np.uint8), "depth")
-
-
-def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
-    pipe, received = tmp_path / "pipe.npy", []
-    os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
-    reader.start()
-    with atomic_path(pipe) as temporary:
-        np.save(temporary, np.arange(5))
-    reader.join(timeout=10)
-    assert pipe.is_fifo()
-    np.testing.assert_array_equal(np.load(io.BytesIO(received[0])), np.arange(5))
-    assert [path.name for path in tmp_path.iterdir()] == ["pipe.npy"]

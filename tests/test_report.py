@@ -302,7 +302,7 @@ def test_the_page_stands_alone_and_escapes_what_comes_from_outside(tmp_path):
         assert outside not in page.replace("<i style", "")
     assert "a|b &lt;i&gt;" in page
     assert "prefers-color-scheme: dark" in page
-    assert len(list(tmp_path.glob(".*partial"))) == 0
+    assert not list(tmp_path.glob(".distilldepth-*"))
 
 
 def test_the_page_says_what_was_measured_and_what_is_missing(tmp_path):

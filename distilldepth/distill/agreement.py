@@ -14,10 +14,10 @@ from distilldepth.alignment import align
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.data import SourceView, whole_batches
 from distilldepth.distill.teachers import Teacher, nearest_size
+from distilldepth.files import write_atomically
 from distilldepth.losses import normalise
 from distilldepth.metrics import depth_metrics
 from distilldepth.models import DepthModel
-from distilldepth.models.load import write_atomically
 from distilldepth.models.preprocess import resize
 
 PICTURES = 6
@@ -32,7 +32,8 @@ def measure_agreement(
 
     Per teacher: `correlation` of the two disparity maps (Pearson, per image, averaged; affine-invariant, 1 is best) and
     `ssi_error`, the mean absolute difference after each map is normalised by its median and mean absolute deviation
-    (0 is best). With truth, `depth`: AbsRel and delta1 after least squares in disparity.
+    (0 is best). With truth, `depth`: AbsRel and delta1 after least squares in disparity. `replaced`: how many images
+    could not be read, so that the next one stood in for them.
 
     Maps of the first images are written to `pictures` as arrays for the report.
     """
@@ -44,7 +45,9 @@ def measure_agreement(
     sums: dict[str, dict[str, list[Tensor]]] = {}
     truth: dict[str, list[Tensor]] = {}
     kept: dict[str, list[np.ndarray]] = {"image": [], "student": []}
+    replaced = 0
     for batch in whole_batches(heldout, config, config.batch_size):
+        replaced += int((batch["unreadable"] > 0).sum())
         images = batch["image"].to(device).float() / 255
         depth = batch["depth"].to(device) if "depth" in batch else None
         predicted = predict_at(student, images)
@@ -68,7 +71,11 @@ def measure_agreement(
         content = io.BytesIO()
         np.save(content, np.concatenate(arrays)[:PICTURES])
         write_atomically(pictures / f"{name.replace('/', '_')}.npy", content.getvalue())
-    result: dict[str, Any] = {"images": len(heldout), "teachers": {k: _means(v) for k, v in sums.items()}}
+    result: dict[str, Any] = {
+        "images": len(heldout),
+        "replaced": replaced,
+        "teachers": {k: _means(v) for k, v in sums.items()},
+    }
     if truth:
         result["depth"] = _means(truth)
     return result

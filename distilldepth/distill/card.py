@@ -95,14 +95,20 @@ bind the student is for you to judge, and a non-commercial teacher is a reason t
 """
 
 
+def replaced_note(agreement: dict[str, Any]) -> str:
+    """Return what to say of held-out images that could not be read, nothing if all could."""
+    replaced = agreement.get("replaced")
+    return f" ({replaced} unreadable, another in its place)" if replaced else ""
+
+
 def agreement_table(facts: dict[str, Any]) -> str:
     """Return a Markdown table of the agreement before and after."""
     before, after = facts["before"], facts["after"]
     if not after.get("images"):
         return "No images were held out."
     lines = [
-        f"{after['images']} images. Correlation of the disparity maps (1 is best) and scale- and shift-invariant error "
-        "(0 is best), per image, averaged.",
+        f"{after['images']} images{replaced_note(after)}. Correlation of the disparity maps (1 is best) and scale- and "
+        "shift-invariant error (0 is best), per image, averaged.",
         "",
         "| against | correlation before | after | SSI error before | after |",
         "|---|---|---|---|---|",

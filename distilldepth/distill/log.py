@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distilldepth.distill.step import StepOutputs
-from distilldepth.models.load import write_atomically
+from distilldepth.files import write_atomically
 
 
 class RunLog:

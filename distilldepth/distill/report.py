@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from distilldepth.distill.card import replaced_note
 from distilldepth.evaluate.page import COLOURS, data_url, make_page, png
-from distilldepth.models.load import write_atomically
+from distilldepth.files import write_atomically
 from distilldepth.predict.colormaps import colorize
 
 
@@ -74,7 +75,8 @@ def _agreement(facts: dict[str, Any]) -> str:
         f'<td class="number">{last:.3f}</td></tr>'
         for against, what, first, last in rows
     )
-    head = f"<tr><th>{after['images']} images against</th><th>measure</th><th>before</th><th>after</th></tr>"
+    against = f"{after['images']} images{replaced_note(after)} against"
+    head = f"<tr><th>{against}</th><th>measure</th><th>before</th><th>after</th></tr>"
     return f"<table>{head}{body}</table>"
 
 

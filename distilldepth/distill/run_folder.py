@@ -10,7 +10,7 @@ from pathlib import Path
 from distilldepth.distill.checkpoint import list_checkpoints, read_state
 from distilldepth.distill.config import DistillConfig, get_key, keys, load_config, to_toml
 from distilldepth.errors import DistillDepthError
-from distilldepth.models.load import write_atomically
+from distilldepth.files import write_atomically
 
 _LOCK = ".lock"
 _RESUME_MAY_CHANGE = {

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from distilldepth.errors import DistillDepthError
-from distilldepth.models.load import write_atomically
+from distilldepth.files import write_atomically
 
 FOLDER = "pictures"
 """Where cases lie in a run folder: one `.npz` per dataset."""

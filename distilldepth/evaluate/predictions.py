@@ -15,8 +15,9 @@ import numpy as np
 from distilldepth.data.images import IMAGE_SUFFIXES, open_file, open_image
 from distilldepth.data.truth import Dataset, Item
 from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.files import atomic_path, write_atomically
 from distilldepth.models.base import QUANTITIES, DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.load import read_json, write_atomically
+from distilldepth.models.load import read_json
 from distilldepth.models.preprocess import Preprocessing
 
 FORMATS = {"npy": ".npy", "png16": ".png", "kitti": ".png"}
@@ -103,8 +104,6 @@ def write_kitti_png(path: Path, values: np.ndarray, quantity: str) -> None:
         ValueError: the map is not in metres.
     """
     from PIL import Image
-
-    from distilldepth.predict.writers import atomic_path
 
     check_metres(quantity)
     known = np.isfinite(values) & (values > 0)

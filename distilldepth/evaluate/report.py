@@ -38,7 +38,7 @@ from distilldepth.evaluate.table import (
     incompleteness,
     protocol_lines,
 )
-from distilldepth.models.load import write_atomically
+from distilldepth.files import write_atomically
 from distilldepth.predict.colormaps import colormap_table
 
 __all__ = ["Case", "Cases", "write_report"]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distilldepth.data.truth import Dataset
+from distilldepth.files import write_atomically
 from distilldepth.models.base import DepthModel
-from distilldepth.models.load import write_atomically
 
 if TYPE_CHECKING:
     from distilldepth.evaluate.result import Evaluation

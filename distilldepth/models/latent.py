@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from distilldepth.cache import cache_folder
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import write_atomically
 from distilldepth.models import hub, registry
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.load import check_state, load_pretrained, read_state
@@ -393,8 +394,6 @@ def _context(folder: Path) -> Tensor:
         return _read_context(file)
     context = _encode_empty_prompt(folder)
     from safetensors.torch import save
-
-    from distilldepth.models.load import write_atomically
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.files import write_atomically
 from distilldepth.models import hub, registry
 from distilldepth.models.base import DepthModel, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
@@ -171,19 +172,6 @@ def save_model(
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
     """Number of parameters, each counted once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: into a temporary one beside it, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _family(key: str) -> ModuleType:

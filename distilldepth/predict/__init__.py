@@ -16,7 +16,6 @@ _NAMES = {
     "write_depth_png": "distilldepth.predict.writers",
     "write_color_png": "distilldepth.predict.writers",
     "write_npy": "distilldepth.predict.writers",
-    "atomic_path": "distilldepth.predict.writers",
     "PointCloudOptions": "distilldepth.predict.point_cloud",
     "write_point_cloud": "distilldepth.predict.point_cloud",
 }

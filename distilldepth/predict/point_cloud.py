@@ -10,7 +10,7 @@ import torch
 
 from distilldepth import ops
 from distilldepth.depth import intrinsics_from_fov
-from distilldepth.predict.writers import atomic_path
+from distilldepth.files import atomic_path
 
 
 @dataclass(frozen=True)

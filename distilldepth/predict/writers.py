@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import secrets
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +12,10 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from distilldepth import __version__
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import atomic_path
 from distilldepth.predict.colormaps import colorize
 
 _LARGEST = 65535
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the folder of `path`; it takes that name if the block ends well, else it is removed.
-
-    A device or a pipe (`/dev/stdout`) is written to, never replaced.
-
-    Raises:
-        OSError: it cannot be written; names `path` where the system names nothing, as for a full disk.
-    """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        with tempfile.TemporaryDirectory() as folder:
-            temporary = Path(folder) / f"content{path.suffix}"
-            yield temporary
-            with temporary.open("rb") as content, path.open("wb") as target:
-                shutil.copyfileobj(content, target)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Short and without the stem, so that a stem of the longest legal length still works.
-    temporary = path.parent / f".distilldepth-{secrets.token_hex(6)}{path.suffix}"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary)):
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import tempfile
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from distilldepth.data.scenes.geometry import Camera, Objects, cast, inside_any,
 from distilldepth.data.scenes.layouts import LAYOUTS
 from distilldepth.data.scenes.shading import Response, Surface, fog, shade, sky
 from distilldepth.data.scenes.staging import Plan
+from distilldepth.files import atomic_path
 
 __all__ = ["KINDS", "RENDERER_VERSION", "Scene", "SceneSource", "render_scene"]
 
@@ -267,13 +266,6 @@ def _read(path: Path, size: tuple[int, int]) -> dict[str, Any] | None:
 
 
 def _write(path: Path, sample: dict[str, Any]) -> None:
-    """Write a scene under a temporary name, then move it into place, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, image=sample["image"], depth=sample["depth"], intrinsics=sample["intrinsics"])
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Keep a scene, so that no reader sees half a file."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, image=sample["image"], depth=sample["depth"], intrinsics=sample["intrinsics"])

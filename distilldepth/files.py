@@ -1,0 +1,49 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path`; it takes that name if the block ends well, else it is removed.
+
+    A device or a pipe (`/dev/stdout`) is written to, never replaced.
+
+    Raises:
+        OSError: it cannot be written; names `path` where the system names nothing, as for a full disk.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / f"content{path.suffix}"
+            yield temporary
+            with temporary.open("rb") as content, path.open("wb") as target:
+                shutil.copyfileobj(content, target)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Short and without the stem, so that a stem of the longest legal length still works.
+    temporary = path.parent / f".distilldepth-{secrets.token_hex(6)}{path.suffix}"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and wait until the disk has it; see `atomic_path`."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
