@@ -48,9 +48,8 @@ def main() -> None:
     for name, dead, units in revive(model, images):
         print(f"{name}: {dead} of {units} dead")
     rescale(model)
-    print(
-        f"mean change of the map: {(predict(model, images) - before).abs().mean():.4f}, its spread {before.std():.3f}"
-    )
+    change = (predict(model, images) - before).abs().mean()
+    print(f"mean change of the maps: {change:.4f}, their spread: {before.std():.3f}")
     save_model(model, arguments.folder)
 
 
