@@ -24,13 +24,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "distilldepth"
 CLI = REPOSITORY / "cli"
 
-BASE = {"errors", "cache", "depth", "device"}
+BASE = {"errors", "files", "cache", "depth", "device"}
 OPERATIONS = BASE | {"reference", "kernels", "native", "ops"}
 SCORES = {"losses", "metrics", "alignment"}
 MODELS = BASE | {"data", "models"}
 JOBS = OPERATIONS | SCORES | MODELS | {"inference"}
 MAY_IMPORT = {
     "errors": set(),
+    "files": set(),
     "cache": set(),
     "depth": {"errors"},
     "device": {"errors"},
