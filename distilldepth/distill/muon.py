@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration: singular values from about 0.01 to 1 end between 0.7 and 1.2 in five steps."""
+"""Of the quintic iteration: singular values from 0.01 to 1 end between 0.68 and 1.14 in five steps."""
 _MOMENTUM = 0.95
 _LEAST_SIDE = 8
 """Matrices narrower than this are nearly vectors, for which AdamW is the better rule."""

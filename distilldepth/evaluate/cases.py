@@ -151,7 +151,6 @@ class Cases:
             # Not compressed: this is written while the run goes on, and deflating takes longer than scoring.
             np.savez(stream, facts=np.array(json.dumps({"dataset": dataset, "cases": facts})), **arrays)
             path = Path(folder) / FOLDER / f"{quote(dataset, safe='')}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, stream.getvalue())
         self._changed.clear()
 

@@ -6,6 +6,7 @@ Source: Xu et al., What Matters When Repurposing Diffusion Models (GenPercept, 2
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -395,11 +396,8 @@ def _context(folder: Path) -> Tensor:
     context = _encode_empty_prompt(folder)
     from safetensors.torch import save
 
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs seconds next time, nothing else
         write_atomically(file, save({"context": context}))
-    except OSError:
-        pass  # a cache that cannot be written costs seconds next time, nothing else
     return context
 
 
