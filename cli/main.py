@@ -17,7 +17,7 @@ import click
 
 from distilldepth import __version__
 from distilldepth.cli.options import printable
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError
 
 COMMANDS = {
     "distill": ("distilldepth.cli.distill:distill", "Train a student from teachers on unlabelled images."),
@@ -88,6 +88,10 @@ class LazyGroup(click.Group):
         except click.ClickException as error:
             _error_line(error.format_message())
             return error.exit_code
+        except UsageError as error:
+            _show_trace_if_debugging()
+            _error_line(str(error))
+            return 2
         except EXPECTED_ERRORS as error:
             _show_trace_if_debugging()
             _error_line(error_message(error))

@@ -10,6 +10,10 @@ class DistillDepthError(Exception):
     """A failure the user can act on; its message is one line: what, where, what to do."""
 
 
+class UsageError(ValueError):
+    """What was asked for makes no sense, whatever the files hold: the command line ends with 2 instead of 1."""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the choice nearest to `name`, or the list of choices if none is near.
 

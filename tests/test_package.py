@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "distilldepth"
 CLI = REPOSITORY / "cli"
 
-BASE = {"errors", "files", "cache", "depth", "device"}
+BASE = {"errors", "files", "documents", "folders", "machine", "cache", "depth", "device"}
 OPERATIONS = BASE | {"reference", "kernels", "native", "ops"}
 SCORES = {"losses", "metrics", "alignment"}
 MODELS = BASE | {"data", "models"}
@@ -32,9 +32,12 @@ JOBS = OPERATIONS | SCORES | MODELS | {"inference"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "documents": {"errors"},
+    "folders": {"documents", "errors", "files"},
+    "machine": {"errors"},
     "cache": set(),
     "depth": {"errors"},
-    "device": {"errors"},
+    "device": {"errors", "machine"},
     "reference": {"errors", "depth"},
     "kernels": {"errors", "depth"},
     "native": {"errors", "cache"},

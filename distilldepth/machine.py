@@ -1,0 +1,74 @@
+"""What this machine is fast at: the one place that decides what precision `auto` means."""
+
+from __future__ import annotations
+
+import functools
+import time
+import warnings
+
+import torch
+
+from distilldepth.errors import UsageError
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_CLEARLY = 1.2
+"""Gain from which bfloat16 is worth its rounding. CPUs with instructions for it reach 1.5 to 8, others 0.01 to 0.5."""
+
+
+def resolve_precision(precision: str, device: torch.device, *, what: str = "the model") -> str:
+    """Return `float32`, `bfloat16` or `float16`: what a word of `--precision` means on a device of this machine.
+
+    `auto` is bfloat16 where that is faster than float32 (measured once per process on CPUs, asked of GPUs), else
+    float32. A precision that is named is kept; one that is slow here warns with the factor.
+
+    Args:
+        precision: `auto`, `float32`, `bfloat16` or `float16`.
+        device: where it computes.
+        what: who computes, for the warning.
+
+    Raises:
+        UsageError: unknown precision, or float16 on the CPU, which has no fast path for it.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "float16" and device.type == "cpu":
+        raise UsageError("precision must be float32, bfloat16 or auto on the CPU, got 'float16'")
+    if precision == "auto":
+        return "bfloat16" if bfloat16_gain(device.type) >= _CLEARLY else "float32"
+    if precision == "bfloat16" and (gain := bfloat16_gain(device.type)) < 1:
+        warnings.warn(
+            f"{what}: bfloat16 is {1 / gain:.0f} times slower than float32 on this machine, which has no instructions "
+            "for it; precision auto or float32 avoids that",
+            UserWarning,
+            stacklevel=2,
+        )
+    return precision
+
+
+@functools.cache
+def bfloat16_gain(kind: str) -> float:
+    """Return how many times faster than float32 bfloat16 is on a kind of device, about.
+
+    On CPUs a convolution and a matrix product are timed, which takes a few hundredths of a second: flags of the
+    processor do not say what torch and oneDNN make of them, nor what was switched off by their variables.
+    """
+    if kind == "cuda":
+        return 2.0 if torch.cuda.is_bf16_supported(including_emulation=False) else 0.5
+    if kind != "cpu":
+        return 1.0
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 32, 32, 32, generator=generator)
+    kernel = torch.randn(32, 32, 3, 3, generator=generator)
+    matrix = torch.randn(192, 192, generator=generator)
+    inputs = {kind: [value.to(kind) for value in (image, kernel, matrix)] for kind in (torch.float32, torch.bfloat16)}
+    best = dict.fromkeys(inputs, float("inf"))
+    with torch.inference_mode():
+        # In turn and the best of several, so that another program's load meets both.
+        for attempt in range(6):
+            for kind, (image, kernel, matrix) in inputs.items():
+                began = time.perf_counter()
+                torch.nn.functional.conv2d(image, kernel, padding=1)
+                matrix @ matrix
+                if attempt:  # The first one prepares.
+                    best[kind] = min(best[kind], time.perf_counter() - began)
+    return best[torch.float32] / max(best[torch.bfloat16], 1e-9)
