@@ -142,9 +142,11 @@ class DistillConfig:
     grad_accumulation: int = option(1, "batches per optimiser step")
     size: str = option("560", "size at which the student sees a region: SIDE or HxW, in pixels")
     device: str = option("auto", "auto, cpu, cuda, cuda:INDEX or mps")
-    precision: str = option("auto", "auto, float32, bfloat16 or float16; auto = bfloat16 where it is fast")
+    precision: str = option(
+        "auto", "auto, float32, bfloat16 or float16; auto = bfloat16 where this machine is faster with it, else float32"
+    )
     teacher_precision: str = option(
-        "float32", "float32, bfloat16 or float16; bfloat16 is faster and rounds pseudo-labels to about three digits"
+        "auto", "the same for the teachers; bfloat16 rounds pseudo-labels to about three digits"
     )
     compile: bool = option(
         False,
@@ -225,7 +227,7 @@ class DistillConfig:
         choices = {
             "loss.normalisation_shared": NORMALISATIONS, "loss.normalisation_local_global": NORMALISATIONS,
             "loss.contexts": CONTEXTS, "initial_weights": INITIAL_WEIGHTS,
-            "precision": PRECISIONS, "teacher_precision": PRECISIONS[1:],
+            "precision": PRECISIONS, "teacher_precision": PRECISIONS,
             "optimiser.algorithm": ("adamw", "muon"), "optimiser.schedule": ("poly", "cosine", "constant"),
         }  # fmt: skip
         for key, allowed in choices.items():

@@ -50,6 +50,7 @@ from distilldepth.distill.step import DistillationStep, StepInputs
 from distilldepth.distill.teachers import Teacher, load_teachers
 from distilldepth.errors import DistillDepthError
 from distilldepth.losses import DistillationObjective, center_and_spread, distill_any_depth_objective
+from distilldepth.machine import resolve_precision
 from distilldepth.models import DepthModel, create_student, load_model, save_model
 from distilldepth.ops.backend import available_backends
 
@@ -131,7 +132,7 @@ def _distill(
         offline=config.offline,
         has_depth=source.has_depth,
         seed=config.seed,
-        precision=config.teacher_precision,
+        precision=resolve_precision(config.teacher_precision, device, what="the teachers"),
     )
     if config.initial_weights == "pretrained":
         student = load_model(config.student, offline=config.offline)
@@ -147,7 +148,8 @@ def _distill(
     stopwatch = Stopwatch(device)
     objective = make_objective(config, student, teachers.teachers, training)
     step_module = DistillationStep(student.train(), objective, stopwatch, compiled=config.compile)
-    optimiser = make_optimiser(config, step_module, device)
+    muon_precision = getattr(torch, resolve_precision("auto", device))
+    optimiser = make_optimiser(config, step_module, device, muon_precision)
     step_module, optimiser = accelerator.prepare(step_module, optimiser)
     bare = accelerator.unwrap_model(step_module)
     average = WeightAverage(bare.student, config.optimiser.ema) if config.optimiser.ema else None
@@ -255,9 +257,7 @@ def make_accelerator(config: DistillConfig) -> Accelerator:
     kind = device.type
     if kind == "cuda" and "LOCAL_RANK" not in os.environ:
         torch.cuda.set_device(device)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if fast_bfloat16(kind) else "float32"
+    precision = resolve_precision(config.precision, device, what="the student")
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     return Accelerator(
         cpu=kind == "cpu",
@@ -266,15 +266,6 @@ def make_accelerator(config: DistillConfig) -> Accelerator:
         # The Depth Anything head and teachers without features leave parameters without gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-
-
-def fast_bfloat16(kind: str) -> bool:
-    """True where bfloat16 has matrix instructions: recent GPUs, and CPUs with AMX."""
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind == "cpu":
-        return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported()
-    return False
 
 
 def make_objective(
