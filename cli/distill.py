@@ -96,7 +96,7 @@ def distill(
     try:
         result = run(config, command=command)
     except KeyboardInterrupt:
-        if any(Path(config.out, "checkpoints").glob("step-*")):
+        if any(Path(config.out, "checkpoints").glob("step-*")) and os.environ.get("RANK", "0") == "0":
             again = ["distilldepth", "distill", "--config", f"{config.out}/config.toml", "--resume", "auto"]
             click.echo(f"\nto continue from the last checkpoint: {shlex.join(again)}", err=True)
         raise

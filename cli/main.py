@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -18,6 +19,7 @@ import click
 from distilldepth import __version__
 from distilldepth.cli.options import printable
 from distilldepth.errors import DistillDepthError, UsageError
+from distilldepth.signals import Interrupted, raise_on_signals
 
 COMMANDS = {
     "distill": ("distilldepth.cli.distill:distill", "Train a student from teachers on unlabelled images."),
@@ -66,6 +68,7 @@ class LazyGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:
         """Run and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted; a failure is one line on stderr."""
         extra.pop("standalone_mode", None)
+        raise_on_signals()
         with _quiet():
             code = self._run(args, prog_name or "distilldepth", extra)
         sys.exit(code)
@@ -79,9 +82,13 @@ class LazyGroup(click.Group):
             # The reader is gone (`| head`): nobody is left to tell, and the flush at exit must not complain either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except (click.Abort, KeyboardInterrupt):
-            _error_line("interrupted", label="")
-            return 130
+        except (click.Abort, KeyboardInterrupt) as error:
+            # click puts its own error around Ctrl-C and its kin.
+            cause = error if isinstance(error, Interrupted) else error.__cause__
+            if not isinstance(cause, Interrupted):
+                cause = Interrupted(signal.SIGINT)
+            _error_line("interrupted" if cause.signum == signal.SIGINT else f"ended by {cause}", label="")
+            return cause.exit_code
         except click.UsageError as error:
             _error_line(_usage_message(error))
             return 2

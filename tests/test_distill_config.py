@@ -35,7 +35,7 @@ def test_every_key_is_documented():
 
 def test_presets_are_valid_and_the_paper_weights_hold():
     for name in preset_names():
-        load_config(preset=name)
+        load_config(preset=name, flags={"images": ["photos"]})
     paper = load_config(preset="distill-any-depth")
     assert (paper.loss.shared_context, paper.loss.local_global, paper.loss.feature, paper.loss.gradient) == (
         1,

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "distilldepth"
 CLI = REPOSITORY / "cli"
 
-BASE = {"errors", "files", "documents", "folders", "machine", "cache", "depth", "device"}
+BASE = {"errors", "files", "documents", "folders", "machine", "signals", "cache", "depth", "device"}
 OPERATIONS = BASE | {"reference", "kernels", "native", "ops"}
 SCORES = {"losses", "metrics", "alignment"}
 MODELS = BASE | {"data", "models"}
@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "documents": {"errors"},
     "folders": {"documents", "errors", "files"},
     "machine": {"errors"},
+    "signals": set(),
     "cache": set(),
     "depth": {"errors"},
     "device": {"errors", "machine"},

@@ -55,6 +55,8 @@ class ImageSource(Protocol):
     """Every sample has `depth`."""
     description: str
     """One line for reports."""
+    names: Sequence[str] | None
+    """Of each image, the same wherever the whole collection lies; None for scenes, which have numbers."""
 
     def __len__(self) -> int: ...
 
@@ -77,6 +79,8 @@ class FolderSource:
     def __init__(self, spec: str | os.PathLike, *, max_side: int | None = None) -> None:
         self.paths = [str(path) for path in list_images(spec)]
         self.max_side = _checked_max_side(max_side)
+        root = os.path.expanduser(spec)
+        self.names = [os.path.relpath(path, root) for path in self.paths] if os.path.isdir(root) else list(self.paths)
         self.description = f"{os.fspath(spec)} ({_count(len(self.paths), 'image')})"
 
     def __len__(self) -> int:
@@ -121,6 +125,9 @@ class TarSource:
         self._shards = np.array(shards, dtype=np.int32)
         self._offsets = np.array(offsets, dtype=np.int64)
         self._sizes = np.array(sizes, dtype=np.int64)
+        self.names = [
+            f"{os.path.basename(self.paths[shard])}/{name}" for shard, name in zip(shards, self._names, strict=True)
+        ]
         where = self.paths[0] if len(self.paths) == 1 else f"{len(self.paths)} tar shards from {self.paths[0]}"
         if not self._names:
             raise DistillDepthError(f"{where}: no image among the members; searched for {' '.join(IMAGE_SUFFIXES)}")
@@ -157,6 +164,9 @@ class ConcatSource:
         self.sources = list(sources)
         self.has_depth = all(source.has_depth for source in sources)
         self.description = " + ".join(source.description for source in sources)
+        self.names = None
+        if any(source.names is not None for source in self.sources):
+            self.names = [name for source in self.sources for name in source.names or map(str, range(len(source)))]
         self._ends = list(itertools.accumulate(len(source) for source in sources))
 
     def __len__(self) -> int:

@@ -203,6 +203,7 @@ class SceneSource:
     """
 
     has_depth = True
+    names = None
 
     def __init__(
         self, size: tuple[int, int] = (192, 256), count: int | None = None, seed: int = 0, cache: Path | None = None
