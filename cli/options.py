@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 import click
 
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_MODEL = "distilldepth-mini"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+MAX_SIDE = 16384
+"""Largest --size, in pixels."""
 RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
 
 
@@ -135,7 +137,10 @@ def json_option(function: F) -> F:
 def resize_options(function: F) -> F:
     """`--resize-policy` and `--size`."""
     function = click.option(
-        "--size", type=click.IntRange(min=1), default=None, help="Side in pixels at which the model sees the image."
+        "--size",
+        type=click.IntRange(1, MAX_SIDE),
+        default=None,
+        help="Side in pixels at which the model sees the image.",
     )(function)
     return click.option(
         "--resize-policy",
@@ -149,7 +154,7 @@ def batch_size_option(default: int = 8) -> Callable[[F], F]:
     """`--batch-size`."""
     return click.option(
         "--batch-size",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 65_536),
         default=default,
         show_default=True,
         help="Images of equal size that the model sees at once.",
@@ -180,7 +185,7 @@ def check_json_target(target: str | None) -> None:
 
     path = Path(target)
     if path.is_dir():
-        raise ValueError(f"--json must name a file or be -, got the folder {target}")
+        raise UsageError(f"--json must name a file or be -, got the folder {target}")
     check_writable(path.parent)
 
 

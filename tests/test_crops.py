@@ -223,9 +223,9 @@ def test_boxes_lie_inside_exactly_at_every_size():
         windows = [(top, left, height, width) for top in tops for left in lefts] + [anywhere]
         boxes = _edges(np.array(windows, dtype=np.float64), region, size, mirror=bool(number % 2))
         x0, y0, x1, y1 = boxes.T
-        assert x0.min() == 0 and y0.min() == 0, (region, size, windows)
-        assert x1.max() == size[1] and y1.max() == size[0], (region, size, windows)
-        assert (x0 < x1).all() and (y0 < y1).all(), (region, size, windows)
+        assert (x0.min(), y0.min()) == (0, 0), (region, size, windows)
+        assert (x1.max(), y1.max()) == (size[1], size[0]), (region, size, windows)
+        assert ((x0 < x1) & (y0 < y1)).all(), (region, size, windows)
 
 
 @pytest.mark.parametrize("side", [336, 448, 504, 560, 333, 447])

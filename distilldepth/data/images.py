@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import expand_user
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif",
@@ -208,7 +209,7 @@ def list_images(spec: str | os.PathLike) -> list[Path]:
         DistillDepthError: nothing is found, or the list cannot be read.
     """
     name = _printable(spec)
-    path = Path(spec).expanduser()
+    path = expand_user(spec)
     if _exists(path):
         if path.is_dir():
             found = sorted(_walk(path), key=natural_key)
@@ -366,7 +367,7 @@ def _read_list(path: Path) -> list[Path]:
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
-        written = Path(entry).expanduser()
+        written = expand_user(entry)
         candidates = [path.parent / written, written]
         existing = next((candidate for candidate in candidates if _exists(candidate)), None)
         if existing is None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from distilldepth.data.images import list_images, natural_key, open_file, open_image, read_image
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import expand_user
 
 KINDS = ("depth", "stereo_disparity")
 """What a target holds: `depth` in metres, or `stereo_disparity` in pixels, which stands for inverse depth."""
@@ -160,8 +161,8 @@ def open_rgbd(
     """
     if not (depth_scale > 0 and math.isfinite(depth_scale)):
         raise ValueError(f"open_rgbd: depth_scale must be positive (units per metre), got {depth_scale}")
-    path = Path(path).expanduser()
-    root = None if root is None else Path(root).expanduser()
+    path = expand_user(path)
+    root = None if root is None else expand_user(root)
     for needed in (path, root):
         if needed is not None and not needed.exists():
             raise FileNotFoundError(f"{needed}: no such file or folder")

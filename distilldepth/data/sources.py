@@ -27,6 +27,7 @@ from distilldepth.data.images import (
 )
 from distilldepth.data.tar import compressed_error, is_plain, walk_tar
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import expand_user
 
 _COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
 
@@ -262,7 +263,7 @@ def expand_braces(pattern: str) -> list[str]:
 def _open_one(spec: str, size: tuple[int, int] | None, seed: int, max_side: int | None) -> ImageSource:
     if spec == "scenes" or spec.startswith("scenes:"):
         return _open_scenes(spec, size, seed)
-    path = Path(spec).expanduser()
+    path = expand_user(spec)
     if path.is_dir():
         try:
             return FolderSource(path, max_side=max_side)

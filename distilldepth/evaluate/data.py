@@ -12,6 +12,7 @@ import numpy as np
 
 from distilldepth.data.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.files import expand_user
 
 __all__ = ["SCENE_COUNT", "SCENE_SEED", "SCENE_SIZE", "Dataset", "Item", "Truth", "benchmark_name", "open_data"]
 
@@ -126,7 +127,7 @@ def _open_rgbd(spec: str | Path, root: str | Path | None, limit: int | None) -> 
     from distilldepth.data.benchmarks import BENCHMARKS
     from distilldepth.data.rgbd import open_rgbd
 
-    if not Path(spec).expanduser().exists() and not re.search(r"[/\\.]", str(spec)):
+    if not expand_user(spec).exists() and not re.search(r"[/\\.]", str(spec)):
         # A single word is more likely a benchmark misspelt than a file that went away.
         known = [*BENCHMARKS, "scenes"]
         raise FileNotFoundError(f"{spec}: no such file, folder or benchmark{did_you_mean(str(spec), known)}")

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from distilldepth.cache import cache_folder
 from distilldepth.errors import DistillDepthError
-from distilldepth.files import write_atomically
+from distilldepth.files import expand_user, write_atomically
 from distilldepth.models import hub, registry
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.load import check_state, load_pretrained, read_state
@@ -354,8 +354,8 @@ def _load_part(cls: Any, path: Path, default: dict[str, Any]) -> Any:
 def _base_folder(base: str | None, offline: bool, *, has_vae: bool) -> Path:
     """Folder of the repository that the VAE and the text context come from."""
     named = base or os.environ.get("DISTILLDEPTH_SD_BASE")
-    if named and Path(named).expanduser().is_dir():
-        return Path(named).expanduser()
+    if named and expand_user(named).is_dir():
+        return expand_user(named)
     if named and (named.startswith((".", "/", "~")) or named.count("/") != 1):
         raise FileNotFoundError(f"load_model: no such base folder: {named}")
     repo_id = named or registry.STABLE_DIFFUSION_BASE

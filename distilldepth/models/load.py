@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError, did_you_mean
-from distilldepth.files import write_atomically
+from distilldepth.files import expand_user, write_atomically
 from distilldepth.models import hub, registry
 from distilldepth.models.base import DepthModel, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
@@ -190,7 +190,7 @@ def _resolve(spec: str | Path, offline: bool, base: str | None) -> DepthModel:
         if at and not Path(spec).exists():
             entry = registry.require(name)
             return _load_path(_existing(path), entry, name, offline, base)
-    path = Path(spec).expanduser()
+    path = expand_user(spec)
     if path.exists():
         return _load_path(path, None, None, offline, base)
     text = str(spec)
@@ -203,7 +203,7 @@ def _resolve(spec: str | Path, offline: bool, base: str | None) -> DepthModel:
 
 
 def _existing(path: str) -> Path:
-    found = Path(path).expanduser()
+    found = expand_user(path)
     if not found.exists():
         raise FileNotFoundError(f"load_model: no such file or folder: {path}")
     return found

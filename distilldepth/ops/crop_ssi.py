@@ -20,7 +20,6 @@ from distilldepth.ops.backend import active_backend, kernel, prepare
 from distilldepth.reference.crop_ssi import sample_crops as _sample_crops
 from distilldepth.reference.hybrid_norm import CONTEXTS
 
-
 EDGE_TOLERANCE = 1e-6
 """How far an edge of a box may lie beyond the map, as a share of the map's side: what rounding in float32 leaves. Such
 an edge is taken for the map's own."""

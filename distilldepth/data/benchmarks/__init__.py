@@ -41,6 +41,7 @@ from distilldepth.data.benchmarks.samples import Benchmark, Request, spread
 from distilldepth.data.benchmarks.splits import find_splits
 from distilldepth.data.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.files import expand_user
 
 __all__ = ["BENCHMARKS", "Benchmark", "check", "open_benchmark", "submission_items"]
 
@@ -99,7 +100,7 @@ def open_benchmark(
         raise ValueError(f"open_benchmark: {name} has no part {subset!r}{hint}")
     opened = Root(root)
     splits = find_splits(opened, split, benchmark.splits)
-    split_path = None if split is None else Path(split).expanduser()
+    split_path = None if split is None else expand_user(split)
     found = benchmark.find(Request(opened, splits, subset, field, benchmark, split_path))
     expected = None if found.has_own_count else benchmark.counts[subset]
     count = len(found.samples)

@@ -14,6 +14,7 @@ import numpy as np
 from distilldepth.data.images import natural_key, open_file
 from distilldepth.data.tar import is_plain, walk_tar
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import expand_user
 
 _DEPTH = 4
 """How many folders may lie between the given root and the layout that is looked for."""
@@ -213,7 +214,7 @@ class Root:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expand_user(path)
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path}: no such file or folder")
         if self.path.name.lower().endswith(_COMPRESSED):
