@@ -243,19 +243,15 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "steps": (1, _MANY), "batch_size": (1, 65_536), "grad_accumulation": (1, 65_536), "checkpoint_every": (1, _MANY),
     "keep_checkpoints": (1, _MANY), "log_every": (1, _MANY), "workers": (0, 1024), "threads": (0, 4096),
     "heldout": (0, 1_000_000), "seed": (0, float("inf")),
-    "crop.min_crop": (1, _MANY), "crop.patches": (0, 1024), "crop.patch_window": (1, _MANY), "crop.max_side": (0, _MANY),
-    "augment.colour": (0, 10), "augment.noise": (0, 10),
+    "crop.min_crop": (1, _MANY), "crop.patches": (0, 1024), "crop.patch_window": (1, _MANY),
+    "crop.max_side": (0, _MANY), "augment.colour": (0, 10), "augment.noise": (0, 10),
     "optimiser.lr": (0, 1000), "optimiser.clip_norm": (0, 1e12), "optimiser.weight_decay": (0, 1000),
-    **dict.fromkeys(
-        [
-            f"loss.{term}"
-            for term in ("shared_context", "local_global", "feature", "gradient", "aligned_log", "aligned_log_knee", "anchor")
-        ],
-        (0, 1e6),
-    ),
+    "loss.shared_context": (0, 1e6), "loss.local_global": (0, 1e6), "loss.feature": (0, 1e6),
+    "loss.gradient": (0, 1e6), "loss.aligned_log": (0, 1e6), "loss.aligned_log_knee": (0, 1e6),
+    "loss.anchor": (0, 1e6),
 }  # fmt: skip
-"""Least and largest value of a key. The upper ends are far beyond any use: they keep a slip of the keyboard from filling
-memory or overflowing."""
+"""Least and largest value of a key. The upper ends are far beyond any use: they keep a slip of the keyboard from
+filling memory or overflowing."""
 
 
 def _check_value(key: str, hint: Any, value: Any) -> None:

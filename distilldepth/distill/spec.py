@@ -52,7 +52,8 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
             ) from None
         if not 0 < weight <= MAX_WEIGHT:
             raise UsageError(
-                f"distill: the weight of teacher '{model}' must be positive and finite, at most {MAX_WEIGHT:g}, got {shown(number)}"
+                f"distill: the weight of teacher '{model}' must be positive and finite, at most {MAX_WEIGHT:g}, "
+                f"got {shown(number)}"
             )
         if any(spec.model == model for spec in specs):
             raise UsageError(f"distill: teacher '{model}' is given twice; name it once with a weight, as {model}=2")

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distilldepth.data.sources import open_source
+from distilldepth.data.sources import check_readable, open_source
 from distilldepth.device import resolve_device
 from distilldepth.distill.agreement import measure_agreement, predict_at
 from distilldepth.distill.augment import augment
@@ -119,6 +119,7 @@ def _distill(
     source = open_source(
         config.images, size=config.scene_height_width, seed=config.seed, max_side=config.crop.max_side or None
     )
+    check_readable(source)
     training, heldout = split_heldout(source, config.heldout)
     if len(training) < config.batch_size:
         raise ValueError(
