@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from distilldepth.cache import cache_folder
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import expand_user, write_atomically
-from distilldepth.models import hub, registry
+from distilldepth.models import bounds, hub, registry
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.load import check_state, load_pretrained, read_state
+from distilldepth.models.load import check_config, check_state, load_pretrained, read_state
 from distilldepth.models.preprocess import Preprocessing
 
 _SD_VAE = {
@@ -91,6 +91,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 """Architectures by name: configurations of the VAE and the U-Net, and how they are used (see `OneStepLatentDepth`)."""
+
+ARCHITECTURE = {
+    "vae": bounds.config,
+    "unet": bounds.config,
+    "timestep": bounds.whole(0, 100_000),
+    "sign": bounds.word(-1.0, 1.0, -1, 1),
+    "fold": bounds.whole(1, 32),
+    "output": bounds.word("clamp", "sigmoid"),
+    "train_vae": bounds.flag,
+}
+"""What the entries of an architecture may be in a file."""
 
 _TEXT_TOKENS = 2
 
@@ -342,8 +353,9 @@ def _load_part(cls: Any, path: Path, default: dict[str, Any]) -> Any:
         return load_pretrained(cls, path, variant="fp16" if ".fp16." in file.name else None)
     config = default
     if (file.parent / "config.json").is_file():
+        check_config(file.parent / "config.json")
         config = cls.load_config(file.parent, local_files_only=True)
-    state = {key: value.float() for key, value in read_state(file).items()}
+    state = {key: t.float() if t.is_floating_point() else t for key, t in read_state(file).items()}
     with torch.device("meta"):
         network = cls.from_config(config)
     check_state(file, network, state)
@@ -404,8 +416,11 @@ def _context(folder: Path) -> Tensor:
 def _read_context(file: Path) -> Tensor:
     state = read_state(file)
     context = state.get("context", next(iter(state.values())))
-    if context.ndim != 3 or len(context) != 1:
-        raise DistillDepthError(f"load_model: {file} must hold one tensor (1, tokens, C), got {tuple(context.shape)}")
+    if context.ndim != 3 or len(context) != 1 or not context.is_floating_point():
+        raise DistillDepthError(
+            f"load_model: {file} must hold one floating tensor (1, tokens, C), got {context.dtype} "
+            f"{tuple(context.shape)}; remove it, or download it again"
+        )
     return context.float()
 
 
@@ -418,7 +433,8 @@ def _encode_empty_prompt(folder: Path) -> Tensor:
         with hub.quiet_transformers():
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except Exception as error:
-        raise DistillDepthError(f"load_model: {folder / 'tokenizer'} cannot be loaded ({error})") from error
+        why = " ".join(str(error).split())[:160]
+        raise DistillDepthError(f"load_model: {folder / 'tokenizer'} cannot be loaded ({why})") from error
     # unpadded, as in training: begin and end of text only
     tokens = tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids
     return encoder(tokens)[0].clone()
