@@ -96,6 +96,10 @@ class LazyGroup(click.Group):
             _show_trace_if_debugging()
             _error_line(error_message(error))
             return 1
+        except MemoryError:
+            _show_trace_if_debugging()
+            _error_line("not enough memory; use a smaller --size or --batch-size")
+            return 1
         except Exception as error:
             _show_trace_if_debugging()
             hint = "" if debugging() else " (this is a fault of the program: run again with --debug to see where)"

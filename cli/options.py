@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -197,7 +198,9 @@ def json_number(value: float) -> float | None:
 def printable(value: object) -> str:
     """Return one line of text that any stream can show: file names may hold line breaks and bytes that are no text."""
     text = os.fsdecode(value) if isinstance(value, bytes) else str(value)
-    return " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").split())
+    line = " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").split())
+    # Names from files must not steer the terminal.
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", line)
 
 
 def end_with_failures(failures: Sequence[tuple[str, str]], total: int) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -174,6 +174,30 @@ def open_image(file: BinaryIO, name: str) -> Iterator[Image.Image]:
         except Exception as error:
             # Pillow's plugins raise whatever a damaged file makes them stumble over, from KeyError to struct.error.
             raise DistillDepthError(f"{name}: is damaged or truncated ({_one_line(error)})") from error
+
+
+def check_any_readable(paths: Sequence[str | os.PathLike], max_tries: int = 1000) -> None:
+    """Raise if several images are named and none can be read; the first that can ends the search.
+
+    Args:
+        paths: image files; of more than `max_tries` so many are tried, spread evenly.
+        max_tries: see `paths`.
+
+    Raises:
+        DistillDepthError: none can be read; the message has the count and the first reason.
+    """
+    count, first = len(paths), None
+    tried = range(count) if count <= max_tries else [number * count // max_tries for number in range(max_tries)]
+    for index in tried:
+        try:
+            read_image(paths[index])
+        except (DistillDepthError, FileNotFoundError) as error:
+            first = first or error
+        else:
+            return
+    if count > 1:
+        some = f"all {count} images" if len(tried) == count else f"{len(tried)} of {count} images, spread evenly,"
+        raise DistillDepthError(f"{some} cannot be read; the first: {first}")
 
 
 def as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from safetensors.torch import save_file
 from torch import Tensor
 
+from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.data.sources import check_readable, open_source
 from distilldepth.device import resolve_device
 from distilldepth.distill.agreement import measure_agreement, predict_at
@@ -48,7 +49,7 @@ from distilldepth.distill.run_folder import claim_folder, find_start, start_fold
 from distilldepth.distill.spec import TeacherSpec, check_known, parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs
 from distilldepth.distill.teachers import Teacher, load_teachers
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.losses import DistillationObjective, center_and_spread, distill_any_depth_objective
 from distilldepth.models import DepthModel, create_student, load_model, save_model
 from distilldepth.ops.backend import available_backends
@@ -114,6 +115,7 @@ def _distill(
     found = [find_start(config, folder) if accelerator.is_main_process else None]
     resume_from = broadcast_object_list(found)[0]
     device = accelerator.device
+    check_capacity(config, device)
     torch.manual_seed(config.seed)
 
     source = open_source(
@@ -248,6 +250,23 @@ def _distill(
         write_report(folder, facts)
     accelerator.wait_for_everyone()
     return result
+
+
+def check_capacity(config: DistillConfig, device: torch.device) -> None:
+    """Raise UsageError for batches that cannot fit into the memory."""
+    height, width = config.height_width
+    window_height, window_width = config.patch_height_width
+    windows = config.crop.patches if config.loss.local_global else 0
+    # A window costs its picture as bytes and as numbers; the network of the student sees the region alone.
+    needed = network_bytes(config.batch_size * height * width, training=True)
+    needed += 15 * config.batch_size * windows * window_height * window_width
+    check_memory(
+        needed,
+        f"distill: batches of {config.batch_size} x {height} x {width} pixels",
+        "use a smaller --size or --batch-size",
+        device=device,
+        error=UsageError,
+    )
 
 
 def make_accelerator(config: DistillConfig) -> Accelerator:

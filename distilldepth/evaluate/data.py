@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distilldepth.data.benchmarks.samples import spread
 from distilldepth.data.sources import MAX_SCENES, parse_count
 from distilldepth.data.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
@@ -69,6 +70,35 @@ def open_data(
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"open_data: data must have different names, got {', '.join(repeated)} more than once")
     return datasets
+
+
+def check_any_readable(datasets: Sequence[Dataset], max_tries: int = 100) -> None:
+    """Raise if none of a dataset's samples can be read, before a model is loaded for them.
+
+    Args:
+        datasets: each has to have a sample that can be read.
+        max_tries: of more samples so many are tried, spread evenly.
+
+    Raises:
+        DistillDepthError: none can be read; the message has the count and the first reason.
+    """
+    for dataset in datasets:
+        first: Exception | None = None
+        tried = spread(dataset.items, max_tries)
+        for item in tried:
+            try:
+                item.read()
+            except (DistillDepthError, OSError, ValueError, MemoryError) as error:
+                first = first or error
+            else:
+                break
+        else:
+            count = len(dataset.items)
+            some = f"all {count} samples" if len(tried) == count else f"{len(tried)} of {count} samples, spread evenly,"
+            if count > 1:
+                raise DistillDepthError(
+                    f"{dataset.name}: {some} cannot be read; the first: {' '.join(str(first).split())}"
+                )
 
 
 def benchmark_name(spec: str | Path) -> str | None:
