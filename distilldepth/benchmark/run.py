@@ -191,17 +191,17 @@ def _check(
     def known(what: str, values: Iterable[str], choices: Sequence[str]) -> None:
         for value in values:
             if value not in choices:
-                raise ValueError(f"run_benchmark: {what} must be known, got {value!r}{did_you_mean(value, choices)}")
+                raise UsageError(f"run_benchmark: {what} must be known, got {value!r}{did_you_mean(value, choices)}")
 
     known("kernel", kernels, KERNELS)
     known("dtype", [dtype], tuple(DTYPES))
     known("contexts", contexts, CONTEXTS)
     known("backend", backends or (), BACKENDS)
     if repeats is not None and repeats < 1:
-        raise ValueError(f"run_benchmark: repeats must be at least 1, got {repeats}")
+        raise UsageError(f"run_benchmark: repeats must be at least 1, got {repeats}")
     place = resolve_device(device)
     if cold and place.type != "cuda":
-        raise ValueError(f"run_benchmark: cold must be False without a GPU, got device {place}; leave it out")
+        raise UsageError(f"run_benchmark: cold must be False without a GPU, got device {place}; leave it out")
     return place
 
 

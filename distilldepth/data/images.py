@@ -40,6 +40,7 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
 )
 
+_LONGEST_NAME = 1000
 _JUNK_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -450,7 +451,8 @@ def path_exists(path: Path) -> bool:
 
 def _printable(path: str | os.PathLike) -> str:
     """The path on one line, in characters that can always be printed."""
-    return _one_line(os.fsdecode(path).encode("utf-8", "backslashreplace").decode())
+    text = _one_line(os.fsdecode(path).encode("utf-8", "backslashreplace").decode())
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
 
 
 def _one_line(message: object) -> str:

@@ -334,7 +334,7 @@ def _open_one(spec: str, size: tuple[int, int] | None, seed: int, max_side: int 
     if spec == "scenes" or spec.startswith("scenes:"):
         return _open_scenes(spec, size, seed)
     path = expand_user(spec)
-    if path.is_dir():
+    if path_exists(path) and path.is_dir():
         try:
             return FolderSource(path, max_side=max_side)
         except DistillDepthError:

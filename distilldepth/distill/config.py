@@ -186,11 +186,12 @@ class DistillConfig:
 
     def check_names(self) -> None:
         """Raise UsageError, with the nearest name, for a teacher or student that is neither known nor a path."""
+        from distilldepth.data.images import path_exists
         from distilldepth.models import registry
 
         check_known(parse_teachers(self.teachers))
         name = self.student
-        if re.fullmatch(r"[\w:-]+", name) and registry.lookup(name) is None and not Path(name).exists():
+        if re.fullmatch(r"[\w:-]+", name) and registry.lookup(name) is None and not path_exists(Path(name)):
             raise UsageError(f"distill: unknown student {shown(name)}{did_you_mean(name, registry.student_names())}")
 
     def validate(self) -> DistillConfig:

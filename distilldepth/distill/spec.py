@@ -63,11 +63,12 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
 
 def check_known(specs: list[TeacherSpec]) -> None:
     """Raise UsageError with the nearest name for a bare name that neither the registry nor a file carries."""
+    from distilldepth.data.images import path_exists
     from distilldepth.models.registry import teacher_names
 
     known = {ORACLE, *teacher_names()}
     for spec in specs:
         name = spec.model.partition("@")[0].partition(":")[0]
-        bare = not any(mark in spec.model for mark in "/\\.@") and not Path(spec.model).exists()
+        bare = not any(mark in spec.model for mark in "/\\.@") and not path_exists(Path(spec.model))
         if bare and name not in known:
             raise UsageError(f"distill: unknown teacher '{name}'{did_you_mean(name, known)}")

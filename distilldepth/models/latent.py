@@ -404,7 +404,8 @@ def _context(folder: Path) -> Tensor:
     key = hashlib.sha256(f"{weights}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     file = cache_folder() / "contexts" / f"{key}.safetensors"
     if file.is_file():
-        return _read_context(file)
+        with contextlib.suppress(DistillDepthError):  # Damaged: it is encoded again.
+            return _read_context(file)
     context = _encode_empty_prompt(folder)
     from safetensors.torch import save
 

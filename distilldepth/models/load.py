@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from distilldepth import documents
-from distilldepth.data.images import check_regular
+from distilldepth.data.images import check_regular, path_exists
 from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
 from distilldepth.files import expand_user, write_atomically
@@ -101,7 +101,7 @@ def create_student(name: str | Path, *, seed: int | None = None, offline: bool =
     """
     entry = registry.lookup(name) if isinstance(name, str) else None
     if entry is None:
-        if isinstance(name, str) and re.fullmatch(r"[\w:-]+", name) and not Path(name).exists():
+        if isinstance(name, str) and re.fullmatch(r"[\w:-]+", name) and not path_exists(Path(name)):
             raise UsageError(f"create_student: unknown student '{name}'{did_you_mean(name, registry.student_names())}")
         return load_model(name, offline=offline)
     if entry.role == "teacher":
@@ -195,14 +195,18 @@ def _resolve(spec: str | Path, offline: bool, base: str | None) -> DepthModel:
         if registry.lookup(spec):
             return _load_named(spec, offline, base)
         name, at, path = spec.partition("@")
-        if at and not Path(spec).exists():
+        if at and not path_exists(Path(spec)):
             entry = registry.require(name)
             return _load_path(_existing(path), entry, name, offline, base)
     path = expand_user(spec)
-    if path.exists():
+    if path_exists(path):
         return _load_path(path, None, None, offline, base)
     text = str(spec)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and path.suffix not in CHECKPOINT_SUFFIXES and not path.parent.exists():
+    if (
+        re.fullmatch(r"[\w.-]+/[\w.-]+", text)
+        and path.suffix not in CHECKPOINT_SUFFIXES
+        and not path_exists(path.parent)
+    ):
         return _load_hub_id(text, offline, base)
     if isinstance(spec, Path) or "/" in text or os.sep in text or path.suffix in CHECKPOINT_SUFFIXES:
         _existing(text)
@@ -212,8 +216,8 @@ def _resolve(spec: str | Path, offline: bool, base: str | None) -> DepthModel:
 
 def _existing(path: str) -> Path:
     found = expand_user(path)
-    if not found.exists():
-        raise FileNotFoundError(f"load_model: no such file or folder: {path}")
+    if not path_exists(found):
+        raise FileNotFoundError(f"load_model: no such file or folder: {shown(str(path), 1000)[1:-1]}")
     return found
 
 
@@ -533,7 +537,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _check_tensor(path: Path, name: str, tensor: Any) -> None:
     """Raise unless this is a tensor of finite numbers that are all in the file."""
-    where = f"load_model: {path}: {shown(name)}"
+    where = f"load_model: {path}: {shown(name, 200)}"
     if not isinstance(tensor, Tensor):
         raise DistillDepthError(f"{where} must be a tensor, got {type(tensor).__name__}")
     kinds = {
