@@ -31,6 +31,9 @@ COMMANDS = {
 }
 """Command name: (module:attribute, short help). Modules are imported when their command is asked for."""
 
+_LONGEST = 800
+"""Characters of a message that repeats what was typed."""
+
 EXPECTED_ERRORS = (DistillDepthError, OSError, ValueError, TypeError)
 """Errors whose message is written for the user; anything else is a fault of the program."""
 
@@ -103,6 +106,10 @@ class LazyGroup(click.Group):
             _show_trace_if_debugging()
             _error_line(error_message(error))
             return 1
+        except MemoryError:
+            _show_trace_if_debugging()
+            _error_line("not enough memory; use a smaller --size or --batch-size")
+            return 1
         except Exception as error:
             _show_trace_if_debugging()
             hint = "" if debugging() else " (this is a fault of the program: run again with --debug to see where)"
@@ -130,6 +137,8 @@ def _usage_message(error: click.UsageError) -> str:
         # Above 0.5, at which -h would be near to -V.
         near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.6)
         message = f"no such option {error.option_name}" + (f"; did you mean '{near[0]}'?" if near else "")
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 4 :]}"
     path = error.ctx.command_path if error.ctx is not None else "distilldepth"
     return f"{message} (see {path} --help)"
 

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "distilldepth"
 CLI = REPOSITORY / "cli"
 
-BASE = {"errors", "files", "documents", "folders", "machine", "signals", "cache", "depth", "device"}
+BASE = {"errors", "files", "documents", "folders", "machine", "capacity", "signals", "cache", "depth", "device"}
 OPERATIONS = BASE | {"reference", "kernels", "native", "ops"}
 SCORES = {"losses", "metrics", "alignment"}
 MODELS = BASE | {"data", "models"}
@@ -36,12 +36,13 @@ MAY_IMPORT = {
     "folders": {"documents", "errors", "files"},
     "machine": {"errors"},
     "signals": set(),
-    "cache": set(),
+    "capacity": {"errors"},
+    "cache": {"files"},
     "depth": {"errors"},
     "device": {"errors", "machine"},
     "reference": {"errors", "depth"},
     "kernels": {"errors", "depth"},
-    "native": {"errors", "cache"},
+    "native": {"errors", "cache", "documents"},
     "ops": OPERATIONS,
     "losses": OPERATIONS | SCORES,
     "metrics": OPERATIONS | SCORES,

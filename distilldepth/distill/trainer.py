@@ -21,7 +21,8 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distilldepth.data.sources import ImageSource, open_source
+from distilldepth.capacity import check_memory, network_bytes
+from distilldepth.data.sources import ImageSource, check_readable, open_source
 from distilldepth.device import resolve_device
 from distilldepth.distill.agreement import AgreementLog, measure_agreement, predict_at, some_of
 from distilldepth.distill.augment import augment
@@ -56,7 +57,7 @@ from distilldepth.distill.run_folder import (
 from distilldepth.distill.spec import TeacherSpec, check_known, parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs
 from distilldepth.distill.teachers import Teacher, load_teachers
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.files import atomic_path
 from distilldepth.folders import claim_folder
 from distilldepth.losses import DistillationObjective, center_and_spread, distill_any_depth_objective
@@ -134,6 +135,7 @@ def _distill(
     found = [find_start(config, folder, _tell) if accelerator.is_main_process else None]
     begin = broadcast_object_list(found)[0]
     device = accelerator.device
+    check_capacity(config, device)
     torch.manual_seed(config.seed)
 
     source = open_source(
@@ -143,6 +145,7 @@ def _distill(
     if begin.checkpoint is not None:
         state = _resumed_state(begin.checkpoint, state)
     training, heldout = split_heldout(source, config.heldout, by_name=state["images"] is not None)
+    check_readable(source)
     if len(training) < config.batch_size:
         raise ValueError(
             f"distill: batch_size {config.batch_size} is larger than the {len(training)} training images found; "
@@ -379,6 +382,23 @@ def _check_scores(checkpoint: Path, before: dict[str, Any], teachers: list[Teach
 def _consequence(change: str) -> str:
     """What a change means that is not plain from its key."""
     return "; the learning rate now falls to its end at the new last step" if change.startswith("steps:") else ""
+
+
+def check_capacity(config: DistillConfig, device: torch.device) -> None:
+    """Raise UsageError for batches that cannot fit into the memory."""
+    height, width = config.height_width
+    window_height, window_width = config.patch_height_width
+    windows = config.crop.patches if config.loss.local_global else 0
+    # A window costs its picture as bytes and as numbers; the network of the student sees the region alone.
+    needed = network_bytes(config.batch_size * height * width, training=True)
+    needed += 15 * config.batch_size * windows * window_height * window_width
+    check_memory(
+        needed,
+        f"distill: batches of {config.batch_size} x {height} x {width} pixels",
+        "use a smaller --size or --batch-size",
+        device=device,
+        error=UsageError,
+    )
 
 
 def make_accelerator(config: DistillConfig, precision: str) -> Accelerator:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilldepth.errors import did_you_mean
+from distilldepth.errors import UsageError, did_you_mean, shown
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 """Where the bundled weights are installed, one folder per name."""
@@ -203,11 +203,11 @@ def require(spec: str) -> Entry:
     """Return the entry that `spec` names.
 
     Raises:
-        ValueError: no such name; the message says the nearest one.
+        UsageError: no such name; the message says the nearest one.
     """
     entry = lookup(spec)
     if entry is None:
-        raise ValueError(f"load_model: unknown model '{spec}'{did_you_mean(spec.replace(':', '-'), all_names())}")
+        raise UsageError(f"load_model: unknown model {shown(spec)}{did_you_mean(spec.replace(':', '-'), all_names())}")
     return entry
 
 
