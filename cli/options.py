@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,9 +27,7 @@ class NearestChoice(click.Choice):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value in self.choices:
             return value
-        near = difflib.get_close_matches(str(value).lower(), list(self.choices), n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(self.choices)}"
-        return self.fail(f"unknown value '{value}'; {hint}", param, ctx)
+        return self.fail(f"unknown value '{value}'{did_you_mean(str(value), self.choices)}", param, ctx)
 
 
 class WordList(click.ParamType):
@@ -233,10 +230,10 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
 
 
 def console(*, stderr: bool = False) -> Any:
-    """A rich console that neither wraps tables in a log nor colours them."""
+    """A rich console that neither wraps tables in a log nor colours them; COLUMNS says the width wherever it writes."""
     from rich.console import Console
 
     made = Console(stderr=stderr, highlight=False)
-    if not made.is_terminal:
+    if not made.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
         made.width = max(made.width, 200)
     return made

@@ -11,11 +11,12 @@ import warnings
 import click
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from distilldepth.cli import main as main_module
 from distilldepth.cli import options
 from distilldepth.cli.main import COMMANDS, cli
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, did_you_mean
 
 
 @pytest.fixture
@@ -95,6 +96,12 @@ def test_without_a_command_it_shows_help(run):
         (["list", "teacher"], "did you mean 'teachers'?"),
         (["bench", "--kernel", "hybrid-nrom"], "did you mean 'hybrid-norm'?"),
         (["bench", "--shape", "4x560"], "BxHxW"),
+        (["evaluate", "--data", "scenes", "--protocol", "marigld"], "did you mean 'marigold'?"),
+        (["evaluate", "--data", "scenes", "--analysis", "local"], "did you mean 'local-global'?"),
+        (["distill", "--preset", "demmo"], "did you mean 'demo'?"),
+        (["distill", "--preset", "x"], "choose from demo"),
+        (["distill", "--set", "optimser.lr=1"], "did you mean 'optimiser.lr'?"),
+        (["distill", "--set", "lr=1"], "did you mean 'optimiser.lr'?"),
         (["bench", "--repeats", "0"], "range"),
     ],
 )
@@ -105,6 +112,41 @@ def test_wrong_usage_is_one_line_with_a_hint_and_exit_2(run, args, hint):
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("distilldepth: error: ")
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("offline", [[], ["--offline"]], ids=["online", "offline"])
+@pytest.mark.parametrize(
+    ("args", "hints"),
+    [
+        (["predict", "i.png", "-o", "o.png", "--model", "nope"], ["bundled are distilldepth-mini", "list teachers"]),
+        (["predict", "i.png", "-o", "o.png", "--model", "dav2-smal"], ["did you mean 'dav2-small'?"]),
+        (["evaluate", "--data", "scenes:1", "--model", "genpercept-mni"], ["did you mean 'genpercept-mini'?"]),
+        (["distill", "--teachers", "nope"], ["bundled are distilldepth-mini", "list teachers"]),
+        (["distill", "--teachers", "dav2:lage", "--student", "light-mini"], ["did you mean 'dav2-large'?"]),
+        (
+            ["distill", "--teachers", "oracle", "--student", "lite-mini"],
+            ["did you mean 'light-mini'?", "list students"],
+        ),
+    ],
+)
+def test_an_unknown_model_is_answered_with_names_and_with_what_else_is_possible(
+    run, tmp_path, monkeypatch, args, hints, offline
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 48)).save("i.png")
+    result = run(*args, *offline)
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    for hint in [*hints, "run's folder", ".safetensors or .pth file", "hub id owner/name"]:
+        assert hint in line
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_names_that_are_equally_near_are_all_told():
+    assert did_you_mean("teacher-x", ["teacher-a", "teacher-b", "y"]) == "; did you mean 'teacher-b' or 'teacher-a'?"
+    assert did_you_mean("Kitti", ["KITTI", "nyuv2"]) == "; did you mean 'KITTI'?"
+    assert did_you_mean("x", {"b", "a"}) == "; choose from a, b"
+    assert did_you_mean("x", ["b", "a"], otherwise="; sorry") == "; sorry"
 
 
 @pytest.mark.parametrize(

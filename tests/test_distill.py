@@ -221,7 +221,7 @@ def test_two_processes_train_one_student(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
-        (["--teachers", "dav3"], "unknown teacher 'dav3'; did you mean 'dav2'", 1),
+        (["--teachers", "dav3"], "unknown teacher 'dav3'; did you mean 'dav2'", 2),
         (["--teachers", "oracle,oracle"], "given twice", 2),
         (["--teachers", "oracle=-2"], "must be positive", 2),
         (["--teachers", "oracle", "--steps", "0"], "steps must be at least 1", 2),

@@ -6,7 +6,6 @@ Knows nothing of torch, so that `distilldepth distill --help` and `--print-confi
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.resources
 import json
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distilldepth.distill.spec import parse_teachers
+from distilldepth.errors import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -284,9 +284,8 @@ def set_key(config: DistillConfig, key: str, value: Any, origin: str) -> None:
     known = keys()
     key = key.replace("-", "_")
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         by_tail = [name for name in known if name.rpartition(".")[2] == key]
-        hint = f"; did you mean '{(by_tail or near)[0]}'?" if by_tail or near else "; see --print-config for the keys"
+        hint = did_you_mean(by_tail[0] if by_tail else key, known, otherwise="; see --print-config for the keys")
         raise ValueError(f"distill: unknown key '{key}' in {origin}{hint}")
     section, _, name = key.rpartition(".")
     target = getattr(config, section) if section else config
@@ -333,9 +332,7 @@ def read_preset(name: str) -> dict[str, Any]:
     if not isinstance(name, str):
         raise ValueError(f"distill: preset must be text, got {name!r}; there are {', '.join(preset_names())}")
     if name not in preset_names():
-        near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"distill: unknown preset '{name}'{hint}; there are {', '.join(preset_names())}")
+        raise ValueError(f"distill: unknown preset '{name}'{did_you_mean(name, preset_names())}")
     path = importlib.resources.files("distilldepth.distill") / "presets" / f"{name}.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))
 

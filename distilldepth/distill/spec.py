@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from distilldepth.errors import did_you_mean
+from distilldepth.errors import UsageError
 
 ORACLE = "oracle"
 """The teacher that is the renderer's own truth; works on procedural scenes only."""
@@ -52,12 +52,12 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
 
 
 def check_known(specs: list[TeacherSpec]) -> None:
-    """Raise ValueError with the nearest name for a bare name that neither the registry nor a file carries."""
-    from distilldepth.models.registry import teacher_names
+    """Raise UsageError with the nearest name for a bare name that neither the registry nor a file carries."""
+    from distilldepth.models.registry import teacher_names, what_else
 
     known = {ORACLE, *teacher_names()}
     for spec in specs:
         name = spec.model.partition("@")[0].partition(":")[0]
         bare = not any(mark in spec.model for mark in "/\\.@") and not Path(spec.model).exists()
         if bare and name not in known:
-            raise ValueError(f"distill: unknown teacher '{name}'{did_you_mean(name, known)}")
+            raise UsageError(f"distill: unknown teacher '{spec.model}'{what_else(spec.model, known, 'teachers')}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distilldepth.device import resolve_device
-from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
 from distilldepth.files import write_atomically
 from distilldepth.models import hub, registry
 from distilldepth.models.base import DepthModel, ModelInfo
@@ -89,15 +89,16 @@ def create_student(name: str | Path, *, seed: int | None = None, offline: bool =
         offline: never touch the network.
 
     Raises:
-        ValueError: an unknown name, or the name of a model that is a teacher only.
+        UsageError: an unknown name, or the name of a model that is a teacher only.
     """
     entry = registry.lookup(name) if isinstance(name, str) else None
     if entry is None:
         if isinstance(name, str) and re.fullmatch(r"[\w:-]+", name) and not Path(name).exists():
-            raise ValueError(f"create_student: unknown student '{name}'{did_you_mean(name, registry.student_names())}")
+            hint = registry.what_else(name, registry.student_names(), "students")
+            raise UsageError(f"create_student: unknown student '{name}'{hint}")
         return load_model(name, offline=offline)
     if entry.role == "teacher":
-        raise ValueError(
+        raise UsageError(
             f"create_student: '{name}' is a teacher only; choose from {', '.join(registry.student_names())}, "
             f"or start from its weights by its path or hub id {entry.hub_id}"
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilldepth.errors import did_you_mean
+from distilldepth.errors import UsageError, did_you_mean
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 """Where the bundled weights are installed, one folder per name."""
@@ -203,12 +203,29 @@ def require(spec: str) -> Entry:
     """Return the entry that `spec` names.
 
     Raises:
-        ValueError: no such name; the message says the nearest one.
+        UsageError: no such name; the message says the nearest one and what else can be given.
     """
     entry = lookup(spec)
     if entry is None:
-        raise ValueError(f"load_model: unknown model '{spec}'{did_you_mean(spec.replace(':', '-'), all_names())}")
+        raise UsageError(f"load_model: unknown model '{spec}'{what_else(spec, all_names(), 'teachers')}")
     return entry
+
+
+def what_else(spec: str, names: Iterable[str], kind: str) -> str:
+    """Return what ends the message about an unknown model: the nearest names, and what is possible besides names.
+
+    Args:
+        spec: what was typed.
+        names: what it could have been.
+        kind: `teachers` or `students`: the listing that shows the names.
+    """
+    bundled = ", ".join(entry.name for entry in ENTRIES.values() if entry.bundled)
+    # There are too many teachers to name them all.
+    far = f"; bundled are {bundled}" if kind == "teachers" else None
+    return (
+        f"{did_you_mean(spec.replace(':', '-'), names, otherwise=far)} (or a run's folder, a .safetensors or .pth file, "
+        f"or a hub id owner/name, offline only one in the cache; all names: distilldepth list {kind})"
+    )
 
 
 def all_names() -> list[str]:
