@@ -56,10 +56,15 @@ def format_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width
     >>> format_table([Column("name"), Column("size", right=True)], [["dav2", "7"], ["light-mini", "12"]], None)
     ['name        size', 'dav2           7', 'light-mini    12']
     """
+    return [line for block in format_rows(columns, rows, width) for line in block]
+
+
+def format_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[list[str]]:
+    """Return what `format_table` does as one list of lines for the headings and one for each row."""
     if width is None:
         rows = [[column.heading for column in columns], *([text or "-" for text in row] for row in rows)]
         natural = [max(len(row[place]) for row in rows) for place in range(len(columns))]
-        return [line for row in rows for line in _row(columns, natural, row)]
+        return [_row(columns, natural, row) for row in rows]
     used = [place for place in range(len(columns)) if any(row[place] for row in rows)]
     columns, rows = [columns[place] for place in used], [[row[place] for place in used] for row in rows]
     cells = [[column.heading, *(row[place] for row in rows)] for place, column in enumerate(columns)]
@@ -70,11 +75,9 @@ def format_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width
     while shown > 1 and _total(least[:shown]) > width:
         shown -= 1
     widths = _share_out(natural[:shown], least[:shown], width)
-    lines = _row(columns[:shown], widths, [column.heading for column in columns[:shown]])
-    for row in rows:
-        lines += _row(columns[:shown], widths, row[:shown])
-        lines += _below(columns[shown:], row[shown:], width)
-    return lines
+    headings = _row(columns[:shown], widths, [column.heading for column in columns[:shown]])
+    blocks = [_row(columns[:shown], widths, row[:shown]) + _below(columns[shown:], row[shown:], width) for row in rows]
+    return [headings, *blocks]
 
 
 def _below(columns: Sequence[Column], texts: Sequence[str], width: int) -> list[str]:

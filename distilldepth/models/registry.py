@@ -223,8 +223,8 @@ def what_else(spec: str, names: Iterable[str], kind: str) -> str:
     # There are too many teachers to name them all.
     far = f"; bundled are {bundled}" if kind == "teachers" else None
     return (
-        f"{did_you_mean(spec.replace(':', '-'), names, otherwise=far)} (or a run's folder, a .safetensors or .pth file, "
-        f"or a hub id owner/name, offline only one in the cache; all names: distilldepth list {kind})"
+        f"{did_you_mean(spec.replace(':', '-'), names, otherwise=far)} (or a run's folder, a .safetensors or .pth "
+        f"file, or a hub id owner/name, offline only one in the cache; all names: distilldepth list {kind})"
     )
 
 
