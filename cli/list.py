@@ -158,9 +158,9 @@ def _presets() -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def _kernels() -> tuple[list[str], list[dict[str, Any]]]:
-    from distilldepth.cli.doctor import kernel_rows
+    from distilldepth.cli.doctor import has_cuda, kernel_rows
 
-    return ["name", "cpu", "cuda", "what", "why"], kernel_rows()
+    return ["name", "cpu", *(["cuda"] if has_cuda() else []), "what", "why"], kernel_rows()
 
 
 _LISTINGS: dict[str, Callable[[], tuple[list[str], list[dict[str, Any]]]]] = {

@@ -80,6 +80,19 @@ def format_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
     return [headings, *blocks]
 
 
+def format_facts(facts: Sequence[tuple[str, str]], width: int | None) -> list[str]:
+    """Return names and what is said of them, side by side, the latter wrapped at spaces.
+
+    >>> format_facts([("torch", "2.13"), ("processor", "one of the fast ones")], 40)
+    ['torch      2.13', 'processor  one of the fast ones']
+    """
+    left = max((len(name) for name, _ in facts), default=0)
+    columns, widths = [Column(""), Column("")], [left, max((len(text) for _, text in facts), default=1)]
+    if width is not None:
+        widths[1] = max(width, _NARROWEST) - left - _GAP
+    return [line for name, text in facts for line in _row(columns, widths, [name, text])]
+
+
 def _below(columns: Sequence[Column], texts: Sequence[str], width: int) -> list[str]:
     parts = []
     for column, text in zip(columns, texts, strict=True):
