@@ -86,7 +86,7 @@ def distill(
             "Nothing but teachers was given, so this is the preset 'demo': procedural scenes and a light student from "
             "scratch. For your own photographs type:\n"
             f"  distilldepth distill --teachers {config.teachers} --images FOLDER "
-            "--preset distill-any-depth --out runs/mine",
+            "--student light-mini --preset photos --out runs/mine",
             err=True,
         )
 
@@ -126,6 +126,8 @@ def _summary(result: Any) -> None:
             f"SSI error {before['ssi_error']:.3f} -> {after['ssi_error']:.3f}",
             err=True,
         )
+    for finding in result.findings:
+        click.secho(f"WARNING: {options.printable(finding)}", fg="red", bold=True, err=True)
     click.echo(f"student: {result.folder / 'student'}", err=True)
     click.echo(f"report:  {result.folder / 'report.html'}", err=True)
     click.echo(f"try it:  distilldepth predict IMAGE -o depth.png --model {result.folder / 'student'}", err=True)

@@ -107,7 +107,7 @@ def precision_option(function: F) -> F:
         type=NearestChoice(PRECISIONS),
         default="auto",
         show_default=True,
-        help="auto is bfloat16 on CUDA and float32 elsewhere.",
+        help="auto is what is fast on this machine (see `distilldepth doctor`).",
     )(function)
 
 

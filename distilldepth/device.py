@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+from distilldepth.machine import resolve_precision
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -52,17 +52,10 @@ def autocast(device: torch.device, precision: str = "auto") -> AbstractContextMa
 
     Args:
         device: where it computes.
-        precision: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 on CUDA and float32 elsewhere.
+        precision: `auto`, `float32`, `bfloat16` or `float16`; see `machine.resolve_precision`.
 
     Raises:
-        ValueError: unknown precision, or float16 on the CPU, which has no fast path for it.
+        UsageError: unknown precision, or float16 on the CPU, which has no fast path for it.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"autocast: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-    if precision == "float32":
-        return nullcontext()
-    if precision == "float16" and device.type == "cpu":
-        raise ValueError("autocast: precision must be float32 or bfloat16 on the CPU, got 'float16'")
-    return torch.autocast(device.type, getattr(torch, precision))
+    precision = resolve_precision(precision, device)
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))

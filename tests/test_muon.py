@@ -35,19 +35,20 @@ def set_gradients(module, seed):
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @given(
     rows=st.integers(8, 70), columns=st.integers(8, 70), count=st.integers(1, 3),
     scale=st.floats(-6, 6).map(lambda power: 10.0**power), seed=st.integers(0, 999),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_singular_values_come_near_one_and_vectors_stay(rows, columns, count, scale, seed):
+def test_singular_values_come_near_one_and_vectors_stay(precision, rows, columns, count, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     left, _ = torch.linalg.qr(torch.randn(count, rows, rows, generator=generator))
     right, _ = torch.linalg.qr(torch.randn(count, columns, columns, generator=generator))
     least = min(rows, columns)
     values = torch.linspace(0.2, 1, least)
     matrices = scale * (left[..., :least] * values) @ right[..., :least].mT
-    result = orthogonalise(matrices)
+    result = orthogonalise(matrices, precision)
     assert result.shape == matrices.shape
     core = left[..., :least].mT @ result @ right[..., :least]
     diagonal = core.diagonal(dim1=-2, dim2=-1)
@@ -65,7 +66,7 @@ def test_a_matrix_is_stepped_as_by_torch(shape):
     torch.manual_seed(4)
     ours = nn.Parameter(torch.randn(shape))
     theirs = nn.Parameter(ours.detach().clone())
-    mine = Muon([{"params": [ours], "muon": True}], lr=0.02, weight_decay=0.1)
+    mine = Muon([{"params": [ours], "muon": True}], precision=torch.bfloat16, lr=0.02, weight_decay=0.1)
     reference = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     before = ours.detach().clone()
     for _ in range(5):
@@ -160,7 +161,9 @@ def test_a_saved_state_continues():
 def test_the_setting_takes_every_parameter_once(student):
     module = nn.Module()
     module.student = create_student(student, seed=0)
-    optimiser = make_optimiser(load_config(settings=["optimiser.algorithm=muon"]), module, torch.device("cpu"))
+    optimiser = make_optimiser(
+        load_config(settings=["optimiser.algorithm=muon"]), module, torch.device("cpu"), torch.float32
+    )
     held = [id(p) for group in optimiser.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in module.parameters())
     muons = sum(p.numel() for group in optimiser.param_groups if group["muon"] for p in group["params"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from torch import Tensor
 from distilldepth.alignment import align
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.data import SourceView, whole_batches
+from distilldepth.distill.judge import CONSTANT_SPREAD
+from distilldepth.distill.log import keep_lines_until
 from distilldepth.distill.teachers import Teacher, nearest_size
+from distilldepth.documents import read_json_lines
 from distilldepth.files import write_atomically
 from distilldepth.losses import normalise
 from distilldepth.metrics import depth_metrics
@@ -22,20 +26,28 @@ from distilldepth.models.preprocess import resize
 
 PICTURES = 6
 """Held-out images kept as pictures."""
+_BETWEEN = 32
+"""Held-out images on which a student is measured in the middle of a run, at most."""
+AGREEMENT = "agreement.jsonl"
+"""File of a run folder: a line per measurement, at step 0, every `agreement_every` steps and at the end."""
 
 
 @torch.inference_mode()
 def measure_agreement(
-    student: DepthModel, teachers: list[Teacher], heldout: SourceView, config: DistillConfig, pictures: Path
+    student: DepthModel,
+    teachers: list[Teacher],
+    heldout: SourceView,
+    config: DistillConfig,
+    pictures: Path | None = None,
 ) -> dict[str, Any]:
     """Compare the student with every teacher, and with the truth where the images have it.
 
     Per teacher: `correlation` of the two disparity maps (Pearson, per image, averaged; affine-invariant, 1 is best) and
     `ssi_error`, the mean absolute difference after each map is normalised by its median and mean absolute deviation
     (0 is best). With truth, `depth`: AbsRel and delta1 after least squares in disparity. `replaced`: how many images
-    could not be read, so that the next one stood in for them.
+    could not be read, so that the next one stood in for them. `constant`: for how many the student's map was constant.
 
-    Maps of the first images are written to `pictures` as arrays for the report.
+    Maps of the first images are written to `pictures`, if given, as arrays for the report.
     """
     if len(heldout) == 0:
         return {"images": 0, "teachers": {}}
@@ -45,12 +57,13 @@ def measure_agreement(
     sums: dict[str, dict[str, list[Tensor]]] = {}
     truth: dict[str, list[Tensor]] = {}
     kept: dict[str, list[np.ndarray]] = {"image": [], "student": []}
-    replaced = 0
+    replaced, constant = 0, torch.zeros((), dtype=torch.long, device=device)
     for batch in whole_batches(heldout, config, config.batch_size):
         replaced += int((batch["unreadable"] > 0).sum())
         images = batch["image"].to(device).float() / 255
         depth = batch["depth"].to(device) if "depth" in batch else None
         predicted = predict_at(student, images)
+        constant += _is_constant(predicted).sum()
         kept["image"].append(batch["image"].permute(0, 2, 3, 1).numpy())
         kept["student"].append(predicted.cpu().numpy())
         for teacher in teachers:
@@ -66,19 +79,73 @@ def measure_agreement(
                 if name in ("abs_rel", "delta1"):
                     truth.setdefault(name, []).append(values)
     student.train(was_training)
-    pictures.mkdir(parents=True, exist_ok=True)
-    for name, arrays in kept.items():
-        content = io.BytesIO()
-        np.save(content, np.concatenate(arrays)[:PICTURES])
-        write_atomically(pictures / f"{name.replace('/', '_')}.npy", content.getvalue())
+    if pictures is not None:
+        _keep_pictures(kept, pictures)
     result: dict[str, Any] = {
         "images": len(heldout),
         "replaced": replaced,
+        "constant": int(constant),
         "teachers": {k: _means(v) for k, v in sums.items()},
     }
     if truth:
         result["depth"] = _means(truth)
     return result
+
+
+def _keep_pictures(kept: dict[str, list[np.ndarray]], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, arrays in kept.items():
+        content = io.BytesIO()
+        np.save(content, np.concatenate(arrays)[:PICTURES])
+        write_atomically(folder / f"{name.replace('/', '_')}.npy", content.getvalue())
+
+
+class AgreementLog:
+    """The agreement with each teacher in the course of a run, in memory and in `agreement.jsonl`.
+
+    Args:
+        folder: the run folder; None in processes that do not write.
+        start: step from which the run goes on; later lines of an interrupted run are dropped.
+    """
+
+    def __init__(self, folder: Path | None, start: int) -> None:
+        self._path = None if folder is None else folder / AGREEMENT
+        self.rows: list[dict[str, Any]] = []
+        """`step`, `images`, and per teacher `correlation` and `ssi_error`, in the order of steps."""
+        if self._path is not None:
+            keep_lines_until(self._path, start)
+            if start and self._path.is_file():
+                self.rows = [row for row in read_json_lines(self._path) if _is_row(row)]
+
+    def add(self, step: int, measured: dict[str, Any]) -> str:
+        """Take in a measurement; returns the line that says it, empty without held-out images."""
+        if not measured.get("images"):
+            return ""
+        row = {"step": step, "images": measured["images"], "teachers": measured["teachers"]}
+        self.rows.append(row)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        scores = ", ".join(f"{name} {values['correlation']:.3f}" for name, values in row["teachers"].items())
+        return f"step {step}: correlation on {row['images']} held-out images: {scores}"
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    teachers = row.get("teachers")
+    return isinstance(teachers, dict) and all(
+        isinstance(scores, dict) and isinstance(scores.get("correlation"), int | float) for scores in teachers.values()
+    )
+
+
+def some_of(heldout: SourceView) -> SourceView:
+    """Return the held-out images on which a student is measured in the middle of a run."""
+    return SourceView(heldout, 0, min(len(heldout), _BETWEEN))
+
+
+def _is_constant(maps: Tensor) -> Tensor:
+    flat = maps.flatten(1)
+    spread = (flat - flat.mean(1, keepdim=True)).abs().mean(1)
+    return spread <= CONSTANT_SPREAD * flat.abs().amax(1)
 
 
 def predict_at(student: DepthModel, images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 import distilldepth
 from distilldepth.distill.config import DistillConfig, to_toml
+from distilldepth.distill.judge import as_dicts
 from distilldepth.distill.teachers import Teacher
 from distilldepth.models import DepthModel
 
@@ -55,6 +56,8 @@ def run_facts(
         "unreadable_images": state["unreadable"],
         "before": result.before,
         "after": result.after,
+        "agreement": result.curve,
+        "findings": as_dicts(result.findings),
         "config": to_toml(config),
     }
 
@@ -66,13 +69,16 @@ def model_card(facts: dict[str, Any]) -> str:
         for t in facts["teachers"]
     )
     notes = "".join(f"- {note}\n" for teacher in facts["teachers"] for note in teacher["notes"])
+    wrong = "".join(
+        f"> **Do not use this student as it is.** {f['problem']}; {f['advice']}.\n\n" for f in facts["findings"]
+    )
     return f"""# {facts["student"]}
 
 A monocular depth estimator ({facts["family"]}, {facts["parameters"] / 1e6:.2f} M parameters) distilled with
 distilldepth {facts["distilldepth"]}. It predicts **{facts["quantity"]}**: up to an unknown scale and shift,
 larger = nearer.
 
-    distilldepth predict photo.jpg -o depth.png --model PATH_OF_THIS_FOLDER
+{wrong}    distilldepth predict photo.jpg -o depth.png --model PATH_OF_THIS_FOLDER
 
 ## Training
 - Teachers:

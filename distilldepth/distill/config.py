@@ -103,8 +103,14 @@ class OptimiserSection:
     algorithm: str = option(
         "adamw", "adamw, or muon for weight matrices and convolutions with adamw for everything else, at the same lr"
     )
-    lr: float = option(5e-5, "learning rate of the decoder and of everything that is not a pretrained encoder")
-    encoder_lr_share: float = option(0.1, "the encoder's learning rate as a share of lr")
+    lr: float = option(
+        0.0,
+        "learning rate of the decoder and of everything that is not an encoder; 0 = what suits the student: 5e-5 for "
+        "trained weights, 2e-3 for random ones of light and topformer students, 3e-4 for other random ones",
+    )
+    encoder_lr_share: float = option(
+        -1.0, "the encoder's learning rate as a share of lr; -1 = what suits the student: 0.1 if trained, 1 if random"
+    )
     weight_decay: float = option(0.01, "decoupled weight decay; not applied to biases and normalisation")
     beta1: float = option(0.9, "decay of the first moment of adamw")
     beta2: float = option(0.999, "decay of the second moment of adamw")
@@ -142,9 +148,11 @@ class DistillConfig:
     grad_accumulation: int = option(1, "batches per optimiser step")
     size: str = option("560", "size at which the student sees a region: SIDE or HxW, in pixels")
     device: str = option("auto", "auto, cpu, cuda, cuda:INDEX or mps")
-    precision: str = option("auto", "auto, float32, bfloat16 or float16; auto = bfloat16 where it is fast")
+    precision: str = option(
+        "auto", "auto, float32, bfloat16 or float16; auto = bfloat16 where this machine is faster with it, else float32"
+    )
     teacher_precision: str = option(
-        "float32", "float32, bfloat16 or float16; bfloat16 is faster and rounds pseudo-labels to about three digits"
+        "auto", "the same for the teachers; bfloat16 rounds pseudo-labels to about three digits"
     )
     compile: bool = option(
         False,
@@ -156,6 +164,9 @@ class DistillConfig:
     checkpoint_every: int = option(500, "steps between checkpoints")
     keep_checkpoints: int = option(2, "checkpoints kept")
     log_every: int = option(20, "steps between lines of metrics.jsonl")
+    agreement_every: int = option(
+        250, "steps between measurements of the agreement with each teacher on held-out images; 0 = none in between"
+    )
     max_skipped_share: float = option(0.05, "the run stops when more than this share of the samples is non-finite")
     resume: str = option("", "auto continues the run in the run folder if there is one; or a checkpoint folder of it")
     overwrite: bool = option(False, "delete what the run folder holds and start again")
@@ -188,8 +199,8 @@ class DistillConfig:
         """Return self, or raise ValueError naming the first field whose value makes no sense."""
         minimum = {
             "steps": 1, "batch_size": 1, "grad_accumulation": 1, "checkpoint_every": 1, "keep_checkpoints": 1,
-            "log_every": 1, "workers": 0, "threads": 0, "heldout": 0, "crop.min_crop": 1, "crop.patches": 0,
-            "crop.patch_window": 1, "crop.max_side": 0, "optimiser.lr": 0, "optimiser.clip_norm": 0,
+            "log_every": 1, "agreement_every": 0, "workers": 0, "threads": 0, "heldout": 0, "crop.min_crop": 1,
+            "crop.patches": 0, "crop.patch_window": 1, "crop.max_side": 0, "optimiser.lr": 0, "optimiser.clip_norm": 0,
             "optimiser.weight_decay": 0,
             "augment.colour": 0, "augment.noise": 0, "seed": 0,
         }  # fmt: skip
@@ -210,10 +221,13 @@ class DistillConfig:
                 raise ValueError(f"distill: {key} must be at least {least}, got {value}")
         for key in (
             "crop.min_crop_share", "crop.patch_share", "augment.blur", "max_skipped_share",
-            "optimiser.encoder_lr_share", "optimiser.warmup", "optimiser.final_lr_share",
+            "optimiser.warmup", "optimiser.final_lr_share",
         ):  # fmt: skip
             if not 0 <= get_key(self, key) <= 1:
                 raise ValueError(f"distill: {key} must be between 0 and 1, got {get_key(self, key)}")
+        share = self.optimiser.encoder_lr_share
+        if share != -1 and not 0 <= share <= 1:
+            raise ValueError(f"distill: optimiser.encoder_lr_share must be between 0 and 1, or -1, got {share}")
         for key in ("optimiser.ema", "optimiser.beta1", "optimiser.beta2"):
             if not 0 <= get_key(self, key) < 1:
                 raise ValueError(f"distill: {key} must be in [0, 1), got {get_key(self, key)}")
@@ -225,7 +239,7 @@ class DistillConfig:
         choices = {
             "loss.normalisation_shared": NORMALISATIONS, "loss.normalisation_local_global": NORMALISATIONS,
             "loss.contexts": CONTEXTS, "initial_weights": INITIAL_WEIGHTS,
-            "precision": PRECISIONS, "teacher_precision": PRECISIONS[1:],
+            "precision": PRECISIONS, "teacher_precision": PRECISIONS,
             "optimiser.algorithm": ("adamw", "muon"), "optimiser.schedule": ("poly", "cosine", "constant"),
         }  # fmt: skip
         for key, allowed in choices.items():

@@ -29,11 +29,13 @@ class Muon(torch.optim.AdamW):
 
     Args:
         groups: parameter groups; those for Muon hold only parameters of two dimensions or more.
+        precision: type in which matrices are made orthogonal, which bears bfloat16 where that is fast.
         options: of `torch.optim.AdamW`, which takes the other groups.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+    def __init__(self, groups: list[dict[str, Any]], *, precision: torch.dtype = torch.float32, **options: Any) -> None:
         super().__init__([{"muon": False} | group for group in groups], **options)
+        self._precision = precision
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -69,7 +71,7 @@ class Muon(torch.optim.AdamW):
                 rate = rate * (infinite == 0)
             torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
             ahead = torch._foreach_lerp(gradients, momenta, _MOMENTUM)
-            steps = orthogonalise(torch.stack([step.reshape(shape[0], -1) for step in ahead]))
+            steps = orthogonalise(torch.stack([step.reshape(shape[0], -1) for step in ahead]), self._precision)
             length = 0.2 * max(steps.shape[-2:]) ** 0.5
             torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
             torch._foreach_sub_(parameters, [(rate * length * step).view(shape) for step in steps])
@@ -82,19 +84,19 @@ class Muon(torch.optim.AdamW):
         return state["momentum"]
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
+def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
     """Return matrices with the same singular vectors and singular values near 1.
 
     Args:
         matrices: `(N, rows, columns)`.
+        precision: type in which the work is done; this iteration bears bfloat16.
 
     Returns:
-        `(N, rows, columns)` in the type of `matrices`; the work is done in bfloat16, which this iteration bears.
-        A matrix of zeros stays one.
+        `(N, rows, columns)` in the type of `matrices`. A matrix of zeros stays one.
     """
     a, b, c = _COEFFICIENTS
     wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = (matrices if wide else matrices.mT).bfloat16()
+    x = (matrices if wide else matrices.mT).to(precision)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         square = x @ x.mT

@@ -15,8 +15,13 @@ from distilldepth.distill.muon import Muon, matrix_parameters
 from distilldepth.distill.step import DistillationStep
 
 
-def make_optimiser(config: DistillConfig, module: DistillationStep, device: torch.device) -> torch.optim.Optimizer:
-    """Return AdamW, or Muon with AdamW, with groups for encoder and the rest; biases and norms are not decayed."""
+def make_optimiser(
+    config: DistillConfig, module: DistillationStep, device: torch.device, precision: torch.dtype
+) -> torch.optim.Optimizer:
+    """Return AdamW, or Muon with AdamW, with groups for encoder and the rest; biases and norms are not decayed.
+
+    Muon's iteration runs in `precision`.
+    """
     settings = config.optimiser
     matrices = matrix_parameters(module) if settings.algorithm == "muon" else set()
     encoder = {id(p) for p in module.student.parameter_groups()["encoder"]}
@@ -38,7 +43,9 @@ def make_optimiser(config: DistillConfig, module: DistillationStep, device: torc
         }
         for (in_encoder, decayed, is_matrix), parameters in sorted(groups.items(), reverse=True)
     ]
-    return Muon(described, **options) if settings.algorithm == "muon" else torch.optim.AdamW(described, **options)
+    if settings.algorithm == "muon":
+        return Muon(described, precision=precision, **options)
+    return torch.optim.AdamW(described, **options)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, config: DistillConfig, step: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from distilldepth.distill.card import replaced_note
+from distilldepth.documents import read_json_lines
 from distilldepth.evaluate.page import COLOURS, data_url, make_page, png
 from distilldepth.files import write_atomically
 from distilldepth.predict.colormaps import colorize
@@ -22,13 +22,18 @@ def write_report(folder: Path, facts: dict[str, Any]) -> Path:
     Returns:
         The path of the page.
     """
-    metrics = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
+    rows = read_metrics(folder)
     teachers = [teacher["name"] for teacher in facts["teachers"]]
     pictures = _pictures(folder / "samples", teachers)
     path = folder / "report.html"
     write_atomically(path, _page(facts, rows, pictures).encode())
     return path
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run folder's `metrics.jsonl`, oldest first; none if there is no such file."""
+    path = folder / "metrics.jsonl"
+    return read_json_lines(path) if path.is_file() else []
 
 
 def _page(facts: dict[str, Any], rows: list[dict[str, Any]], pictures: str) -> str:
@@ -37,7 +42,7 @@ def _page(facts: dict[str, Any], rows: list[dict[str, Any]], pictures: str) -> s
     )
     teachers = ", ".join(teacher["name"] for teacher in facts["teachers"])
     body = f"""<h1>{html.escape(facts["student"])}, distilled from {html.escape(teachers)}</h1>
-{notes}
+{_findings(facts)}{notes}
 <p>{facts["parameters"] / 1e6:.2f} M parameters,
 {facts["steps"]} steps of {facts["batch_size"]} images at {facts["size"]},
 {facts["seconds"] / 60:.1f} minutes. Images: {html.escape(facts["images"])}.
@@ -45,6 +50,7 @@ def _page(facts: dict[str, Any], rows: list[dict[str, Any]], pictures: str) -> s
 unreadable images replaced {facts["unreadable_images"]} times.</p>
 <h2>Agreement on held-out images</h2>
 {_agreement(facts)}
+<div class="charts">{_curve(facts["agreement"])}</div>
 <h2>Held-out images before and after</h2>
 {pictures}
 <h2>Training</h2>
@@ -56,6 +62,26 @@ unreadable images replaced {facts["unreadable_images"]} times.</p>
 <pre>{html.escape(facts["config"])}</pre>
 <p>distilldepth {facts["distilldepth"]}, torch {html.escape(facts["torch"])}</p>"""
     return make_page(f"{facts['student']} distilled", body)
+
+
+def _findings(facts: dict[str, Any]) -> str:
+    return "".join(
+        f'<p class="bad">{html.escape(finding["problem"])}: {html.escape(finding["advice"])}.</p>'
+        for finding in facts["findings"]
+    )
+
+
+def _curve(rows: list[dict[str, Any]]) -> str:
+    """The agreement with each teacher in the course of the run."""
+    if len(rows) < 2:
+        return ""
+    steps = [row["step"] for row in rows]
+    names = list(rows[-1]["teachers"])
+    charts = []
+    for score, title in (("correlation", "correlation with each teacher"), ("ssi_error", "SSI error to each teacher")):
+        lines = {name: [row["teachers"].get(name, {}).get(score) for row in rows] for name in names}
+        charts.append(_chart(f"{title}, held-out images", steps, lines))
+    return "".join(charts)
 
 
 def _agreement(facts: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ from distilldepth.files import write_atomically
 
 _LOCK = ".lock"
 _RESUME_MAY_CHANGE = {
-    "steps", "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "resume", "overwrite",
-    "offline", "out", "device", "max_skipped_share",
+    "steps", "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "agreement_every", "resume",
+    "overwrite", "offline", "out", "device", "max_skipped_share",
 }  # fmt: skip
 """Keys that a resumed run may change; any other change would make it a different run."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import os
 import random
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from distilldepth.data.sources import open_source
 from distilldepth.device import resolve_device
-from distilldepth.distill.agreement import measure_agreement, predict_at
+from distilldepth.distill.agreement import AgreementLog, measure_agreement, predict_at, some_of
 from distilldepth.distill.augment import augment
 from distilldepth.distill.card import model_card, run_facts
 from distilldepth.distill.checkpoint import (
@@ -40,16 +41,19 @@ from distilldepth.distill.data import (
     whole_batches,
 )
 from distilldepth.distill.ema import WeightAverage
+from distilldepth.distill.judge import Finding, judge
 from distilldepth.distill.log import RunLog, keep_lines_until
 from distilldepth.distill.optimiser import make_optimiser, set_learning_rate, watch_gradients
 from distilldepth.distill.progress import ProgressLine, Stopwatch
-from distilldepth.distill.report import write_report
+from distilldepth.distill.recipe import is_random, rate_warning, settle_optimiser, usual_rate
+from distilldepth.distill.report import read_metrics, write_report
 from distilldepth.distill.run_folder import claim_folder, find_start, start_folder
 from distilldepth.distill.spec import TeacherSpec, check_known, parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs
 from distilldepth.distill.teachers import Teacher, load_teachers
 from distilldepth.errors import DistillDepthError
 from distilldepth.losses import DistillationObjective, center_and_spread, distill_any_depth_objective
+from distilldepth.machine import resolve_precision
 from distilldepth.models import DepthModel, create_student, load_model, save_model
 from distilldepth.ops.backend import available_backends
 
@@ -57,8 +61,6 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system says when a disk is full, or as much of it as the user may have."""
 _TOLD = 5
 """Unreadable images that are named while the run goes on."""
-RANDOM_WEIGHTS = "random initialisation"
-"""`info.source` of a student without trained weights."""
 
 
 @dataclass
@@ -75,6 +77,10 @@ class RunResult:
     """The same after training."""
     seconds: float
     """Wall-clock time of training, resumed parts included."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    """Agreement in the course of the run: `step`, `images`, `teachers` with scores by name."""
+    findings: list[Finding] = field(default_factory=list)
+    """What is wrong with the student, the worst first; empty if it is as it should be."""
 
 
 def distill(config: DistillConfig, *, command: str = "") -> RunResult:
@@ -131,7 +137,7 @@ def _distill(
         offline=config.offline,
         has_depth=source.has_depth,
         seed=config.seed,
-        precision=config.teacher_precision,
+        precision=resolve_precision(config.teacher_precision, device, what="the teachers"),
     )
     if config.initial_weights == "pretrained":
         student = load_model(config.student, offline=config.offline)
@@ -143,11 +149,15 @@ def _distill(
         )
     if device.type == "cpu" or device.type == "cuda":
         student = student.to(memory_format=torch.channels_last)
+    told, usual_lr = config, usual_rate(student)[0]
+    config = dataclasses.replace(config, optimiser=settle_optimiser(config.optimiser, student))
+    warning = rate_warning(config.optimiser, student)
 
     stopwatch = Stopwatch(device)
     objective = make_objective(config, student, teachers.teachers, training)
     step_module = DistillationStep(student.train(), objective, stopwatch, compiled=config.compile)
-    optimiser = make_optimiser(config, step_module, device)
+    muon_precision = getattr(torch, resolve_precision("auto", device))
+    optimiser = make_optimiser(config, step_module, device, muon_precision)
     step_module, optimiser = accelerator.prepare(step_module, optimiser)
     bare = accelerator.unwrap_model(step_module)
     average = WeightAverage(bare.student, config.optimiser.ema) if config.optimiser.ema else None
@@ -164,7 +174,7 @@ def _distill(
         before = {}
         if accelerator.is_main_process:
             # Only now, when everything that was asked for is there, is an earlier run replaced.
-            start_folder(config, folder)
+            start_folder(told, folder)
             before = measure_agreement(bare.student, teachers.teachers, heldout, config, folder / "samples" / "before")
         state["before"] = before
 
@@ -186,6 +196,13 @@ def _distill(
         progress.write("the losses run in plain torch; `distilldepth doctor --build` compiles the fused ones")
     log = RunLog(metrics_path if accelerator.is_main_process else None, state)
     found_infinite = watch_gradients(accelerator, optimiser, device)
+    if warning:
+        progress.write(f"distilldepth: warning: {warning}")
+    agreement = AgreementLog(folder if accelerator.is_main_process else None, start)
+    if not start:
+        agreement.add(0, before)
+    # With a moving average it is the average that becomes the student.
+    judged = bare.student if average is None else copy.deepcopy(bare.student)
 
     unreadable: set[str] = set()
     step_module.train()
@@ -225,6 +242,12 @@ def _distill(
                     unreadable.add(text)
                     progress.write(f"distilldepth: warning: {text}; another image takes its place")
             _stop_if_not_finite(config, row, log.bad_batch, dataset, accelerator, folder)
+        between = config.agreement_every and done % config.agreement_every == 0 and done < config.steps
+        if between and accelerator.is_main_process and len(heldout):
+            if average is not None:
+                judged.load_state_dict(average.state_dict())
+            measured = measure_agreement(judged, teachers.teachers, some_of(heldout), config)
+            progress.write(agreement.add(done, measured))
         if done % config.checkpoint_every == 0 or done == config.steps:
             save_checkpoint(accelerator, folder / "checkpoints", done, log.state(), keep=config.keep_checkpoints)
     if state["unreadable"]:
@@ -240,6 +263,11 @@ def _distill(
     result = RunResult(folder, config.steps, before, before, log.state()["seconds"])
     if accelerator.is_main_process:
         result.after = measure_agreement(bare.student, teachers.teachers, heldout, config, folder / "samples" / "after")
+        agreement.add(config.steps, result.after)
+        result.curve = agreement.rows
+        result.findings = judge(
+            before, result.after, read_metrics(folder), steps=config.steps, settings=config.optimiser, usual_lr=usual_lr
+        )
         facts = run_facts(config, bare.student, teachers.teachers, source.description, result, command, log.state())
         taught = f"distilled from {', '.join(teacher.name for teacher in teachers.teachers)}"
         bare.student.info = dataclasses.replace(bare.student.info, source=taught)
@@ -255,9 +283,7 @@ def make_accelerator(config: DistillConfig) -> Accelerator:
     kind = device.type
     if kind == "cuda" and "LOCAL_RANK" not in os.environ:
         torch.cuda.set_device(device)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if fast_bfloat16(kind) else "float32"
+    precision = resolve_precision(config.precision, device, what="the student")
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     return Accelerator(
         cpu=kind == "cpu",
@@ -266,15 +292,6 @@ def make_accelerator(config: DistillConfig) -> Accelerator:
         # The Depth Anything head and teachers without features leave parameters without gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-
-
-def fast_bfloat16(kind: str) -> bool:
-    """True where bfloat16 has matrix instructions: recent GPUs, and CPUs with AMX."""
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind == "cpu":
-        return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported()
-    return False
 
 
 def make_objective(
@@ -301,7 +318,7 @@ def make_objective(
         if student_channels is None or not teacher_channels:
             weights["feature"] = 0.0
     anchor: dict[str, float] = {}
-    if loss.anchor and student.info.source != RANDOM_WEIGHTS:
+    if loss.anchor and not is_random(student):
         anchor["anchor_center"], anchor["anchor_spread"] = output_range(student, training, config)
     return distill_any_depth_objective(
         **anchor,

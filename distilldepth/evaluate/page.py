@@ -36,6 +36,7 @@ th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; wh
 .pictures td, .pictures th { border: 0; padding: .15rem }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: 13px }
 .note { color: var(--warn); font-weight: 600 }
+.bad { color: var(--bad); font-weight: 600 }
 .quiet { color: var(--quiet) }
 svg { display: block; width: 100%; height: auto }
 svg text { font: 12px system-ui, sans-serif; fill: var(--quiet) }
