@@ -101,7 +101,8 @@ def bench(
 
     \b
     distilldepth bench --kernel hybrid-norm
-    distilldepth bench --kernel all --contexts all --shape 4x560x560 --json bench.json --plot roofline.svg
+    distilldepth bench --kernel all --contexts all --json - >bench.json
+    distilldepth bench --shape 4x560x560 --plot roofline.svg
     distilldepth bench --kernel all --scaling
 
     The backends of a kernel take turns, so that a busy machine slows all of them; still, only ratios within one run

@@ -30,6 +30,23 @@ class NearestChoice(click.Choice):
         return self.fail(f"unknown value '{value}'{did_you_mean(str(value), self.choices)}", param, ctx)
 
 
+class GroupedCommand(click.Command):
+    """A command whose help shows its options under titles; an option that no group names comes last, under Other."""
+
+    def __init__(self, *args: Any, groups: dict[str, Sequence[str]], **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        left = {parameter.name: parameter for parameter in self.get_params(ctx)}
+        chosen = {title: [left.pop(name) for name in names if name in left] for title, names in self.groups.items()}
+        for title, parameters in {**chosen, "Other": list(left.values())}.items():
+            records = [record for record in (parameter.get_help_record(ctx) for parameter in parameters) if record]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
 class WordList(click.ParamType):
     """Words separated by commas, each one of a fixed set; `aliases` are other spellings."""
 

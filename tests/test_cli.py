@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -51,9 +52,34 @@ def test_help_imports_no_torch():
         "heavy = {'torch', 'numpy', 'PIL', 'transformers', 'diffusers', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    for args in (["--help"], ["--version"], ["predict", "--help"], ["evaluate", "--help"], ["bench", "--help"]):
+    for args in (["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)):
         done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("width", [80, 110])
+def test_help_loses_no_option_and_fits(run, monkeypatch, name, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = run(name, "--help").stdout
+    command = cli.get_command(click.Context(cli), name)
+    for parameter in command.params:
+        for option in parameter.opts if isinstance(parameter, click.Option) else []:
+            assert len(re.findall(rf"^  (?:-\w, )?{re.escape(option)}\b", shown, re.MULTILINE)) == 1 or len(option) == 2
+    # A list of words to choose from is one word.
+    assert all(len(line) <= width or "|" in line for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("name", ["distill", "evaluate"])
+def test_options_are_grouped_and_each_is_in_one_group(run, name):
+    command = cli.get_command(click.Context(cli), name)
+    grouped = [option for group in command.groups.values() for option in group]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) <= {parameter.name for parameter in command.params}
+    shown = run(name, "--help").stdout
+    titles = re.findall(r"^(\w[\w ]*):$", shown, re.MULTILINE)
+    assert titles == [*command.groups, "Other"]
+    assert "Options:" not in shown
 
 
 def test_a_short_option_has_no_far_fetched_hint(run):
