@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from narrow_pages import check_narrow
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -109,6 +110,7 @@ def test_a_run_leaves_what_it_promises(finished_run):
     assert "oracle" in card
     assert "distill --teachers oracle" in card
     page = (run / "report.html").read_text()
+    check_narrow(page)
     assert "<svg" in page
     assert "data:image/png;base64" in page
     assert "http" not in page.replace("http-equiv", "")
