@@ -203,7 +203,7 @@ def test_only_what_is_asked_for_runs(no_memory):
     assert result.exit_code == 0, result.stderr
     rows = json.loads(result.stdout)["results"]
     assert {(row["backend"], row["dtype"]) for row in rows} == {("kl-div", "bfloat16")}
-    assert all(row["shape"] == [1, 8, 9] and row["repeats"] >= timing.LEAST_REPEATS for row in rows)
+    assert all(row["shape"] == [1, 8, 9] and row["repeats"] >= timing.SLOW_REPEATS for row in rows)
 
 
 def test_compile_is_a_row_with_its_first_call(no_memory, monkeypatch):

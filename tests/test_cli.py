@@ -13,6 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from waiting import patience_s
 
 from distilldepth.cli import main as main_module
 from distilldepth.cli import options
@@ -235,7 +236,7 @@ def test_a_reader_that_goes_away_is_no_error():
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
-        process.wait(timeout=60)
+        process.wait(timeout=patience_s())
 
 
 def test_the_stand_in_warning_cannot_be_missed_and_foreign_warnings_are_silent(run, monkeypatch):

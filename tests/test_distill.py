@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from narrow_pages import check_narrow
 from PIL import Image
 from safetensors.torch import load_file
+from waiting import patience_s, wait_until
 
 import distilldepth as dd
 from distilldepth.cache import cache_folder
@@ -142,9 +142,7 @@ def test_kill_and_resume_gives_identical_weights(tmp_path, algorithm):
         start_new_session=True,
     )
     checkpoints = tmp_path / "cut" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not any(checkpoints.glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: any(checkpoints.glob("step-*")), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut" / "student").exists()
@@ -176,11 +174,9 @@ def test_an_interrupted_run_says_how_to_continue(tmp_path):
         # A shell that starts its job with & has it ignore Ctrl-C, and the job's children inherit that.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
-    while not any((tmp_path / "my run" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: any((tmp_path / "my run" / "checkpoints").glob("step-*")), process)
     os.killpg(process.pid, signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=patience_s())
     assert process.returncode == 130, messages
     assert "distilldepth distill --config 'my run/config.toml' --resume auto" in messages
     assert "Traceback" not in messages

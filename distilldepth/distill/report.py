@@ -133,7 +133,7 @@ def _charts(rows: list[dict[str, Any]]) -> str:
 
 
 def _chart(title: str, steps: Sequence[int], series: dict[str, list[float | None]]) -> str:
-    """A line chart as SVG, with the names of several lines below; values that are missing or not finite leave a gap in the line."""
+    """A line chart as SVG, the names of several lines below it; values missing or not finite leave a gap."""
     width, height, left, bottom, top = 420, 220, 66, 24, 28
     values = [v for line in series.values() for v in line if v is not None and np.isfinite(v)]
     if not values:
