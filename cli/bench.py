@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import click
 
 from distilldepth.cli import options
+from distilldepth.cli.table import Column, available_width, format_rows
 from distilldepth.errors import shown
 
 KERNELS = ("hybrid-norm", "crop-ssi", "channel-kl", "backproject")
 CONTEXTS = ("range", "quantile", "spatial")
 BACKENDS = ("native", "triton", "reference", "compile", "mask-list", "grid-sample", "kl-div", "meshgrid")
 DEFAULT_SHAPE = (2, 192, 256)
+PRECISE, NOISY, NOISE = 0.01, 0.1, 0.5
+"""Relative standard error of a ratio: below the first it has three digits, then two; above the second it is said to be
+noisy, above the third it is not told at all."""
+MOST_REPEATS = 1000
+"""More runs than this are never advised."""
 
 
 class Shape(click.ParamType):
@@ -94,12 +102,15 @@ def bench(
 
     \b
     distilldepth bench --kernel hybrid-norm
-    distilldepth bench --kernel all --contexts all --shape 4x560x560 --json bench.json --plot roofline.svg
+    distilldepth bench --kernel all --contexts all --json - >bench.json
+    distilldepth bench --shape 4x560x560 --plot roofline.svg
     distilldepth bench --kernel all --scaling
 
     The backends of a kernel take turns, so that a busy machine slows all of them; still, only ratios within one run
-    mean something on a CPU that does other work too. The error is the largest difference from the float64 reference,
-    relative to the largest entry: of the value for forward, of the gradient for forward+backward.
+    mean something on a CPU that does other work too. A ratio whose standard error, from the p20 to p80 spread and the
+    number of runs of both timings, is above 10 % is marked as noisy; above 50 % it is not told. The error is the
+    largest difference from the float64 reference, relative to the largest entry: of the value for forward, of the
+    gradient for forward+backward.
     """
     if scaling and plot_file is not None:
         raise click.UsageError("--scaling and --plot contradict each other: the roofline is drawn for one shape")
@@ -115,7 +126,7 @@ def bench(
 
     def tell(row: dict[str, Any]) -> None:
         where = f"{_kernel(row)} {row['backend']} {row['direction']} {_shape(row)}"
-        click.echo(f"{where}: {row['median_ms']:.3f} ms", err=True)
+        click.echo(f"{where}: {digits(row['median_ms'])} ms", err=True)
 
     arguments = {
         "contexts": _words(contexts, CONTEXTS, ("range",)),
@@ -150,92 +161,168 @@ def _words(
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    from rich.table import Table
-
     from distilldepth import benchmark
 
     rows = result["results"]
-    ratios = benchmark.speedups(rows)
-    baselines = [word for word in ("usual", "reference", "compile") if any(ratio[word] for ratio in ratios)]
-    table = Table(title=_title(result), title_justify="left")
-    for heading in ("kernel", "backend", "direction"):
-        table.add_column(heading)
-    for heading in ("median ms", "p20 to p80", "runs", *(f"vs {word}" for word in baselines)):
-        table.add_column(heading, justify="right")
-    for heading in ("least MB", "of copy bandwidth", "extra MB at peak (maps)", "max error"):
-        table.add_column(heading, justify="right")
-    for row, ratio, following in zip(rows, ratios, [*rows[1:], None], strict=True):
-        table.add_row(
-            _kernel(row),
-            row["backend"],
-            row["direction"],
-            f"{row['median_ms']:.3f}",
-            f"{row['p20_ms']:.3f} to {row['p80_ms']:.3f}",
+    found = benchmark.compared_with(rows)
+    words = [word for word in ("usual", "reference", "compile") if any(base[word] for base in found)]
+    columns = [
+        Column("backend"),
+        *(Column(heading, right=True) for heading in ("median ms", "p20 to p80", "runs")),
+        *(Column(f"vs {word}", right=True) for word in words),
+        *(Column(heading, right=True) for heading in ("of copy speed", "max error", "extra MB (maps)", "least MB")),
+    ]
+    cells = [
+        [
+            *_times(row),
             str(row["repeats"]),
-            *("-" if ratio[word] is None else f"{ratio[word]:.2f}x" for word in baselines),
-            f"{row['bytes_min'] / 1e6:.2f}",
-            f"{100 * row['bandwidth_fraction']:.2f} %",
+            *(_ratio(base[word], row) for word in words),
+            f"{100 * row['bandwidth_fraction']:.2g} %",
+            f"{row['max_error']:.0e}",
             _memory(row),
-            f"{row['max_error']:.1e}",
-            end_section=following is None
-            or (_kernel(following), following["direction"]) != (_kernel(row), row["direction"]),
-        )
-    console = options.console()
-    console.print(table)
+            digits(row["bytes_min"] / 1e6),
+        ]
+        for row, base in zip(rows, found, strict=True)
+    ]
+    _show(result, [f"{_kernel(row)}, {row['direction']}" for row in rows], columns, cells)
+    pairs = [(row, base[word]) for row, base in zip(rows, found, strict=True) for word in words if base[word]]
     metadata = result["metadata"]
-    console.print(
-        f"Copy bandwidth {metadata['copy_bytes_per_s'] / 1e9:.1f} GB/s from memory, "
+    _say(
+        *_noise_note([pair for pair in pairs if pair[0] is not pair[1]]),
+        f"Copy speed {metadata['copy_bytes_per_s'] / 1e9:.1f} GB/s from memory, "
         f"{metadata['cached_copy_bytes_per_s'] / 1e9:.1f} GB/s in a cache; matrix product "
-        f"{metadata['peak_flops_per_s'] / 1e9:.0f} GFLOP/s."
+        f"{metadata['peak_flops_per_s'] / 1e9:.0f} GFLOP/s.",
+        "Least bytes, forward | forward+backward, with P pixels of the maps, C of the crops, i bytes per value:",
+        *(
+            f"  {op}: {' | '.join(metadata['formulas'][op]['bytes'].values())}"
+            for op in dict.fromkeys(row["op"] for row in rows)
+        ),
     )
-    console.print(
-        "Least bytes, forward | forward+backward, with P pixels of the maps, C of the crops, i bytes per value:"
-    )
-    for op in dict.fromkeys(row["op"] for row in rows):
-        console.print(f"  {op}: {' | '.join(metadata['formulas'][op]['bytes'].values())}")
 
 
 def _print_scaling(result: dict[str, Any]) -> None:
-    from rich.table import Table
-
     from distilldepth import benchmark
 
     rows = result["results"]
-    table = Table(title=_title(result), title_justify="left")
-    for heading in ("kernel", "backend", "shape"):
-        table.add_column(heading)
-    for heading in ("median ms", "p20 to p80", "ns per pixel", "twice the pixels", "twice the images"):
-        table.add_column(heading, justify="right")
     order = sorted(range(len(rows)), key=lambda i: (_kernel(rows[i]), rows[i]["backend"], rows[i]["shape"]))
     growth = benchmark.per_doubling(rows)
-    for place, index in enumerate(order):
-        row, grown = rows[index], growth[index]
-        following = rows[order[place + 1]] if place + 1 < len(order) else None
-        table.add_row(
-            _kernel(row),
-            row["backend"],
-            _shape(row),
-            f"{row['median_ms']:.3f}",
-            f"{row['p20_ms']:.3f} to {row['p80_ms']:.3f}",
-            f"{grown['ns_per_pixel']:.2f}",
-            *("" if grown[key] is None else f"{grown[key]:.2f}x" for key in ("pixels", "batch")),
-            end_section=following is None
-            or (_kernel(following), following["backend"]) != (_kernel(row), row["backend"]),
-        )
-    console = options.console()
-    console.print(table)
+    columns = [
+        Column("shape"),
+        *(
+            Column(heading, right=True)
+            for heading in ("median ms", "p20 to p80", "ns per pixel", "twice the pixels", "twice the images")
+        ),
+    ]
+    cells = [
+        [
+            _shape(rows[i]),
+            *_times(rows[i])[1:],
+            digits(growth[i]["ns_per_pixel"]),
+            *(_growth(growth[i][key], rows[i]) for key in ("pixels", "batch")),
+        ]
+        for i in order
+    ]
+    _show(result, [f"{_kernel(rows[i])}, {rows[i]['backend']}" for i in order], columns, cells)
     checks = benchmark.linear_cost(rows)
-    console.print(
-        "Linear cost: four times the pixels at most 4.6 times the time, N images at most N times the time of one."
-    )
+    lines = []
     for name in dict.fromkeys((_kernel(check), check["backend"]) for check in checks):
         mine = [check for check in checks if (_kernel(check), check["backend"]) == name]
         broken = [check for check in mine if not check["holds"]]
         worst = max(mine, key=lambda check: check["ratio"] / check["limit"])
         verdict = f"does not hold in {len(broken)} of {len(mine)}" if broken else f"holds in all {len(mine)}"
-        console.print(
-            f"  {' '.join(name)}: {verdict}; worst {worst['what']}: {worst['ratio']:.2f}x, limit {worst['limit']:.2f}x"
-        )
+        grown, limit = digits(worst["ratio"], 2), digits(worst["limit"], 2)
+        lines.append(f"  {' '.join(name)}: {verdict}; worst {worst['what']}: {grown}x, limit {limit}x")
+    noisy = sum(benchmark.uncertainty(row) > NOISY for row in rows)
+    _say(
+        *(
+            [f"Noisy: {noisy} of {len(rows)} medians, and with them what is marked ~; more --repeats help."]
+            if noisy
+            else []
+        ),
+        "Linear cost: four times the pixels at most 4.6 times the time, N images at most N times the time of one.",
+        *lines,
+    )
+
+
+def _growth(value: float | None, row: dict[str, Any]) -> str:
+    from distilldepth.benchmark import uncertainty
+
+    return "" if value is None else f"{'~' if uncertainty(row) > NOISY else ''}{digits(value, 2)}x"
+
+
+def _show(result: dict[str, Any], groups: list[str], columns: list[Column], cells: list[list[str]]) -> None:
+    """Print a table with a title above every group of rows."""
+    headings, *blocks = format_rows(columns, cells, _width())
+    _say(_title(result))
+    last = None
+    for group, block in zip(groups, blocks, strict=True):
+        if group != last:
+            click.echo()
+            click.secho(group, bold=True)
+            click.echo("\n".join(headings))
+        last = group
+        click.echo("\n".join(block))
+    click.echo()
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()))
+        click.echo("\n".join(textwrap.wrap(line, _width(), subsequent_indent=indent, break_long_words=False)))
+
+
+def _width() -> int:
+    return available_width() or 100
+
+
+def _times(row: dict[str, Any]) -> list[str]:
+    return [row["backend"], digits(row["median_ms"]), f"{digits(row['p20_ms'])} to {digits(row['p80_ms'])}"]
+
+
+def digits(value: float, count: int = 3) -> str:
+    """Return a number with so many digits that mean something, never as a power of ten.
+
+    >>> digits(0.0123456), digits(1234.5), digits(36.27, 2)
+    ('0.0123', '1234', '36')
+    """
+    if value == 0:
+        return "0"
+    return f"{value:.{max(count - 1 - math.floor(math.log10(abs(value))), 0)}f}"
+
+
+def _ratio(base: dict[str, Any] | None, row: dict[str, Any]) -> str:
+    """How many times faster, with as many digits as the spread of both timings leaves."""
+    from distilldepth.benchmark import uncertainty
+
+    if base is None:
+        return ""
+    if base is row:
+        return "1x"
+    ratio, doubt = base["median_ms"] / row["median_ms"], uncertainty(base, row)
+    if doubt > NOISE:
+        return "noise"
+    if doubt > NOISY:
+        return f"~{digits(ratio, 2)}x, noisy"
+    return f"{digits(ratio, 3 if doubt < PRECISE else 2)}x"
+
+
+def _noise_note(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """Say what noisy means and how many runs would help, if any ratio is."""
+    from distilldepth.benchmark import uncertainty
+
+    doubts = [(uncertainty(*pair), min(row["repeats"] for row in pair)) for pair in pairs]
+    noisy = [(doubt, repeats) for doubt, repeats in doubts if doubt > NOISY]
+    if not noisy:
+        return []
+    needed = max(
+        25 if math.isinf(doubt) else max(5, math.ceil(repeats * (doubt / NOISY) ** 2)) for doubt, repeats in noisy
+    )
+    more = " or more" if needed > MOST_REPEATS else ""
+    return [
+        f"{len(noisy)} of {len(pairs)} ratios are noisy: the spread from p20 to p80 and the number of runs leave a "
+        f"standard error above {NOISY:.0%} (noise: above {NOISE:.0%}, or fewer than 3 runs). Try --repeats "
+        f"{min(needed, MOST_REPEATS)}{more} on a machine that does nothing else."
+    ]
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -259,7 +346,7 @@ def _shape(row: dict[str, Any]) -> str:
 def _memory(row: dict[str, Any]) -> str:
     if row["peak_bytes"] is None:
         return "-"
-    return f"{row['peak_bytes'] / 1e6:.1f} ({row['peak_bytes'] / row['map_bytes']:.1f})"
+    return f"{digits(row['peak_bytes'] / 1e6, 2)} ({row['peak_bytes'] / row['map_bytes']:.1f})"
 
 
 def _end(not_run: list[dict[str, Any]]) -> None:

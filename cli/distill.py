@@ -36,7 +36,22 @@ def _flags(command: click.Command) -> click.Command:
     return command
 
 
-@click.command()
+_GROUPS = {
+    "Models": ("teachers", "student", "initial_weights"),
+    "Data": ("images", "size", "heldout"),
+    "Recipe": (
+        "preset", "config_file", "settings", "print_config",
+        "steps", "batch_size", "grad_accumulation", "seed", "max_skipped_share",
+    ),
+    "Output": (
+        "out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints", "log_every", "agreement_every",
+        "json_target",
+    ),
+    "Machine": ("device", "precision", "teacher_precision", "compile", "workers", "threads", "offline"),
+}  # fmt: skip
+
+
+@click.command(cls=options.GroupedCommand, groups=_GROUPS)
 @_flags
 @click.option("--preset", metavar="NAME", help=f"values to start from: {', '.join(preset_names())}")
 @click.option(
@@ -61,8 +76,8 @@ def distill(
 
     \b
     distilldepth distill --teachers dav2,genpercept
-    distilldepth distill --teachers dav2:large=7,genpercept=3 --images PHOTOS --student dav2-small
-    distilldepth distill --config runs/distill/config.toml --resume auto
+    distilldepth distill --images PHOTOS --preset photos --out runs/mine
+    distilldepth distill --config runs/mine/config.toml --resume auto
     """
     flags = {key: list(value) if isinstance(value, tuple) else value for key, value in flags.items()}
     flags = {key: value for key, value in flags.items() if value not in (None, [])}

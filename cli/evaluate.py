@@ -57,7 +57,17 @@ def _override_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.command()
+_GROUPS = {
+    "Model": ("model", "resize_policy", "size", "predictions", "quantity", "depth_scale"),
+    "Data": ("data", "root", "split", "limit", "check"),
+    "Scoring": ("protocol", *OVERRIDES),
+    "Output": ("out", "resume", "overwrite", "save_predictions", "published", "json_file"),
+    "Instead of scoring": ("compare", "analysis", "kitti_submission"),
+    "Machine": ("device", "precision", "batch_size", "offline"),
+}
+
+
+@click.command(cls=options.GroupedCommand, groups=_GROUPS)
 @options.model_option()
 @click.option(
     "--data",
@@ -144,7 +154,7 @@ def evaluate(ctx: click.Context, **given: Any) -> None:
 
     \b
     distilldepth evaluate --model distilldepth-mini --data scenes
-    distilldepth evaluate --model runs/mine --data nyuv2 --root NYU --protocol marigold --out eval/mine
+    distilldepth evaluate --model runs/mine --data nyuv2 --root NYU --out eval
     distilldepth evaluate --data nyuv2 --root NYU --check
     distilldepth evaluate --predictions MAPS --quantity depth --data pairs/
     distilldepth evaluate --compare eval/mine eval/other

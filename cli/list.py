@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from distilldepth.cli import options
+from distilldepth.cli.table import Column, available_width, format_table
 
 KINDS = ("teachers", "students", "datasets", "protocols", "presets", "kernels")
 
@@ -28,16 +29,18 @@ def list_(kind: str, json_file: str | None) -> None:
     if json_file == "-":
         return
 
-    from rich.table import Table
+    columns = [_column(heading) for heading in headings]
+    cells = [[_cell(heading, row[heading]) for heading in headings] for row in rows]
+    first, *lines = format_table(columns, cells, available_width())
+    click.secho(first, bold=True)
+    click.echo("\n".join(lines))
 
-    table = Table()
-    for heading in headings:
-        # Folded, never cut: every word of the table can be typed as it stands.
-        justify = "right" if heading in ("parameters", "samples") else "left"
-        table.add_column(heading.replace("_", " "), justify=justify, overflow="fold", no_wrap=heading == headings[0])
-    for row in rows:
-        table.add_row(*(_cell(heading, row[heading]) for heading in headings))
-    options.console().print(table)
+
+def _column(heading: str) -> Column:
+    title = {"on_this_machine": "here", "samples": "frames"}.get(heading, heading.replace("_", " "))
+    # Licences and lists of words wrap well; sentences want room.
+    least = 14 if heading in ("licence", "parts", "also") else 28 if heading in ("what", "summary") else 24
+    return Column(title, right=heading in ("parameters", "samples", "steps"), least=least)
 
 
 def _cell(heading: str, value: Any) -> str:
@@ -80,7 +83,7 @@ def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
             "path": None,
         }
         rows.insert(0, oracle)
-    headings = ["name", "also", "family", "parameters", "quantity", "licence", "source", "on_this_machine"]
+    headings = ["name", "quantity", "parameters", "on_this_machine", "licence", "also", "source", "family"]
     return headings, rows
 
 
@@ -121,7 +124,7 @@ def _datasets() -> tuple[list[str], list[dict[str, Any]]]:
                 "layouts": [],
             }
         )
-    return ["data", "what", "samples", "parts", "list", "licence", "source"], rows
+    return ["data", "samples", "what", "licence", "parts", "list", "source"], rows
 
 
 def _protocols() -> tuple[list[str], list[dict[str, Any]]]:
@@ -151,13 +154,13 @@ def _presets() -> tuple[list[str], list[dict[str, Any]]]:
                 "size": values.get("size"),
             }
         )
-    return ["name", "what", "teachers", "student", "steps", "size"], rows
+    return ["name", "what", "student", "steps", "size", "teachers"], rows
 
 
 def _kernels() -> tuple[list[str], list[dict[str, Any]]]:
-    from distilldepth.cli.doctor import kernel_rows
+    from distilldepth.cli.doctor import has_cuda, kernel_rows
 
-    return ["name", "what", "cpu", "cuda", "why"], kernel_rows()
+    return ["name", "cpu", *(["cuda"] if has_cuda() else []), "what", "why"], kernel_rows()
 
 
 _LISTINGS: dict[str, Callable[[], tuple[list[str], list[dict[str, Any]]]]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
@@ -18,7 +17,7 @@ import click
 
 from distilldepth import __version__
 from distilldepth.cli.options import printable
-from distilldepth.errors import DistillDepthError, UsageError
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
 from distilldepth.signals import Interrupted, raise_on_signals
 
 COMMANDS = {
@@ -59,9 +58,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS and not ctx.resilient_parsing:
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(COMMANDS)}"
-            raise click.UsageError(f"no such command '{args[0]}'; {hint}", ctx)
+            raise click.UsageError(f"no such command '{args[0]}'{did_you_mean(args[0], COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -135,8 +132,9 @@ def _usage_message(error: click.UsageError) -> str:
         # click lists near options only for long ones typed in full; a missing dash or a swapped letter counts here too.
         known = [name for parameter in error.ctx.command.get_params(error.ctx) for name in parameter.opts]
         # Above 0.5, at which -h would be near to -V.
-        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.6)
-        message = f"no such option {error.option_name}" + (f"; did you mean '{near[0]}'?" if near else "")
+        message = (
+            f"no such option {error.option_name}{did_you_mean(error.option_name, known, otherwise='', cutoff=0.6)}"
+        )
     if len(message) > _LONGEST:
         message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 4 :]}"
     path = error.ctx.command_path if error.ctx is not None else "distilldepth"

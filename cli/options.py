@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from distilldepth.errors import DistillDepthError, UsageError
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,9 +30,24 @@ class NearestChoice(click.Choice):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value in self.choices:
             return value
-        near = difflib.get_close_matches(str(value).lower(), list(self.choices), n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(self.choices)}"
-        return self.fail(f"unknown value '{value}'; {hint}", param, ctx)
+        return self.fail(f"unknown value '{value}'{did_you_mean(str(value), self.choices)}", param, ctx)
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options under titles; an option that no group names comes last, under Other."""
+
+    def __init__(self, *args: Any, groups: dict[str, Sequence[str]], **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        left = {parameter.name: parameter for parameter in self.get_params(ctx)}
+        chosen = {title: [left.pop(name) for name in names if name in left] for title, names in self.groups.items()}
+        for title, parameters in {**chosen, "Other": list(left.values())}.items():
+            records = [record for record in (parameter.get_help_record(ctx) for parameter in parameters) if record]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 class WordList(click.ParamType):
@@ -241,10 +255,10 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
 
 
 def console(*, stderr: bool = False) -> Any:
-    """A rich console that neither wraps tables in a log nor colours them."""
+    """A rich console that neither wraps tables in a log nor colours them; COLUMNS says the width wherever it writes."""
     from rich.console import Console
 
     made = Console(stderr=stderr, highlight=False)
-    if not made.is_terminal:
+    if not made.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
         made.width = max(made.width, 200)
     return made

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
+
+_AS_NEAR = 0.05
+"""Difference in likeness below which two choices are equally good guesses."""
 
 
 class DistillDepthError(Exception):
@@ -24,14 +27,25 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 4]}...{text[-1]}"
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the choice nearest to `name`, or the list of choices if none is near.
+def did_you_mean(name: str, choices: Iterable[str], *, otherwise: str | None = None, cutoff: float = 0.5) -> str:
+    """Return `"; did you mean 'x'?"` for the choice nearest to `name`, or for several that are as near.
+
+    Args:
+        name: what was typed; upper and lower case are not told apart.
+        choices: what could have been meant.
+        otherwise: what to say if nothing is near; None lists the choices.
+        cutoff: how near is near, from 0 (anything) to 1 (the same letters).
 
     >>> did_you_mean("dav3", ["dav2", "genpercept"])
     "; did you mean 'dav2'?"
+    >>> did_you_mean("x", ["dav2", "genpercept"])
+    '; choose from dav2, genpercept'
     """
-    choices = sorted(choices)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    choices = sorted(choices) if isinstance(choices, Set) else list(choices)
+    folded = {choice.lower(): choice for choice in reversed(choices)}
+    near = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=cutoff)
+    likeness = [difflib.SequenceMatcher(None, choice, name.lower()).ratio() for choice in near]
+    near = [folded[choice] for choice, ratio in zip(near, likeness, strict=True) if ratio > likeness[0] - _AS_NEAR]
     if near:
-        return f"; did you mean '{near[0]}'?"
-    return f"; choose from {', '.join(choices)}"
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    return f"; choose from {', '.join(choices)}" if otherwise is None else otherwise

@@ -7,8 +7,13 @@ from collections.abc import Generator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from distilldepth.errors import DistillDepthError
+
+# No example is a failure because a machine is slow or loaded.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,6 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for name in ("COLUMNS", "LINES", "FORCE_COLOR", "CLICOLOR_FORCE", "DISTILLDEPTH_DEBUG"):
+        # The look of what is printed is that of a pipe, whatever terminal the tests were started from.
+        os.environ.pop(name, None)
     if config.getoption("--backend"):
         os.environ["DISTILLDEPTH_BACKEND"] = config.getoption("--backend")
 

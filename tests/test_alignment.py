@@ -138,7 +138,7 @@ def test_what_is_not_valid_does_not_matter_and_what_is_must_be_finite(device):
         assert got.depth.flatten(1).isnan().all(1).tolist() == [False, True, False]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.integers(0, 1000), st.floats(0.01, 100), st.floats(-100, 100), st.booleans())
 def test_scale_shift_and_sign_of_the_prediction_do_not_matter(seed, scale, shift, flip):
     prediction, depth, valid = make(seed=seed)

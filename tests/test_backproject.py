@@ -24,7 +24,7 @@ def make(batch=2, height=5, width=7, seed=0, device="cpu"):
     return depth.to(device), matrix.to(device), valid.to(device)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6))
 def test_projection_gives_the_pixels_back(seed, batch, height, width):
     depth, matrix, _ = make(batch, height, width, seed)

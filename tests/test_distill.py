@@ -10,14 +10,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from narrow_pages import check_narrow
 from PIL import Image
 from safetensors.torch import load_file
+from waiting import patience_s, wait_until
 
 import distilldepth as dd
 from distilldepth.cache import cache_folder
@@ -110,6 +111,7 @@ def test_a_run_leaves_what_it_promises(finished_run):
     assert "oracle" in card
     assert "distill --teachers oracle" in card
     page = (run / "report.html").read_text()
+    check_narrow(page)
     assert "<svg" in page
     assert "data:image/png;base64" in page
     assert "http" not in page.replace("http-equiv", "")
@@ -141,8 +143,7 @@ def test_kill_and_resume_gives_identical_weights(tmp_path, algorithm):
         start_new_session=True,
     )
     checkpoints = tmp_path / "cut" / "checkpoints"
-    while not any(checkpoints.glob("step-*")) and process.poll() is None:
-        time.sleep(0.01)
+    wait_until(lambda: any(checkpoints.glob("step-*")), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut" / "student").exists()
@@ -174,10 +175,9 @@ def test_an_interrupted_run_says_how_to_continue(tmp_path):
         # A shell that starts its job with & has it ignore Ctrl-C, and the job's children inherit that.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    while not any((tmp_path / "my run" / "checkpoints").glob("step-*")) and process.poll() is None:
-        time.sleep(0.05)
+    wait_until(lambda: any((tmp_path / "my run" / "checkpoints").glob("step-*")), process)
     os.killpg(process.pid, signal.SIGINT)
-    _, messages = process.communicate()
+    _, messages = process.communicate(timeout=patience_s())
     assert process.returncode == 130, messages
     assert "distilldepth distill --config 'my run/config.toml' --resume auto" in messages
     assert "Traceback" not in messages
@@ -220,7 +220,7 @@ def test_two_processes_train_one_student(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
-        (["--teachers", "dav3"], "unknown teacher 'dav3'; did you mean 'dav2'", 1),
+        (["--teachers", "dav3"], "unknown teacher 'dav3'; did you mean 'dav2'", 2),
         (["--teachers", "oracle,oracle"], "given twice", 2),
         (["--teachers", "oracle=-2"], "must be positive", 2),
         (["--teachers", "oracle", "--steps", "0"], "steps must be at least 1", 2),

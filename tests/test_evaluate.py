@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import layouts
@@ -17,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from waiting import patience_s, wait_until
 
 from distilldepth.cli.main import cli
 from distilldepth.data.truth import Dataset, Item, Truth
@@ -337,13 +337,10 @@ def start_in_background(*args: object, cwd: Path) -> subprocess.Popen:
 
 def stop_in_the_middle(process: subprocess.Popen, folder: Path, how: signal.Signals, after: int = 3) -> int:
     """Send the signal once so many samples are scored; returns how many there are in the end."""
-    progress, deadline = folder / "progress.jsonl", time.monotonic() + 60
-    while not (progress.is_file() and progress.read_bytes().count(b"\n") >= after):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    progress = folder / "progress.jsonl"
+    wait_until(lambda: progress.is_file() and progress.read_bytes().count(b"\n") >= after, process)
     process.send_signal(how)
-    process.wait(timeout=60)
+    process.wait(timeout=patience_s())
     return progress.read_bytes().count(b"\n")
 
 
@@ -376,7 +373,7 @@ def test_a_killed_evaluation_goes_on_at_the_next_sample(many):
 def test_ctrl_c_says_how_to_go_on(many):
     process = start_in_background(*SLOW, "--out", "my run", "--overwrite", cwd=many)
     done = stop_in_the_middle(process, many / "my run", signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=patience_s())
     assert process.returncode == 130, messages
     assert done < MANY
     assert "Traceback" not in messages

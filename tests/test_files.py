@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from waiting import patience_s
 
 from distilldepth.files import atomic_path, write_atomically
 
@@ -44,7 +45,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     reader.start()
     with atomic_path(pipe) as temporary:
         np.save(temporary, np.arange(5))
-    reader.join(timeout=10)
+    reader.join(timeout=patience_s())
     assert pipe.is_fifo()
     np.testing.assert_array_equal(np.load(io.BytesIO(received[0])), np.arange(5))
     assert [path.name for path in tmp_path.iterdir()] == ["pipe.npy"]

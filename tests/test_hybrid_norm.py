@@ -263,7 +263,7 @@ def test_hdn_compat_spread_of_four_pixels_is_a_quarter_too_small():
 maps = st.tuples(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(maps, st.floats(0.05, 20), st.floats(-50, 50), st.sampled_from(CONTEXTS))
 def test_scale_and_shift_of_either_map_do_not_matter(shape, scale, shift, contexts):
     prediction, target, valid = make(shape[1:], seed=shape[0])
@@ -276,7 +276,7 @@ def test_scale_and_shift_of_either_map_do_not_matter(shape, scale, shift, contex
     assert float(ops.hybrid_norm_loss(prediction, 4 * target, valid, **options)) == pytest.approx(plain, abs=INVARIANT)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(maps, st.sampled_from(CONTEXTS[:2]), st.randoms(use_true_random=False))
 def test_order_of_pixels_and_images_does_not_matter(shape, contexts, random):
     prediction, target, valid = make(shape[1:], seed=shape[0])
@@ -289,7 +289,7 @@ def test_order_of_pixels_and_images_does_not_matter(shape, contexts, random):
     torch.testing.assert_close(got[1], plain[1].flatten(1)[images][:, pixels].view(prediction.shape))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(maps, st.sampled_from(CONTEXTS), st.sampled_from(SEGMENTS))
 def test_equals_the_second_truth_for_any_shape(shape, contexts, segments):
     prediction, target, valid = make(shape[1:], seed=shape[0])

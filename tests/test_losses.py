@@ -187,7 +187,7 @@ def test_degenerate_inputs(loss, device):
         loss(prediction, target.requires_grad_())
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(st.integers(0, 1000), st.floats(0.1, 10), st.floats(-20, 20))
 def test_gradient_loss_ignores_scale_and_shift(seed, scale, shift):
     prediction, target, valid = make(seed=seed)
@@ -252,7 +252,7 @@ def test_aligned_log_precision_and_gradient(device, knee):
         assert_gradient(got[1], truth[1], dtype)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(st.integers(0, 1000), st.floats(0.1, 10), st.floats(-20, 20), st.floats(0.01, 100))
 def test_aligned_log_ignores_scale_and_shift_and_the_unit(seed, scale, shift, unit):
     prediction, target, valid = positive(seed=seed)

@@ -146,7 +146,7 @@ def test_predictions_that_are_no_depth(device):
     assert depth_metrics(prediction.half(), target.bfloat16())["rmse"].dtype == torch.float64
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.integers(0, 1000), st.floats(0.01, 100))
 def test_ratios_do_not_depend_on_the_unit(seed, unit):
     prediction, target, valid = make(seed=seed)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from narrow_pages import check_narrow
 from PIL import Image
 from rich.console import Console
 
@@ -293,6 +294,17 @@ def make_page(folder: Path, *, is_metric: bool = True) -> str:
         cases.offer("nyu_v2", name, 0.1 * index, image, 1.1 * depth, depth, valid, is_metric=is_metric)
     cases.save(folder)
     return write_report(make_evaluation(), folder).read_text(encoding="utf-8")
+
+
+def test_nothing_on_the_page_is_wider_than_a_small_screen(tmp_path):
+    check_narrow(make_page(tmp_path))
+
+
+@pytest.mark.parametrize("planted", ["<table><tr><td>x</td></tr></table>", '<img alt="x" src="data:">'])
+def test_what_is_too_wide_is_noticed(tmp_path, planted):
+    page = make_page(tmp_path)
+    with pytest.raises(AssertionError):
+        check_narrow(page.replace("</body>", planted + "</body>"))
 
 
 def test_the_page_stands_alone_and_escapes_what_comes_from_outside(tmp_path):

@@ -5,7 +5,7 @@ One row per operation, backend and direction. On a CPU that others use too, only
 
 from distilldepth.benchmark.baselines import USUAL, mask_list_loss
 from distilldepth.benchmark.cases import CONTEXTS, DEFAULT_SHAPE, DIRECTIONS, DTYPES, FORMULAS, KERNELS, Case, make_case
-from distilldepth.benchmark.derive import linear_cost, per_doubling, speedups
+from distilldepth.benchmark.derive import compared_with, linear_cost, per_doubling, speedups, uncertainty
 from distilldepth.benchmark.metadata import command_line, machine, processor_name
 from distilldepth.benchmark.run import BACKENDS, SCALING_SHAPE, run_benchmark, run_scaling
 
@@ -21,6 +21,7 @@ __all__ = [
     "USUAL",
     "Case",
     "command_line",
+    "compared_with",
     "linear_cost",
     "machine",
     "make_case",
@@ -30,4 +31,5 @@ __all__ = [
     "run_benchmark",
     "run_scaling",
     "speedups",
+    "uncertainty",
 ]

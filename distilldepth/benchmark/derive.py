@@ -12,6 +12,8 @@ Row = dict[str, Any]
 
 FOUR_TIMES_THE_PIXELS = 4.6
 """How many times longer four times the pixels may take."""
+_LEAST_RUNS = 3
+"""Runs from which p20 and p80 mean something."""
 
 
 def speedups(rows: Sequence[Row]) -> list[dict[str, float | None]]:
@@ -20,13 +22,34 @@ def speedups(rows: Sequence[Row]) -> list[dict[str, float | None]]:
     Returns:
         One dict per row; None where that baseline was not measured.
     """
-    medians = {(_case(row), row["backend"]): row["median_ms"] for row in rows}
-    ratios = []
+    return [
+        {word: None if base is None else base["median_ms"] / row["median_ms"] for word, base in found.items()}
+        for row, found in zip(rows, compared_with(rows), strict=True)
+    ]
+
+
+def uncertainty(*rows: Row) -> float:
+    """How far the median of a row, or a ratio of the medians of several, can be trusted: relative standard error.
+
+    The middle 60 % of the runs, from p20 to p80, span 1.68 standard deviations; the median of n runs is off by 1.25 of
+    them over the root of n. Fewer than three runs say nothing, which is infinite.
+    """
+    total = 0.0
     for row in rows:
-        names = {"reference": "reference", "compile": "compile", "usual": USUAL[row["op"]]}
-        found = {word: medians.get((_case(row), backend)) for word, backend in names.items()}
-        ratios.append({word: None if base is None else base / row["median_ms"] for word, base in found.items()})
-    return ratios
+        if row["repeats"] < _LEAST_RUNS:
+            return math.inf
+        total += (1.25 / 1.68 * (row["p80_ms"] - row["p20_ms"]) / row["median_ms"]) ** 2 / row["repeats"]
+    return math.sqrt(total)
+
+
+def compared_with(rows: Sequence[Row]) -> list[dict[str, Row | None]]:
+    """Return for each row those of `reference`, `compile` and the `usual` formulation of the same case, or None."""
+    there = {(_case(row), row["backend"]): row for row in rows}
+    names = [{"reference": "reference", "compile": "compile", "usual": USUAL[row["op"]]} for row in rows]
+    return [
+        {word: there.get((_case(row), name)) for word, name in words.items()}
+        for row, words in zip(rows, names, strict=True)
+    ]
 
 
 def linear_cost(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import importlib.resources
 import json
 import math
@@ -325,9 +324,8 @@ def set_key(config: DistillConfig, key: str, value: Any, origin: str) -> None:
     known = keys()
     key = key.replace("-", "_")
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         by_tail = [name for name in known if name.rpartition(".")[2] == key]
-        hint = f"; did you mean '{(by_tail or near)[0]}'?" if by_tail or near else "; see --print-config for the keys"
+        hint = did_you_mean(by_tail[0] if by_tail else key, known, otherwise="; see --print-config for the keys")
         raise UsageError(f"distill: unknown key {shown(key)} in {origin}{hint}")
     section, _, name = key.rpartition(".")
     target = getattr(config, section) if section else config
@@ -374,9 +372,7 @@ def read_preset(name: str) -> dict[str, Any]:
     if not isinstance(name, str):
         raise UsageError(f"distill: preset must be text, got {shown(name)}; there are {', '.join(preset_names())}")
     if name not in preset_names():
-        near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UsageError(f"distill: unknown preset {shown(name)}{hint}; there are {', '.join(preset_names())}")
+        raise UsageError(f"distill: unknown preset {shown(name)}{did_you_mean(name, preset_names())}")
     path = importlib.resources.files("distilldepth.distill") / "presets" / f"{name}.toml"
     return parse_toml(path.read_bytes(), f"preset {name}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import defaultdict
@@ -49,8 +50,24 @@ class Stopwatch:
         return shares
 
 
+_SHORT = {
+    "shared_context": "shared",
+    "local_global": "local",
+    "gradient": "gradient",
+    "feature": "feature",
+    "aligned_log": "log",
+    "anchor": "anchor",
+}
+"""Terms in the order in which they are shown while there is room, and what they are called there."""
+_SHORTEST_BAR = 8
+
+
 class ProgressLine:
-    """A bar on a terminal, plain lines elsewhere, nothing in processes other than the first."""
+    """A bar on a terminal, plain lines elsewhere, nothing in processes other than the first.
+
+    The bar moves with every step; the terms beside it are those of the last line of the log, so that nothing waits for
+    the device in between.
+    """
 
     def __init__(self, total: int, initial: int, *, enabled: bool) -> None:
         self._total = total
@@ -60,7 +77,16 @@ class ProgressLine:
         self._last_step = initial
         self._next_line = 0.0
         if enabled and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, file=sys.stderr)
+            self._bar = tqdm(
+                total=total,
+                initial=initial,
+                unit="step",
+                # tqdm would otherwise guess after how many steps it is worth to draw again.
+                miniters=1,
+                dynamic_ncols=True,
+                file=sys.stderr,
+                bar_format=bar_format(total, {}, {}, _columns()),
+            )
 
     def advance(self) -> None:
         """Count one step."""
@@ -71,10 +97,9 @@ class ProgressLine:
         """Show loss terms and time shares; plain lines come at most every five seconds, and at the last step."""
         if not self._enabled:
             return
-        losses = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
-        times = " ".join(f"{name} {share:.0%}" for name, share in shares.items())
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{losses} | {times}")
+            self._bar.bar_format = bar_format(self._total, terms, shares, _columns())
+            self._bar.refresh()
             return
         now = time.monotonic()
         if now < self._next_line and step < self._total:
@@ -82,11 +107,8 @@ class ProgressLine:
         rate = (step - self._last_step) / max(now - self._last, 1e-9)
         left = (self._total - step) / rate if rate > 0 else float("inf")
         self._last, self._last_step, self._next_line = now, step, now + 5
-        print(
-            f"step {step}/{self._total}  {rate:.2f} steps/s  {_clock(left)} left  {losses}  time: {times}",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"step {step}/{self._total}  {rate:.2f} steps/s  {_clock(left)} left  {' '.join(_losses(terms))}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
 
     def write(self, text: str) -> None:
         """Print a message without disturbing the bar."""
@@ -97,6 +119,42 @@ class ProgressLine:
         """Leave the line."""
         if self._bar is not None:
             self._bar.close()
+
+
+def bar_format(total: int, terms: dict[str, float], shares: dict[str, float], columns: int) -> str:
+    """Return tqdm's format of a bar that fits so many columns: of terms, speed and time shares as many as have room.
+
+    >>> bar_format(600, {"anchor": 0.25, "shared_context": 1.5}, {}, 100)
+    '{percentage:3.0f}% {bar} {n_fmt}/{total_fmt}  {remaining} left  shared 1.500 anchor 0.250  {rate_fmt}'
+    """
+    room = columns - 1 - len("100% ") - _SHORTEST_BAR - len(f" {total}/{total}  100:00:00 left")
+    shown: list[str] = []
+    for index, loss in enumerate(_losses(terms)):
+        room -= len(loss) + (1 if index else 2)
+        if room < 0:
+            break
+        shown.append(loss)
+    parts = ["{percentage:3.0f}% {bar} {n_fmt}/{total_fmt}", "{remaining} left", *([" ".join(shown)] if shown else [])]
+    times = " ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    for text, length in (("{rate_fmt}", len("99.99step/s")), (times, len(times))):
+        room -= length + 2
+        if text and room >= 0:
+            parts.append(text)
+    return "  ".join(parts)
+
+
+def _losses(terms: dict[str, float]) -> list[str]:
+    """`shared 0.123`, the most telling first."""
+    names = [*(name for name in _SHORT if name in terms), *(name for name in terms if name not in _SHORT)]
+    return [f"{_SHORT.get(name, name)} {terms[name]:{'.3f' if abs(terms[name]) < 100 else '.2e'}}" for name in names]
+
+
+def _columns() -> int:
+    """Width of the terminal that standard error goes to."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def _clock(seconds: float) -> str:

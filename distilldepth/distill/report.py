@@ -117,7 +117,7 @@ def _agreement(facts: dict[str, Any]) -> str:
     )
     against = f"{after['images']} images{replaced_note(after)} against"
     head = f"<tr><th>{against}</th><th>measure</th><th>before</th><th>after</th></tr>"
-    return f"<table>{head}{body}</table>"
+    return f'<div class="wide"><table>{head}{body}</table></div>'
 
 
 def _teachers(facts: dict[str, Any]) -> str:
@@ -126,7 +126,8 @@ def _teachers(facts: dict[str, Any]) -> str:
         f"<td>{html.escape(t['licence'])}</td><td>{html.escape(t['source'])}</td></tr>"
         for t in facts["teachers"]
     )
-    return f"<table><tr><th>name</th><th>weight</th><th>quantity</th><th>licence</th><th>source</th></tr>{body}</table>"
+    head = "<tr><th>name</th><th>weight</th><th>quantity</th><th>licence</th><th>source</th></tr>"
+    return f'<div class="wide"><table>{head}{body}</table></div>'
 
 
 def _charts(rows: list[dict[str, Any]]) -> str:
@@ -146,7 +147,7 @@ def _charts(rows: list[dict[str, Any]]) -> str:
 
 
 def _chart(title: str, steps: Sequence[int], series: dict[str, list[float | None]]) -> str:
-    """A line chart as SVG; values that are missing or not finite leave a gap in the line."""
+    """A line chart as SVG, the names of several lines below it; values missing or not finite leave a gap."""
     width, height, left, bottom, top = 420, 220, 66, 24, 28
     values = [v for line in series.values() for v in line if v is not None and np.isfinite(v)]
     if not values:
@@ -169,19 +170,21 @@ def _chart(title: str, steps: Sequence[int], series: dict[str, list[float | None
         style = f"fill:none;stroke:{colour};stroke-width:{width_px};stroke-linecap:round"
         lines.append(f'<polyline style="{style}" points="{" ".join(points)}"/>')
         if len(series) > 1:
-            legend.append(f'<tspan style="fill:{colour}" dx="6">{html.escape(name)}</tspan>')
+            legend.append(f'<span style="color:{colour}">{html.escape(name)}</span>')
     grid = "".join(
         f'<line x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}" style="stroke:var(--rule)"/>'
         f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{low + span * part:.3g}</text>'
         for part in (0, 0.5, 1)
         for y in [height - bottom - (height - bottom - top) * part]
     )
+    # Names of teachers may be long: as text of the page they are wrapped.
+    keys = f'<p class="keys">{"".join(legend)}</p>' if legend else ""
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
-        f'<text x="{left}" y="14"><tspan class="title">{html.escape(title)}</tspan>{"".join(legend)}</text>'
+        f'<div><svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
+        f'<text x="{left}" y="14"><tspan class="title">{html.escape(title)}</tspan></text>'
         f'{grid}<text x="{left}" y="{height - 6}">{first}</text>'
         f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">{steps[-1]} steps</text>'
-        f"{''.join(lines)}</svg>"
+        f"{''.join(lines)}</svg>{keys}</div>"
     )
 
 
@@ -224,4 +227,4 @@ def _pictures(samples: Path, teachers: list[str]) -> str:
     legend = "<p>Near is red, far is blue; each map has its own range.</p>"
     if not has_before:
         legend += "<p>The maps from before the training were not there any more.</p>"
-    return f'<div class="pictures"><table>{table}</table></div>{legend}'
+    return f'<div class="wide pictures"><table>{table}</table></div>{legend}'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from distilldepth.errors import UsageError, did_you_mean, shown
+from distilldepth.errors import UsageError, shown
 
 ORACLE = "oracle"
 """The teacher that is the renderer's own truth; works on procedural scenes only."""
@@ -64,11 +64,11 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
 def check_known(specs: list[TeacherSpec]) -> None:
     """Raise UsageError with the nearest name for a bare name that neither the registry nor a file carries."""
     from distilldepth.data.images import path_exists
-    from distilldepth.models.registry import teacher_names
+    from distilldepth.models.registry import teacher_names, what_else
 
     known = {ORACLE, *teacher_names()}
     for spec in specs:
         name = spec.model.partition("@")[0].partition(":")[0]
         bare = not any(mark in spec.model for mark in "/\\.@") and not path_exists(Path(spec.model))
         if bare and name not in known:
-            raise UsageError(f"distill: unknown teacher '{name}'{did_you_mean(name, known)}")
+            raise UsageError(f"distill: unknown teacher '{spec.model}'{what_else(spec.model, known, 'teachers')}")

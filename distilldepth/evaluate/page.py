@@ -24,16 +24,19 @@ _STYLE = """
   --line-1: #58a6ff; --line-2: #f0883e; --line-3: #3fb950; --line-4: #bc8cff; --line-5: #f778ba; --line-6: #9198a1 } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); margin: 2rem auto;
   max-width: 68rem; padding: 0 1rem }
+p, h1, h2, h3, summary { overflow-wrap: anywhere }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.5rem } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
 a { color: var(--line-1) }
 table { border-collapse: collapse; margin: .5rem 0 }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--rule); text-align: left }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .wide { overflow-x: auto }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem }
-.pictures { overflow-x: auto }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
+.charts .keys { font-size: 12px; margin: 0; display: flex; flex-wrap: wrap; gap: 0 .8rem }
 .pictures img { display: block; width: 11rem; height: auto; background: var(--missing) }
 .pictures td, .pictures th { border: 0; padding: .15rem }
+.pictures th { max-width: 11rem; overflow-wrap: anywhere }
+@media (max-width: 40rem) { body { margin: 1rem auto } .pictures img { width: 7rem } .pictures th { max-width: 7rem } }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: 13px }
 .note { color: var(--warn); font-weight: 600 }
 .bad { color: var(--bad); font-weight: 600 }

@@ -62,6 +62,7 @@ _STYLE = """
 .facts th, .facts td { border: 0; padding-top: .1rem; padding-bottom: .1rem }
 .badge { border: 1px solid; border-radius: 1rem; padding: 0 .6rem; font-size: 13px; font-weight: 600;
   white-space: nowrap; vertical-align: middle }
+.facts td { overflow-wrap: anywhere }
 .whole { color: var(--good) } .incomplete { color: var(--bad) }
 .scores small, .published small { color: var(--quiet); display: block; line-height: 1.1 }
 .published { font-size: 13px } .published th, .published td { padding: .12rem .6rem }
@@ -69,7 +70,7 @@ _STYLE = """
 tr.ours td { font-weight: 600; background: var(--soft) }
 .case { margin: .4rem 0 1.2rem; padding-top: .5rem; border-top: 1px solid var(--rule) }
 .case > p { margin: 0 0 .3rem; overflow-wrap: anywhere }
-.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .6rem }
+.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(10rem, 100%), 1fr)); gap: .6rem }
 figure { margin: 0 } figcaption { font-size: 12px; color: var(--quiet); margin-bottom: .15rem }
 figure img { display: block; width: 100%; height: auto; background: var(--missing); border-radius: 3px }
 .legend { display: flex; flex-direction: column; font-size: 12px; color: var(--quiet) }
@@ -360,7 +361,8 @@ def _bins_table(bins: list[tuple[float, float, float, float, float]]) -> str:
         for low, high, count, error, right in bins
     )
     heads = "".join(f'<th class="number">{head}</th>' for head in ("true depth", "pixels", "AbsRel", "delta1"))
-    return f"<details><summary>Error by depth in numbers</summary><table><tr>{heads}</tr>{rows}</table></details>"
+    table = f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>'
+    return f"<details><summary>Error by depth in numbers</summary>{table}</details>"
 
 
 def _range(low: float | None, high: float | None) -> str:

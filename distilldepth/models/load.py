@@ -97,12 +97,13 @@ def create_student(name: str | Path, *, seed: int | None = None, offline: bool =
         offline: never touch the network.
 
     Raises:
-        ValueError: an unknown name, or the name of a model that is a teacher only.
+        UsageError: an unknown name, or the name of a model that is a teacher only.
     """
     entry = registry.lookup(name) if isinstance(name, str) else None
     if entry is None:
         if isinstance(name, str) and re.fullmatch(r"[\w:-]+", name) and not path_exists(Path(name)):
-            raise UsageError(f"create_student: unknown student '{name}'{did_you_mean(name, registry.student_names())}")
+            hint = registry.what_else(name, registry.student_names(), "students")
+            raise UsageError(f"create_student: unknown student '{name}'{hint}")
         return load_model(name, offline=offline)
     if entry.role == "teacher":
         raise UsageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,12 +203,29 @@ def require(spec: str) -> Entry:
     """Return the entry that `spec` names.
 
     Raises:
-        UsageError: no such name; the message says the nearest one.
+        UsageError: no such name; the message says the nearest one and what else can be given.
     """
     entry = lookup(spec)
     if entry is None:
-        raise UsageError(f"load_model: unknown model {shown(spec)}{did_you_mean(spec.replace(':', '-'), all_names())}")
+        raise UsageError(f"load_model: unknown model {shown(spec)}{what_else(spec, all_names(), 'teachers')}")
     return entry
+
+
+def what_else(spec: str, names: Iterable[str], kind: str) -> str:
+    """Return what ends the message about an unknown model: the nearest names, and what is possible besides names.
+
+    Args:
+        spec: what was typed.
+        names: what it could have been.
+        kind: `teachers` or `students`: the listing that shows the names.
+    """
+    bundled = ", ".join(entry.name for entry in ENTRIES.values() if entry.bundled)
+    # There are too many teachers to name them all.
+    far = f"; bundled are {bundled}" if kind == "teachers" else None
+    return (
+        f"{did_you_mean(spec.replace(':', '-'), names, otherwise=far)} (or a run's folder, a .safetensors or .pth "
+        f"file, or a hub id owner/name, offline only one in the cache; all names: distilldepth list {kind})"
+    )
 
 
 def all_names() -> list[str]:
