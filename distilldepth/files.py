@@ -47,8 +47,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and wait until the disk has it; see `atomic_path`."""
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all, and wait until the disk has it; see `atomic_path`.
+
+    Text is written in UTF-8; what a file name may hold that is no text becomes a backslash escape.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8", "backslashreplace")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.flush()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distilldepth.data.truth import Dataset, Item, Truth
-from distilldepth.device import autocast, resolve_device
+from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.baselines import load_baseline
 from distilldepth.evaluate.cases import Cases
@@ -33,6 +33,7 @@ from distilldepth.evaluate.run_folder import RunFolder, check_folder, describe_r
 from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, is_meaningless, score_batch
 from distilldepth.evaluate.table import headline
 from distilldepth.inference import FAILURES, LoadedImage, check_side, estimate_batch, load_batches, reason
+from distilldepth.machine import resolve_precision
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import resize, target_size
 
@@ -122,7 +123,7 @@ def evaluate(
         place = next(model.buffers()).device
     else:
         place = resolve_device(device)
-    autocast(place, precision)
+    precision = resolve_precision(precision, place)
     check_any_readable(datasets)
     model = open_model(model, offline).to(place)
     if save_predictions == "kitti":
@@ -171,6 +172,23 @@ def evaluate(
         run.save_as = save_predictions
         if save_predictions is not None:
             write_index(folder / "predictions", model.info, save_predictions)
+    try:
+        return _score(run, datasets, missing, resize_policy, size, command)
+    finally:
+        if run.folder is not None:
+            run.folder.release()
+
+
+def _score(
+    run: _Run,
+    datasets: list[Dataset],
+    missing: dict[tuple[str, int], str],
+    resize_policy: str | None,
+    size: int | None,
+    command: str,
+) -> Evaluation:
+    """Score what is left to be scored, and write the results."""
+    model = run.model
     began = time.perf_counter()
     try:
         run.restore()
@@ -182,8 +200,8 @@ def evaluate(
         run.close()
     metadata = {
         "model": {**model.info.to_dict(), "notes": list(model.info.notes)},
-        "device": str(place),
-        "precision": precision,
+        "device": str(run.place),
+        "precision": run.precision,
         "resize_policy": resize_policy or model.preprocessing.resize_policy,
         "size": size or model.preprocessing.size,
         "torch": torch.__version__,
@@ -245,6 +263,11 @@ class _Run:
         places = {(task.dataset.name, task.index): task for task in self.tasks}
         for row in self.folder.done:
             task = places.get((row["dataset"], row.pop("index")))
+            if task is not None and task.item.name != row["name"]:
+                raise DistillDepthError(
+                    f"{self.folder.folder}: {row['name']} was scored in the place of {task.item.name}; start anew with "
+                    "--overwrite"
+                )
             if task is not None and task not in self.rows:
                 self.rows[task] = row
         self.resumed_after = len(self.rows)

@@ -172,9 +172,9 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
     text = json.dumps(config | (extra or {}), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / "config.json", text.encode())
+    write_atomically(folder / "config.json", text)
     if card is not None:
-        write_atomically(folder / "README.md", card.encode())
+        write_atomically(folder / "README.md", card)
     return folder
 
 
