@@ -115,6 +115,7 @@ def test_lists_as_people_write_them():
     result = CliRunner().invoke(cli, ["predict", "sub dir/l.txt", "-o", "out", "--size", "32"])
     assert result.exit_code == 0, result.stderr
     assert len(list(Path("out").rglob("*.png"))) == 3
+    refused(1, "~nobody-of-this-name", "predict", "~nobody-of-this-name/x.png", "-o", "out")
     Path("l.txt").write_text("~nobody-of-this-name/x.png\n")
     refused(1, "l.txt:1: no such file: ~nobody-of-this-name/x.png", "predict", "l.txt", "-o", "out")
 
@@ -389,9 +390,9 @@ def test_no_number_of_a_description_makes_it_hang_or_fill_memory(name, monkeypat
 @pytest.mark.parametrize(
     ("key", "bad"),
     [
-        ("hidden_size", 60_000), ("num_hidden_layers", 1_000_000), ("num_hidden_layers", 500),
-        ("intermediate_size", 10**7),        ("neck_hidden_sizes", [50_000] * 4), ("fusion_hidden_size", 90_000), ("num_attention_heads", 0),
-        ("num_hidden_layers", -1), ("hidden_size", 2.5), ("image_size", 10**9),
+        ("hidden_size", 60_000), ("num_hidden_layers", 1_000_000), ("num_hidden_layers", 500), ("num_hidden_layers", -1),
+        ("intermediate_size", 10**7), ("neck_hidden_sizes", [50_000] * 4), ("fusion_hidden_size", 90_000),
+        ("num_attention_heads", 0), ("hidden_size", 2.5), ("image_size", 10**9),
     ],
 )  # fmt: skip
 def test_descriptions_by_transformers_are_compared_with_the_weights(kind, key, bad):
