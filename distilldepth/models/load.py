@@ -452,7 +452,10 @@ def build_to_fit(build: Callable[[], M], check: Callable[[M], None], wrong: str)
             skeleton = build()
         check(skeleton)
         return build()
-    except _MISFITS as error:
+    except DistillDepthError:
+        raise
+    except Exception as error:
+        # The model libraries check their configurations with errors of their own.
         raise DistillDepthError(f"load_model: {wrong}: {_why(error)}") from error
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distilldepth.errors import UsageError, did_you_mean
-from distilldepth.files import place, places
+from distilldepth.files import expand_user, place, places
 
 FORMATS = ("png16", "color", "npy", "ply")
 _ENDINGS = {"png16": ".png", "color": "_color.png", "npy": ".npy", "ply": ".ply"}
@@ -87,7 +87,7 @@ def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
     for item in inputs:
         if item == "":
             raise UsageError("an input must name a file, a folder or a glob pattern, got ''")
-        path = Path(item).expanduser()
+        path = expand_user(item)
         if path.is_dir():
             if os.path.realpath(path) == target:
                 raise UsageError(f"-o {out}: this is the input folder; name another folder")
