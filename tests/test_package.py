@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -260,3 +261,36 @@ def test_constraints_pin_every_direct_dependency(pyproject):
                 pin = here[requirement.name.lower().replace("_", "-")]
                 version = str(pin).removeprefix("==")
                 assert requirement.specifier.contains(version), f"{requirement} excludes {version} on Python {python}"
+
+
+def public_functions() -> list[tuple[str, object]]:
+    """What `distilldepth` and its parts offer by name, and the public methods of `DepthModel`."""
+    found = [(name, getattr(distilldepth, name)) for name in distilldepth._NAMES]
+    for part in distilldepth._SUBMODULES:
+        module = getattr(distilldepth, part)
+        found += [(f"{part}.{name}", getattr(module, name)) for name in getattr(module, "__all__", ())]
+    model = distilldepth.DepthModel
+    found += [(f"DepthModel.{name}", value) for name, value in vars(model).items() if not name.startswith("_")]
+    return [(name, value) for name, value in found if callable(value) or isinstance(value, property)]
+
+
+@pytest.mark.parametrize(
+    ("name", "thing"), public_functions(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_public_names_say_what_goes_in_and_what_comes_out(name, thing):
+    text = inspect.getdoc(thing) or ""
+    assert len(text.splitlines()[0]) > 10, name
+    if not inspect.isfunction(thing) or re.search(r"see there for arguments", text):
+        return
+    signature = inspect.signature(thing)
+    parameters = [key for key in signature.parameters if key != "self"]
+    if len(parameters) > 1:
+        described = text.partition("Args:")[2]
+        assert all(re.search(rf"\b{key}\b", described) for key in parameters), f"{name}: {parameters}"
+    if signature.return_annotation not in (None, "None"):
+        assert "Returns:" in text or re.match(r"Return|Build|Make|Mean|Names", text), name
+
+
+def test_the_forward_pass_of_every_model_is_described():
+    for part in ("Args:", "(B, 3, H, W)", "[0, 1]", "Returns:", "(B, H, W)", "metres", "Raises:", "Gradient:", ">>>"):
+        assert part in inspect.getdoc(distilldepth.DepthModel.forward)

@@ -366,6 +366,9 @@ def load_config(
         settings: texts `key=value` with dotted keys.
         flags: values by key; None values are not set.
 
+    Returns:
+        A configuration whose values make sense together.
+
     Raises:
         ValueError: unknown key, wrong type, or a value that makes no sense.
         FileNotFoundError: the file does not exist.
