@@ -12,6 +12,7 @@ import click
 
 from distilldepth.cli import options
 from distilldepth.cli.table import Column, available_width, format_rows
+from distilldepth.errors import shown
 
 KERNELS = ("hybrid-norm", "crop-ssi", "channel-kl", "backproject")
 CONTEXTS = ("range", "quantile", "spatial")
@@ -32,8 +33,8 @@ class Shape(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
         if isinstance(value, tuple):
             return value
-        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", value):
-            self.fail(f"must be BxHxW, for example 2x192x256, got '{value}'", param, ctx)
+        if not re.fullmatch(r"([1-9][0-9]{0,8}x){2}[1-9][0-9]{0,8}", value):
+            self.fail(f"must be BxHxW, for example 2x192x256, got {shown(value)}", param, ctx)
         batch, height, width = map(int, value.split("x"))
         return batch, height, width
 
@@ -75,7 +76,7 @@ class Shape(click.ParamType):
 )
 @click.option(
     "--repeats",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000),
     default=None,
     help="Timed runs per row.  [default: at least 5 and half a second; 3 where one takes more than 2 seconds]",
 )

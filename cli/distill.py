@@ -84,16 +84,14 @@ def distill(
     demo = not (preset or config_file or settings or set(flags) - {"teachers", "out", "overwrite", "resume", "offline"})
     if demo:
         preset = "demo"
-    try:
-        config = load_config(preset=preset, file=config_file, settings=settings, flags=flags)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    config = load_config(preset=preset, file=config_file, settings=settings, flags=flags)
     options.check_json_target(json_target)
     if not ({"out", "resume", "overwrite"} & set(flags) or config_file):
         config.out = _free_folder(config.out)
     if print_config:
         click.echo(to_toml(config, comments=True), nl=False)
         return
+    config.check_names()
     if config.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     if demo:
@@ -111,7 +109,7 @@ def distill(
     try:
         result = run(config, command=command)
     except KeyboardInterrupt:
-        if any(Path(config.out, "checkpoints").glob("step-*")):
+        if any(Path(config.out, "checkpoints").glob("step-*")) and os.environ.get("RANK", "0") == "0":
             again = ["distilldepth", "distill", "--config", f"{config.out}/config.toml", "--resume", "auto"]
             click.echo(f"\nto continue from the last checkpoint: {shlex.join(again)}", err=True)
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -17,6 +18,7 @@ import click
 from distilldepth import __version__
 from distilldepth.cli.options import printable
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
+from distilldepth.signals import Interrupted, raise_on_signals
 
 COMMANDS = {
     "distill": ("distilldepth.cli.distill:distill", "Train a student from teachers on unlabelled images."),
@@ -27,6 +29,9 @@ COMMANDS = {
     "doctor": ("distilldepth.cli.doctor:doctor", "Show what this machine can run, and why."),
 }
 """Command name: (module:attribute, short help). Modules are imported when their command is asked for."""
+
+_LONGEST = 800
+"""Characters of a message that repeats what was typed."""
 
 EXPECTED_ERRORS = (DistillDepthError, OSError, ValueError, TypeError)
 """Errors whose message is written for the user; anything else is a fault of the program."""
@@ -63,6 +68,7 @@ class LazyGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:
         """Run and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted; a failure is one line on stderr."""
         extra.pop("standalone_mode", None)
+        raise_on_signals()
         with _quiet():
             code = self._run(args, prog_name or "distilldepth", extra)
         sys.exit(code)
@@ -76,9 +82,13 @@ class LazyGroup(click.Group):
             # The reader is gone (`| head`): nobody is left to tell, and the flush at exit must not complain either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except (click.Abort, KeyboardInterrupt):
-            _error_line("interrupted", label="")
-            return 130
+        except (click.Abort, KeyboardInterrupt) as error:
+            # click puts its own error around Ctrl-C and its kin.
+            cause = error if isinstance(error, Interrupted) else error.__cause__
+            if not isinstance(cause, Interrupted):
+                cause = Interrupted(signal.SIGINT)
+            _error_line("interrupted" if cause.signum == signal.SIGINT else f"ended by {cause}", label="")
+            return cause.exit_code
         except click.UsageError as error:
             _error_line(_usage_message(error))
             return 2
@@ -92,6 +102,10 @@ class LazyGroup(click.Group):
         except EXPECTED_ERRORS as error:
             _show_trace_if_debugging()
             _error_line(error_message(error))
+            return 1
+        except MemoryError:
+            _show_trace_if_debugging()
+            _error_line("not enough memory; use a smaller --size or --batch-size")
             return 1
         except Exception as error:
             _show_trace_if_debugging()
@@ -121,6 +135,8 @@ def _usage_message(error: click.UsageError) -> str:
         message = (
             f"no such option {error.option_name}{did_you_mean(error.option_name, known, otherwise='', cutoff=0.6)}"
         )
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 4 :]}"
     path = error.ctx.command_path if error.ctx is not None else "distilldepth"
     return f"{message} (see {path} --help)"
 

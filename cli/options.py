@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,14 @@ from typing import Any, TypeVar
 
 import click
 
-from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_MODEL = "distilldepth-mini"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+MAX_SIDE = 16384
+"""Largest --size, in pixels."""
 RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
 
 
@@ -149,7 +152,10 @@ def json_option(function: F) -> F:
 def resize_options(function: F) -> F:
     """`--resize-policy` and `--size`."""
     function = click.option(
-        "--size", type=click.IntRange(min=1), default=None, help="Side in pixels at which the model sees the image."
+        "--size",
+        type=click.IntRange(1, MAX_SIDE),
+        default=None,
+        help="Side in pixels at which the model sees the image.",
     )(function)
     return click.option(
         "--resize-policy",
@@ -163,7 +169,7 @@ def batch_size_option(default: int = 8) -> Callable[[F], F]:
     """`--batch-size`."""
     return click.option(
         "--batch-size",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 65_536),
         default=default,
         show_default=True,
         help="Images of equal size that the model sees at once.",
@@ -194,7 +200,7 @@ def check_json_target(target: str | None) -> None:
 
     path = Path(target)
     if path.is_dir():
-        raise ValueError(f"--json must name a file or be -, got the folder {target}")
+        raise UsageError(f"--json must name a file or be -, got the folder {target}")
     check_writable(path.parent)
 
 
@@ -206,7 +212,9 @@ def json_number(value: float) -> float | None:
 def printable(value: object) -> str:
     """Return one line of text that any stream can show: file names may hold line breaks and bytes that are no text."""
     text = os.fsdecode(value) if isinstance(value, bytes) else str(value)
-    return " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").split())
+    line = " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").split())
+    # Names from files must not steer the terminal.
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", line)
 
 
 def end_with_failures(failures: Sequence[tuple[str, str]], total: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from distilldepth.files import expand_user
+
 
 def cache_folder() -> Path:
     """Return `DISTILLDEPTH_CACHE`, or `~/.cache/distilldepth`. It need not exist yet."""
-    return Path(os.environ.get("DISTILLDEPTH_CACHE") or "~/.cache/distilldepth").expanduser()
+    return expand_user(os.environ.get("DISTILLDEPTH_CACHE") or "~/.cache/distilldepth")

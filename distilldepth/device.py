@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from distilldepth.errors import UsageError, shown
 from distilldepth.machine import resolve_precision
 
 
@@ -18,7 +20,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
     Raises:
         TypeError: neither a text nor a torch device.
-        ValueError: not one of auto, cpu, cuda, cuda:<index>, mps; or this machine has no such device.
+        UsageError: not one of auto, cpu, cuda, cuda:<index>, mps; or this machine has no such device.
 
     >>> resolve_device("cpu")
     device(type='cpu')
@@ -31,19 +33,19 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
     if not isinstance(name, str):
         raise TypeError(f"resolve_device: device must be a name or a torch device, got {name!r}")
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,4})?", name):
+        raise UsageError(f"resolve_device: device must be auto, cpu, cuda, cuda:<index> or mps, got {shown(name)}")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
-        raise ValueError(f"resolve_device: device must be auto, cpu, cuda, cuda:<index> or mps, got {name!r}")
     if kind == "cuda":
         if not torch.cuda.is_available():
             why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
-            raise ValueError(f"resolve_device: device must be one that this machine has, got {name!r}: {why}; use cpu")
+            raise UsageError(f"resolve_device: device must be one that this machine has, got {name!r}: {why}; use cpu")
         if int(index or 0) >= torch.cuda.device_count():
             count = torch.cuda.device_count()
-            raise ValueError(f"resolve_device: device must be cuda:0 to cuda:{count - 1} on this machine, got {name!r}")
+            raise UsageError(f"resolve_device: device must be cuda:0 to cuda:{count - 1} on this machine, got {name!r}")
         return torch.device("cuda", int(index) if index else torch.cuda.current_device())
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("resolve_device: device must be one that this machine has, got 'mps'; use cpu")
+        raise UsageError("resolve_device: device must be one that this machine has, got 'mps'; use cpu")
     return torch.device(kind)
 
 

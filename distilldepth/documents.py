@@ -77,6 +77,18 @@ def read_toml(path: Path, *, remedy: str = "", limit: int = MAX_BYTES) -> dict[s
     return parse_toml(_read(path, remedy, limit), str(path), remedy=remedy)
 
 
+def read_text(path: Path, *, remedy: str = "", limit: int = MAX_BYTES) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DistillDepthError: missing, no regular file, unreadable, too large, or no UTF-8.
+    """
+    try:
+        return _read(path, remedy, limit).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        _fail(str(path), "is not a text file in UTF-8", remedy)
+
+
 def parse_toml(text: bytes | str, name: str, *, remedy: str = "") -> dict[str, Any]:
     """Return what a TOML text holds; arguments and errors as `parse_json`."""
     return _parse(tomllib.loads, text, name, "TOML", remedy)

@@ -17,6 +17,16 @@ class UsageError(ValueError):
     """What was asked for makes no sense, whatever the files hold: the command line ends with 2 instead of 1."""
 
 
+def shown(value: object, limit: int = 60) -> str:
+    """Return a value as a message shows it: what was typed, but not hundreds of digits of it.
+
+    >>> shown("12x"), shown("1" * 500, 10)
+    ("'12x'", "'11111...'")
+    """
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 4]}...{text[-1]}"
+
+
 def did_you_mean(name: str, choices: Iterable[str], *, otherwise: str | None = None, cutoff: float = 0.5) -> str:
     """Return `"; did you mean 'x'?"` for the choice nearest to `name`, or for several that are as near.
 

@@ -11,6 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def expand_user(path: str | os.PathLike) -> Path:
+    """Return a path with a leading `~` replaced by the home folder; one that names no known user stays as it is."""
+    # Path.expanduser raises a RuntimeError for `~nobody/x`, which may well be the name of a folder.
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; it takes that name if the block ends well, else it is removed.

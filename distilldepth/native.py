@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from distilldepth.cache import cache_folder
+from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError, did_you_mean
 
 KINDS = ("cpu", "cuda")
@@ -90,6 +91,12 @@ _FEATURES = {
     "sve2": "__ARM_FEATURE_SVE2",
 }
 """Instruction sets by the name that /proc/cpuinfo gives them: the macro of a compiler that uses them."""
+
+_RECORD = {
+    "sources": str, "machine": str, "compiler": str, "torch": str, "sha256": str, "cuda": str,
+    "flags": list, "cpu_features": list, "archs": list,
+}  # fmt: skip
+"""Types of the keys of a record; lists are of texts."""
 
 Progress = Callable[[str], None]
 
@@ -402,10 +409,14 @@ def _digest(library: Path) -> str:
 
 def _read_record(library: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(library.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(library.with_suffix(".json"), limit=1 << 20)
+    except DistillDepthError:
         return None
-    return record if isinstance(record, dict) else None
+    for key, kind in _RECORD.items():
+        value = record.get(key, kind())
+        if not isinstance(value, kind) or not all(isinstance(word, str) for word in value):
+            return None
+    return record
 
 
 def _load_library(kind: str, path: Path) -> Status:
@@ -423,6 +434,10 @@ def _cuda_misfit(record: dict[str, Any]) -> str | None:
     """Why torch, the driver or a GPU cannot run this library. Without a GPU it loads and is never called."""
     import torch
 
+    archs = record.get("archs", [])
+    known = re.match(r"[0-9]{1,3}\.", record.get("cuda", "")) and archs
+    if not known or not all(re.fullmatch("[0-9]{2,3}", arch) for arch in archs):
+        return f"its record does not say for which GPUs it was built; {BUILD}"
     if torch.version.hip is not None:
         return "this torch is built for ROCm"
     if not torch.cuda.is_available():

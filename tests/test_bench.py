@@ -350,16 +350,16 @@ def test_wrong_arguments_are_named(change, named, no_memory):
     ("args", "said", "code"),
     [
         (["--backend", "triton", "--kernel", "channel-kl"], "nothing could be run; triton: not for cpu tensors", 1),
-        (["--backend", "mask-list", "--kernel", "channel-kl"], "no backend of these kernels", 1),
+        (["--backend", "mask-list", "--kernel", "channel-kl"], "no backend of these kernels", 2),
         (["--backend", "nativ"], "did you mean 'native'?", 2),
         (["--contexts", "spatail"], "did you mean 'spatial'?", 2),
         (["--scaling", "--plot", "x.svg"], "contradict", 2),
-        (["--plot", "roofline.jpg"], ".svg or .png", 1),
-        (["--cold"], "without a GPU", 1),
-        (["--json", "/"], "folder", 1),
+        (["--plot", "roofline.jpg"], ".svg or .png", 2),
+        (["--cold"], "without a GPU", 2),
+        (["--json", "/"], "folder", 2),
         (["--plot", "/dev/null/x.svg"], "/dev/null", 1),
-        (["--shape", "100000x1000000x1000000"], "smaller --shape", 1),
-        (["--shape", "100000x1000000x1000000", "--scaling"], "smaller --shape", 1),
+        (["--shape", "100000x1000000x1000000"], "smaller --shape", 2),
+        (["--shape", "100000x1000000x1000000", "--scaling"], "smaller --shape", 2),
     ],
 )
 def test_wrong_options_are_one_line(args, said, code, no_memory, monkeypatch):

@@ -922,8 +922,8 @@ def test_annotations(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", ["cannot be read as JSON"]),
-        ("[1]", ["files"]),
+        ("{", ["is not a JSON file"]),
+        ("[1]", ["must hold a JSON object"]),
         ('{"files": []}', ["empty"]),
         ('{"files": [{"rgb": "a", "depth": "b"}, 3]}', ["files[1]", "object"]),
         ('{"files": [{"depth": "b"}]}', ["files[0]", "`rgb`"]),

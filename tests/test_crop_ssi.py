@@ -11,6 +11,7 @@ from tolerances import INVARIANT, assert_gradient, assert_loss, assert_map
 from torch.nn import functional as F
 
 from distilldepth import ops, reference
+from distilldepth.ops.crop_ssi import EDGE_TOLERANCE
 
 CONTEXTS = ("range", "quantile", "spatial")
 
@@ -163,6 +164,30 @@ def test_boxes_that_do_not_fit_are_named(box):
     prediction, targets, boxes, index, valid = make()
     boxes[2] = torch.tensor(box)
     with pytest.raises(ValueError, match=r"boxes must be non-empty .* inside the map \(0, 0, 14, 11\), got box 2 = \("):
+        ops.crop_ssi_loss(prediction, targets, boxes, index, valid)
+
+
+@pytest.mark.parametrize("size", [(11, 14), (448, 336), (4000, 3)])
+def test_an_edge_that_rounding_puts_outside_is_the_map_s_own(size, device):
+    """On every device alike, and without looking at the values."""
+    height, width = size
+    prediction, targets, boxes, index, valid = make(height=height, width=width, device=device)
+    exact = torch.tensor([[0, 0, width, height]], dtype=torch.float64, device=device).repeat(len(boxes), 1)
+    outwards = torch.tensor([-width, -height, width, height], dtype=torch.float64, device=device)
+    for share in (1e-16, 1e-9, 0.9 * EDGE_TOLERANCE):
+        got = loss_and_gradient(ops.crop_ssi_loss, prediction, targets, exact + share * outwards, index, valid)
+        expected = loss_and_gradient(ops.crop_ssi_loss, prediction, targets, exact, index, valid)
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+        crops = ops.sample_crops(prediction, exact + share * outwards, index, (5, 4))
+        assert torch.equal(crops, ops.sample_crops(prediction, exact, index, (5, 4)))
+
+
+def test_an_edge_beyond_the_tolerance_is_refused_where_values_are_looked_at(device, monkeypatch):
+    monkeypatch.setenv("DISTILLDEPTH_CHECK_VALUES", "1")
+    prediction, targets, boxes, index, valid = make(device=device)
+    boxes[1] = torch.tensor([-2 * EDGE_TOLERANCE * 14, 0, 14, 11])
+    with pytest.raises(ValueError, match="got box 1"):
         ops.crop_ssi_loss(prediction, targets, boxes, index, valid)
 
 

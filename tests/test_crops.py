@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from distilldepth.data.crops import CropConfig, make_crop
+from distilldepth.data.crops import CropConfig, _edges, make_crop
+from distilldepth.ops import sample_crops
 
 
 def ramp(height, width):
@@ -79,10 +80,10 @@ def test_any_size_any_config():
         assert crop["image"].shape == (3, *config.size)
         assert crop["patches"].shape == (config.patches, 3, *patch_size)
         x0, y0, x1, y1 = crop["boxes"].T
-        assert (x0 >= -1e-4).all()
-        assert (y0 >= -1e-4).all()
-        assert (x1 <= config.size[1] + 1e-3).all()
-        assert (y1 <= config.size[0] + 1e-3).all()
+        assert (x0 >= 0).all()
+        assert (y0 >= 0).all()
+        assert (x1 <= config.size[1]).all()
+        assert (y1 <= config.size[0]).all()
         assert (x1 > x0).all()
         assert (y1 > y0).all()
 
@@ -205,6 +206,33 @@ def test_boxes_are_where_the_patches_come_from(flip):
             expected = Image.fromarray(image).resize((80, 60), Image.Resampling.BILINEAR, box=box)
             error = np.abs(np.asarray(expected).astype(int) - patch.permute(1, 2, 0).numpy())
             assert error[2:-2, 2:-2].max() <= 3
+
+
+def test_boxes_lie_inside_exactly_at_every_size():
+    """The edge of a region is an edge of the result to the last bit, mirrored or not; nothing lies beyond it."""
+    draw = rng(7)
+    for number in range(20_000):
+        region = tuple(int(side) for side in draw.integers(1, 5000, 2))
+        size = tuple(int(side) for side in draw.integers(1, 3000, 2))
+        height, width = (int(draw.integers(1, side + 1)) for side in region)
+        # Every edge that the region has, and one window anywhere.
+        tops, lefts = (0, region[0] - height), (0, region[1] - width)
+        anywhere = (int(draw.integers(tops[1] + 1)), int(draw.integers(lefts[1] + 1)), height, width)
+        windows = [(top, left, height, width) for top in tops for left in lefts] + [anywhere]
+        boxes = _edges(np.array(windows, dtype=np.float64), region, size, mirror=bool(number % 2))
+        x0, y0, x1, y1 = boxes.T
+        assert (x0.min(), y0.min()) == (0, 0), (region, size, windows)
+        assert (x1.max(), y1.max()) == (size[1], size[0]), (region, size, windows)
+        assert ((x0 < x1) & (y0 < y1)).all(), (region, size, windows)
+
+
+@pytest.mark.parametrize("side", [336, 448, 504, 560, 333, 447])
+def test_crops_of_an_ordinary_photograph_are_accepted_by_the_loss(side):
+    config = CropConfig(size=(side, side), patch_size=(24, 24), patches=4, min_crop=644, patch_window=560)
+    region = torch.rand(1, side, side)
+    for seed in range(20):
+        boxes = make_crop(sample(375, 500), config, rng(seed))["boxes"]
+        sample_crops(region, boxes, torch.zeros(4, dtype=torch.int64), (3, 3))
 
 
 def test_window_is_in_pixels_of_the_photograph():

@@ -6,6 +6,7 @@ import pytest
 
 from distilldepth.distill.config import DistillConfig, keys, load_config, parse_size, preset_names, to_toml
 from distilldepth.distill.spec import parse_teachers
+from distilldepth.errors import DistillDepthError, UsageError
 
 
 def test_toml_round_trip_keeps_every_key(tmp_path):
@@ -35,7 +36,7 @@ def test_every_key_is_documented():
 
 def test_presets_are_valid_and_the_paper_weights_hold():
     for name in preset_names():
-        load_config(preset=name)
+        load_config(preset=name, flags={"images": ["photos"]})
     paper = load_config(preset="distill-any-depth")
     assert (paper.loss.shared_context, paper.loss.local_global, paper.loss.feature, paper.loss.gradient) == (
         1,
@@ -52,6 +53,29 @@ def test_presets_are_valid_and_the_paper_weights_hold():
         ("loss.gradiant=1", "did you mean 'loss.gradient'"),
         ("gradient=1", "did you mean 'loss.gradient'"),
         ("steps=0", "steps must be at least 1"),
+        (f"steps={'9' * 400}", "steps must be at most 1e"),
+        (f"steps={'9' * 5000}", "steps in --set must be a whole number"),
+        (f"seed={'9' * 400}", "seed must be below"),
+        (f"optimiser.lr={'9' * 400}", "must be a finite number"),
+        (f"size={'9' * 5000}", "size must be at most"),
+        (f"teachers=dav2={'9' * 400}", "positive and finite"),
+        ("teachers==3", "must have a name"),
+        ("teachers=dav2=1e300,genpercept", "at most 1e"),
+        ("loss.gradient=1e308", "loss.gradient must be at most"),
+        ("optimiser.lr=1e308", "optimiser.lr must be at most"),
+        ("optimiser.clip_norm=1e300", "optimiser.clip_norm must be at most"),
+        ("optimiser.lr=true", "must be a number"),
+        ("batch_size=1000000", "batch_size must be at most 65536"),
+        ("workers=100000", "workers must be at most 1024"),
+        ("threads=1000000", "threads must be at most 4096"),
+        ("crop.patches=100000", "crop.patches must be at most 1024"),
+        ("heldout=99999999999", "heldout must be at most"),
+        ("grad_accumulation=99999999", "at most 65536"),
+        ("student=", "student must name"),
+        ("device= ", "device must name"),
+        ("images=", "no empty one"),
+        ("out=a\0b", "text in UTF-8"),
+        ("nope=1", "unknown key 'nope'"),
         ("steps=1.5", "steps in --set must be a whole number"),
         ("batch_size=none", "whole number"),
         ("loss.anchor=-1", "loss.anchor must be at least 0"),
@@ -85,15 +109,74 @@ def test_bad_files(tmp_path):
         load_config(file=tmp_path / "nowhere.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("steps = = 3")
-    with pytest.raises(ValueError, match="not a TOML file"):
+    with pytest.raises(DistillDepthError, match="not a TOML file"):
         load_config(file=broken)
     broken.write_text("preset = 3")
-    with pytest.raises(ValueError, match="preset must be text"):
+    with pytest.raises(DistillDepthError, match="preset must be text"):
         load_config(file=broken)
     broken.write_bytes(b"\xef\xbb\xbfsteps = 3")  # as some Windows editors save
     assert load_config(file=broken).steps == 3
     with pytest.raises(ValueError, match="unknown preset 'dem'; did you mean 'demo'"):
         load_config(preset="dem")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = " + "[" * 5000 + "]" * 5000, "nested deeper"),
+        ("x = " + "[" * 200 + "]" * 200, "nested deeper"),
+        ("steps = " + "9" * 400, "64 bits"),
+        ("steps = " + "9" * 5000, "too many digits"),
+        ("steps = true", "steps in .* must be a whole number"),
+        ("steps = [3]", "steps in .* must be a whole number"),
+        ("steps = {}", "steps in .* must be a whole number"),
+        ("student = ['light-mini']", "student in .* must be text"),
+        ("images = [['a']]", "must be a list of texts"),
+        ("seed = 1979-05-27", "seed in .* must be a whole number"),
+        ("[foo]", "unknown key 'foo'"),
+        ("[foo]\nbar = 1", "unknown key 'foo.bar'"),
+        ("crop = 5", "unknown key 'crop'"),
+        ("[crop.flip]", "crop.flip in .* must be true or false"),
+        ("[optimiser]\nlr = inf", r"optimiser.lr must be a finite number, got inf \(in "),
+        ("[optimiser]\nlr = nan", r"must be a finite number"),
+        ("[loss]\ngradient = 1e308", r"loss.gradient must be at most 1e\+06"),
+        ("device = ''", "device must name a device"),
+        ("teachers = 'dav2=-1'", "must be positive"),
+    ],
+)
+def test_what_a_file_says_wrongly_is_the_file_s_fault(tmp_path, text, words):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(DistillDepthError, match=words) as caught:
+        load_config(file=path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_what_is_typed_over_a_good_file_is_wrong_usage(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("steps = 3")
+    with pytest.raises(UsageError, match="steps must be at least 1"):
+        load_config(file=path, flags={"steps": 0})
+    path.write_text("steps = 0")
+    assert load_config(file=path, flags={"steps": 2}).steps == 2
+    with pytest.raises(UsageError, match="batch_size"):
+        load_config(file=path, flags={"steps": 2, "batch_size": 0})
+
+
+def test_negative_zero_is_zero():
+    assert str(load_config(settings=["augment.noise=-0.0"]).augment.noise) == "0.0"
+
+
+def test_names_are_looked_up():
+    load_config(settings=["student=light-mini", "teachers=dav2,dad:small,oracle,some/folder,org/name"]).check_names()
+    for setting, words in (
+        ("student=light-mni", "unknown student 'light-mni'; did you mean"),
+        ("teachers=dav3", "dav2"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            load_config(settings=[setting]).check_names()
 
 
 def test_nothing_to_learn_from():

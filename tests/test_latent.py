@@ -165,7 +165,7 @@ def test_text_encoder_is_run_once(tmp_path, images, monkeypatch):
         ("dpt", "DPT head, which is not supported"),
         ("context", "text context of .* has width 5, the U-Net of .* wants 16"),
         ("kind", "does not say whether it predicts depth or disparity"),
-        ("corrupt", "not a readable checkpoint|cannot be loaded"),
+        ("corrupt", "not a readable checkpoint|the files beside it"),
         ("no-unet", "has no U-Net"),
     ],
 )

@@ -63,7 +63,10 @@ def test_the_measurement_changes_nothing_around_it():
 
 
 def test_no_default_and_no_preset_fixes_a_precision():
-    for config in (DistillConfig(), *(load_config(preset=name) for name in preset_names())):
+    for config in (
+        DistillConfig(),
+        *(load_config(preset=name, flags={"images": ["photos"]}) for name in preset_names()),
+    ):
         assert (config.precision, config.teacher_precision) == ("auto", "auto"), config.preset
 
 

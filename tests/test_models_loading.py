@@ -262,7 +262,7 @@ def test_bad_file_is_one_line(tmp_path, tiny, name, message):
         ("missing", r"1 missing: network\.head\.conv1\.bias"),
         ("extra", "1 unexpected: stranger"),
         ("no-weights", r"no model\.safetensors"),
-        ("json", "not readable JSON"),
+        ("json", "is not a JSON file"),
         ("version", "format version 99; update distilldepth"),
         ("family", "unknown family 'depth-anythin'; did you mean 'depth-anything'"),
         ("architecture", "describes no 'depth-anything' network"),

@@ -439,19 +439,19 @@ def test_unwritable_output_is_found_before_the_model_is_loaded(tmp_path):
 def test_wrong_model_device_size_and_policy(run, tmp_path):
     photograph().save(tmp_path / "a.png")
     args = ["predict", str(tmp_path / "a.png"), "-o", str(tmp_path / "o.png")]
-    for extra, message in [
-        (["--model", "distildepth-mini"], "did you mean 'distilldepth-mini'?"),
-        (["--model", str(tmp_path / "none.pth")], "none.pth"),
-        (["--device", "gpu"], "auto, cpu, cuda"),
-        (["--percentiles", "99,1"], "ascend"),
-        (["--depth-range", "5,1", "--as", "ply", "-o", str(tmp_path / "o.ply")], "near < far"),
+    for extra, message, code in [
+        (["--model", "distildepth-mini"], "did you mean 'distilldepth-mini'?", 2),
+        (["--model", str(tmp_path / "none.pth")], "none.pth", 1),
+        (["--device", "gpu"], "auto, cpu, cuda", 2),
+        (["--percentiles", "99,1"], "ascend", 1),
+        (["--depth-range", "5,1", "--as", "ply", "-o", str(tmp_path / "o.ply")], "near < far", 1),
     ]:
         result = CliRunner().invoke(cli, [*args, *extra])
-        assert result.exit_code == 1, result.stderr
+        assert result.exit_code == code, result.stderr
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
     result = CliRunner().invoke(cli, [*args, "--precision", "float16", "--device", "cpu"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "on the CPU" in result.stderr
 
 

@@ -143,7 +143,7 @@ def test_missing_and_damaged_files_cost_one_sample(files):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{not json", "is not JSON"),
+        ("{not json", "is not a JSON file"),
         ("[1, 2]", "must be a JSON object"),
         ({"depth": "d.png"}, "`image` must be a path, got None"),
         ({"image": "a.png"}, "`depth` must be a path"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError
 
 SUFFIXES = (".svg", ".png")
 _COLOURS = {"native": "#c1272d", "triton": "#0072b2", "reference": "#444444", "compile": "#b8860b"}
@@ -23,7 +23,7 @@ def check_plot(path: Path) -> None:
         DistillDepthError: matplotlib is missing.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--plot must name a file that ends in .svg or .png, got {path}")
+        raise UsageError(f"--plot must name a file that ends in .svg or .png, got {path}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

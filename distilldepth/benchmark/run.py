@@ -25,8 +25,9 @@ from distilldepth.benchmark.cases import (
 from distilldepth.benchmark.memory import MemoryServer, cuda_peak_bytes
 from distilldepth.benchmark.metadata import limits, load_average, machine
 from distilldepth.benchmark.timing import Clock, Timing, quantile, time_in_turns
+from distilldepth.capacity import check_memory
 from distilldepth.device import resolve_device
-from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
 from distilldepth.ops.backend import available_backends
 
 IMPLEMENTATIONS = ("native", "triton", "reference")
@@ -85,6 +86,7 @@ def run_benchmark(
     contexts = [contexts] if isinstance(contexts, str) else list(contexts)
     place = _check(kernels, dtype, contexts, backends, device, repeats, cold)
     metadata = _metadata(place, command, cold)
+    _check_shape(shape, place)
     clock, results = Clock(place, cold=cold), []
     with ExitStack() as stack:
         server = stack.enter_context(MemoryServer()) if place.type == "cpu" else None
@@ -143,6 +145,7 @@ def run_scaling(
     contexts = [contexts] if isinstance(contexts, str) else list(contexts)
     place = _check(kernels, dtype, contexts, backends, device, repeats, cold)
     metadata = _metadata(place, command, cold)
+    _check_shape(largest, place)
     clock, results = Clock(place, cold=cold), []
     for kernel, named in _variants(kernels, contexts):
         for shape in scaling_shapes(largest):
@@ -188,18 +191,29 @@ def _check(
     def known(what: str, values: Iterable[str], choices: Sequence[str]) -> None:
         for value in values:
             if value not in choices:
-                raise ValueError(f"run_benchmark: {what} must be known, got {value!r}{did_you_mean(value, choices)}")
+                raise UsageError(f"run_benchmark: {what} must be known, got {value!r}{did_you_mean(value, choices)}")
 
     known("kernel", kernels, KERNELS)
     known("dtype", [dtype], tuple(DTYPES))
     known("contexts", contexts, CONTEXTS)
     known("backend", backends or (), BACKENDS)
     if repeats is not None and repeats < 1:
-        raise ValueError(f"run_benchmark: repeats must be at least 1, got {repeats}")
+        raise UsageError(f"run_benchmark: repeats must be at least 1, got {repeats}")
     place = resolve_device(device)
     if cold and place.type != "cuda":
-        raise ValueError(f"run_benchmark: cold must be False without a GPU, got device {place}; leave it out")
+        raise UsageError(f"run_benchmark: cold must be False without a GPU, got device {place}; leave it out")
     return place
+
+
+def _check_shape(shape: tuple[int, int, int], place: torch.device) -> None:
+    """Raise UsageError for maps beyond the memory: the truth alone is input, target, result and gradient in float64."""
+    check_memory(
+        math.prod(shape) * 4 * 8,
+        f"bench: maps of {'x'.join(map(str, shape))}",
+        "use a smaller --shape",
+        device=place,
+        error=UsageError,
+    )
 
 
 @contextmanager

@@ -168,11 +168,13 @@ def _resize(picture: Image.Image, box: tuple[int, int, int, int], size: tuple[in
 def _edges(boxes: np.ndarray, region: tuple[int, int], size: tuple[int, int], mirror: bool) -> np.ndarray:
     """Boxes (top, left, height, width) in region pixels as x0, y0, x1, y1 in pixels of the resized region."""
     top, left, height, width = boxes.T
-    x_scale, y_scale = size[1] / region[1], size[0] / region[0]
-    x0, x1 = left * x_scale, (left + width) * x_scale
     if mirror:
-        x0, x1 = size[1] - x1, size[1] - x0
-    return np.stack([x0, top * y_scale, x1, (top + height) * y_scale], axis=1).astype(np.float32)
+        left = region[1] - left - width
+    # Whole numbers up to the one division, which rounds once and in order: an edge of the region is an edge of the
+    # result exactly, and no other edge lies beyond it.
+    x0, x1 = left * size[1] / region[1], (left + width) * size[1] / region[1]
+    y0, y1 = top * size[0] / region[0], (top + height) * size[0] / region[0]
+    return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
 
 
 def _nearest(depth: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int], mirror: bool) -> Tensor:

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +16,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from distilldepth.errors import DistillDepthError
+from distilldepth.documents import read_text
+from distilldepth.errors import DistillDepthError, shown
+from distilldepth.files import expand_user
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif",
@@ -31,6 +33,14 @@ MAX_PIXELS = 178_956_970
 # Pillow hands EPS files to Ghostscript: a program is not run for a file from an unknown source.
 _REFUSED_FORMATS = {"EPS"}
 
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+_LONGEST_NAME = 1000
 _JUNK_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -88,6 +98,30 @@ def decode_image(
         return np.array(upright.reduce(factor) if factor > 1 else upright)
 
 
+def check_regular(path: str | os.PathLike) -> os.stat_result:
+    """Raise unless a path is a regular file; nothing is opened, so that a pipe or a device cannot hang.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DistillDepthError: it is a folder, a device, a pipe or a socket, or its folder is closed.
+    """
+    name = _printable(path)
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{name}: no such file") from None
+    except PermissionError:
+        raise DistillDepthError(f"{name}: no permission to read it") from None
+    except (OSError, ValueError) as error:
+        raise DistillDepthError(f"{name}: cannot be read ({_one_line(error)})") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise DistillDepthError(f"{name}: is a folder, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((word for test, word in _KINDS if test(status.st_mode)), "something else")
+        raise DistillDepthError(f"{name}: is {kind}, not a regular file; save its content to a file first")
+    return status
+
+
 @contextmanager
 def open_file(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, str]]:
     """Open a regular file that is not empty; gives it and the name that errors call it.
@@ -98,12 +132,7 @@ def open_file(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, str]]:
     """
     name = _printable(path)
     try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise DistillDepthError(f"{name}: is a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):
-            raise DistillDepthError(f"{name}: is not a regular file; save its content to a file first")
-        if not status.st_size:
+        if not check_regular(path).st_size:
             raise DistillDepthError(f"{name}: is empty")
         with open(path, "rb") as file:
             yield file, name
@@ -146,6 +175,30 @@ def open_image(file: BinaryIO, name: str) -> Iterator[Image.Image]:
         except Exception as error:
             # Pillow's plugins raise whatever a damaged file makes them stumble over, from KeyError to struct.error.
             raise DistillDepthError(f"{name}: is damaged or truncated ({_one_line(error)})") from error
+
+
+def check_any_readable(paths: Sequence[str | os.PathLike], max_tries: int = 1000) -> None:
+    """Raise if several images are named and none can be read; the first that can ends the search.
+
+    Args:
+        paths: image files; of more than `max_tries` so many are tried, spread evenly.
+        max_tries: see `paths`.
+
+    Raises:
+        DistillDepthError: none can be read; the message has the count and the first reason.
+    """
+    count, first = len(paths), None
+    tried = range(count) if count <= max_tries else [number * count // max_tries for number in range(max_tries)]
+    for index in tried:
+        try:
+            read_image(paths[index])
+        except (DistillDepthError, FileNotFoundError) as error:
+            first = first or error
+        else:
+            return
+    if count > 1:
+        some = f"all {count} images" if len(tried) == count else f"{len(tried)} of {count} images, spread evenly,"
+        raise DistillDepthError(f"{some} cannot be read; the first: {first}")
 
 
 def as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
@@ -205,11 +258,11 @@ def list_images(spec: str | os.PathLike) -> list[Path]:
 
     Raises:
         FileNotFoundError: the path does not exist, or a line of the list names a file that does not.
-        DistillDepthError: nothing is found, or the list cannot be read.
+        DistillDepthError: nothing is found, it is a device or a pipe, or the list cannot be read.
     """
     name = _printable(spec)
-    path = Path(spec).expanduser()
-    if _exists(path):
+    path = expand_user(spec)
+    if path_exists(path):
         if path.is_dir():
             found = sorted(_walk(path), key=natural_key)
             if not found:
@@ -217,6 +270,7 @@ def list_images(spec: str | os.PathLike) -> list[Path]:
                     f"{name}: no image in this folder or below it; searched for {' '.join(IMAGE_SUFFIXES)}"
                 )
             return found
+        check_regular(path)
         return _read_list(path) if path.suffix.lower() == ".txt" else [path]
     if not glob.has_magic(str(path)):
         raise FileNotFoundError(f"{name}: no such file or folder")
@@ -262,8 +316,10 @@ def max_pixels() -> int:
     text = os.environ.get("DISTILLDEPTH_MAX_PIXELS", "").strip()
     if not text:
         return MAX_PIXELS
-    if not text.isdecimal() or int(text) < 1:
-        raise DistillDepthError(f"DISTILLDEPTH_MAX_PIXELS: must be a positive whole number, got {text!r}")
+    if not text.isdecimal() or len(text) > 18 or int(text) < 1:
+        raise DistillDepthError(
+            f"DISTILLDEPTH_MAX_PIXELS: must be a positive whole number of at most 18 digits, got {shown(text)}"
+        )
     limit = int(text)
     # Pillow refuses at twice its own number before this module sees the size, so a higher limit has to reach it too.
     if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
@@ -355,31 +411,37 @@ def _is_hidden(name: str) -> bool:
 
 def _read_list(path: Path) -> list[Path]:
     name = _printable(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise DistillDepthError(f"{name}: is not a text file in UTF-8; a list has one image path per line") from None
-    except OSError as error:
-        raise DistillDepthError(f"{name}: cannot be read ({_one_line(error)})") from error
     found = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", read_text(path, remedy=_LIST_REMEDY)), start=1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
-        written = Path(entry).expanduser()
-        candidates = [path.parent / written, written]
-        existing = next((candidate for candidate in candidates if _exists(candidate)), None)
+        # Blanks around a path are somebody's habit, but may also be part of a name.
+        written = [expand_user(text) for text in dict.fromkeys((entry, line))]
+        candidates = [place for text in written for place in (path.parent / text, text)]
+        existing = next((candidate for candidate in candidates if path_exists(candidate)), None)
         if existing is None:
-            raise FileNotFoundError(f"{name}:{number}: no such file: {entry} (relative to {_printable(path.parent)})")
+            raise FileNotFoundError(
+                f"{name}:{number}: no such file: {_printable(entry)} (relative to {_printable(path.parent)})"
+            )
         if existing.is_dir():
-            raise DistillDepthError(f"{name}:{number}: is a folder, a list names image files: {entry}")
+            raise DistillDepthError(f"{name}:{number}: is a folder, a list names image files: {_printable(entry)}")
+        try:
+            check_regular(existing)
+        except DistillDepthError as error:
+            raise DistillDepthError(f"{name}:{number}: {error}") from None
         found.append(existing)
     if not found:
-        raise DistillDepthError(f"{name}: names no image; a list has one image path per line")
-    return found
+        raise DistillDepthError(f"{name}: names no image; {_LIST_REMEDY}")
+    # All of one kind, so that paths can be told by what they have in common.
+    mixed = len({image.is_absolute() for image in found}) > 1
+    return [image.absolute() for image in found] if mixed else found
 
 
-def _exists(path: Path) -> bool:
+_LIST_REMEDY = "a list has one image path per line"
+
+
+def path_exists(path: Path) -> bool:
     """Like `Path.exists`, but a name too long or malformed for the system does not exist either."""
     try:
         return path.exists()
@@ -389,7 +451,8 @@ def _exists(path: Path) -> bool:
 
 def _printable(path: str | os.PathLike) -> str:
     """The path on one line, in characters that can always be printed."""
-    return _one_line(os.fsdecode(path).encode("utf-8", "backslashreplace").decode())
+    text = _one_line(os.fsdecode(path).encode("utf-8", "backslashreplace").decode())
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
 
 
 def _one_line(message: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -14,13 +13,18 @@ from typing import Any, BinaryIO, TypedDict
 import numpy as np
 
 from distilldepth.data.images import list_images, natural_key, open_file, open_image, read_image
-from distilldepth.errors import DistillDepthError
+from distilldepth.documents import parse_json, read_json, read_text
+from distilldepth.errors import DistillDepthError, shown
+from distilldepth.files import expand_user
 
 KINDS = ("depth", "stereo_disparity")
 """What a target holds: `depth` in metres, or `stereo_disparity` in pixels, which stands for inverse depth."""
 
 DEPTH_SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".pfm")
 """Suffixes of depth files in a `depth/` folder."""
+
+
+_MANIFEST_BYTES = 1 << 30
 
 
 class RGBDSample(TypedDict, total=False):
@@ -160,8 +164,8 @@ def open_rgbd(
     """
     if not (depth_scale > 0 and math.isfinite(depth_scale)):
         raise ValueError(f"open_rgbd: depth_scale must be positive (units per metre), got {depth_scale}")
-    path = Path(path).expanduser()
-    root = None if root is None else Path(root).expanduser()
+    path = expand_user(path)
+    root = None if root is None else expand_user(root)
     for needed in (path, root):
         if needed is not None and not needed.exists():
             raise FileNotFoundError(f"{needed}: no such file or folder")
@@ -212,8 +216,10 @@ def decode_depth(file: BinaryIO, name: str) -> np.ndarray:
     if name.lower().endswith(".npy"):
         try:
             values = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
-            raise DistillDepthError(f"{name}: cannot be read as .npy ({' '.join(str(error).split())})") from error
+        except Exception as error:
+            # A hostile header makes numpy stumble over anything, up to its parser; a pickle is refused by itself.
+            why = str(error) if isinstance(error, (ValueError, OSError, EOFError)) else "damaged header"
+            raise DistillDepthError(f"{name}: cannot be read as .npy ({' '.join(why.split())})") from error
     else:
         with open_image(file, name) as image:
             if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
@@ -230,24 +236,19 @@ def decode_depth(file: BinaryIO, name: str) -> np.ndarray:
 
 def _read_manifest(path: Path, root: Path) -> tuple[list[RGBDEntry], int]:
     """The lines with ground truth, and how many have none."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DistillDepthError(f"{path}: cannot be read as a manifest in UTF-8 ({error})") from error
     entries, skipped = [], 0
-    for number, line in enumerate(lines, start=1):
+    text = read_text(path, remedy="a manifest has one JSON object per line", limit=_MANIFEST_BYTES)
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
+            fields = parse_json(line, f"{path}:{number}")
             if not isinstance(fields, dict):
                 raise ValueError("must be a JSON object")
             if fields.get("depth") is None and "depth" in fields:
                 skipped += 1
             else:
                 entries.append(_parse_line(fields, path.stem, root))
-        except json.JSONDecodeError as error:
-            raise DistillDepthError(f"{path}:{number}: is not JSON ({error.msg} at column {error.colno})") from error
         except (ValueError, TypeError) as error:
             raise DistillDepthError(f"{path}:{number}: {error}") from error
     return entries, skipped
@@ -255,11 +256,7 @@ def _read_manifest(path: Path, root: Path) -> tuple[list[RGBDEntry], int]:
 
 def _read_annotations(path: Path, root: Path) -> tuple[list[RGBDEntry], int]:
     """The entries of a `files` list with ground truth, and how many have none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DistillDepthError(f"{path}: cannot be read as JSON ({error})") from error
-    files = content.get("files") if isinstance(content, dict) else None
+    files = read_json(path, limit=_MANIFEST_BYTES).get("files")
     if not isinstance(files, list):
         raise DistillDepthError(f'{path}: must be {{"files": [{{"rgb": ..., "depth": ...}}, ...]}}')
     entries, skipped = [], 0
@@ -286,13 +283,13 @@ def _read_annotations(path: Path, root: Path) -> tuple[list[RGBDEntry], int]:
 def _parse_line(fields: dict[str, Any], dataset: str, root: Path) -> RGBDEntry:
     for key in ("image", "depth"):
         if not isinstance(fields.get(key), str) or not fields[key]:
-            raise ValueError(f"`{key}` must be a path, got {fields.get(key)!r}")
+            raise ValueError(f"`{key}` must be a path, got {shown(fields.get(key))}")
     right = fields.get("right")
     if right is not None and not isinstance(right, str):
-        raise ValueError(f"`right` must be a path or null, got {right!r}")
+        raise ValueError(f"`right` must be a path or null, got {shown(right)}")
     kind = fields.get("kind", "depth")
     if kind not in KINDS:
-        raise ValueError(f"`kind` must be {' or '.join(KINDS)}, got {kind!r}")
+        raise ValueError(f"`kind` must be {' or '.join(KINDS)}, got {shown(kind)}")
     invalid = fields.get("invalid")
     values = [] if invalid is None else invalid if isinstance(invalid, list) else [invalid]
     return RGBDEntry(
@@ -319,11 +316,14 @@ def _parse_intrinsics(value: Any) -> tuple[float, float, float, float, float] | 
             raise ValueError(f"`intrinsics` lacks {', '.join(missing)}")
         numbers = [_number(value.get(key, 0), f"intrinsics.{key}") for key in ("fx", "fy", "cx", "cy", "skew")]
     else:
-        matrix = np.asarray(value, dtype=np.float64)
-        if matrix.shape != (3, 3):
-            raise ValueError(f"`intrinsics` must have fx, fy, cx, cy or be a 3x3 matrix, got {value!r}")
-        numbers = [float(matrix[at]) for at in ((0, 0), (1, 1), (0, 2), (1, 2), (0, 1))]
+        rows = value if isinstance(value, list) and len(value) == 3 else []
+        if not rows or not all(isinstance(row, list) and len(row) == 3 for row in rows):
+            raise ValueError(f"`intrinsics` must have fx, fy, cx, cy or be a 3x3 matrix, got {shown(value)}")
+        places = ((0, 0), (1, 1), (0, 2), (1, 2), (0, 1))
+        numbers = [_number(rows[row][column], "intrinsics") for row, column in places]
     fx, fy, cx, cy, skew = numbers
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"`intrinsics` must be finite, got {shown(value)}")
     if not fx or not fy:
         raise ValueError("`intrinsics` must have focal lengths other than 0")
     # Renderers with y upwards store a negative fy; image rows run downwards here.
@@ -341,7 +341,7 @@ def _positive(fields: dict[str, Any], key: str, default: float | None = None) ->
 
 def _number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"`{key}` must be a number, got {value!r}")
+        raise ValueError(f"`{key}` must be a number, got {shown(value)}")
     return float(value)
 
 

@@ -10,7 +10,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
 
@@ -23,12 +23,24 @@ from distilldepth.data.images import (
     is_image_name,
     list_images,
     natural_key,
+    path_exists,
     read_image,
 )
 from distilldepth.data.tar import compressed_error, is_plain, walk_tar
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError, shown
+from distilldepth.files import expand_user
 
 _COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
+
+
+MAX_SHARDS = 100_000
+"""Files that a pattern with braces may stand for."""
+MAX_SCENES = 1_000_000
+"""Scenes that `scenes:COUNT` may ask for: as many as there are without a count."""
+_MAX_BRACES = 100
+_MAX_DIGITS = 18
+_MAX_FILE = 1 << 30
+"""Bytes of an image in a shard; no image of a permitted number of pixels has more."""
 
 
 class Sample(TypedDict, total=False):
@@ -55,6 +67,8 @@ class ImageSource(Protocol):
     """Every sample has `depth`."""
     description: str
     """One line for reports."""
+    names: Sequence[str] | None
+    """Of each image, the same wherever the whole collection lies; None for scenes, which have numbers."""
 
     def __len__(self) -> int: ...
 
@@ -77,6 +91,8 @@ class FolderSource:
     def __init__(self, spec: str | os.PathLike, *, max_side: int | None = None) -> None:
         self.paths = [str(path) for path in list_images(spec)]
         self.max_side = _checked_max_side(max_side)
+        root = os.path.expanduser(spec)
+        self.names = [os.path.relpath(path, root) for path in self.paths] if os.path.isdir(root) else list(self.paths)
         self.description = f"{os.fspath(spec)} ({_count(len(self.paths), 'image')})"
 
     def __len__(self) -> int:
@@ -113,6 +129,11 @@ class TarSource:
         for shard, path in enumerate(self.paths):
             for name, member in walk_tar(path):
                 if is_plain(member) and _is_wanted(name):
+                    if member.size > _MAX_FILE:
+                        raise DistillDepthError(
+                            f"{path}/{name}: has {member.size} bytes, an image has at most {_MAX_FILE}; the shard is "
+                            "damaged"
+                        )
                     shards.append(shard)
                     offsets.append(member.offset_data)
                     sizes.append(member.size)
@@ -121,6 +142,9 @@ class TarSource:
         self._shards = np.array(shards, dtype=np.int32)
         self._offsets = np.array(offsets, dtype=np.int64)
         self._sizes = np.array(sizes, dtype=np.int64)
+        self.names = [
+            f"{os.path.basename(self.paths[shard])}/{name}" for shard, name in zip(shards, self._names, strict=True)
+        ]
         where = self.paths[0] if len(self.paths) == 1 else f"{len(self.paths)} tar shards from {self.paths[0]}"
         if not self._names:
             raise DistillDepthError(f"{where}: no image among the members; searched for {' '.join(IMAGE_SUFFIXES)}")
@@ -157,6 +181,9 @@ class ConcatSource:
         self.sources = list(sources)
         self.has_depth = all(source.has_depth for source in sources)
         self.description = " + ".join(source.description for source in sources)
+        self.names = None
+        if any(source.names is not None for source in self.sources):
+            self.names = [name for source in self.sources for name in source.names or map(str, range(len(source)))]
         self._ends = list(itertools.accumulate(len(source) for source in sources))
 
     def __len__(self) -> int:
@@ -200,13 +227,50 @@ def open_source(
     Raises:
         FileNotFoundError: the path does not exist.
         DistillDepthError: no image is found, or a shard cannot be used.
-        ValueError: no spec, or a scene count that is not a positive whole number.
+        UsageError: no spec, a scene count that is not a positive whole number, or a pattern for too many files.
     """
     specs = [spec] if isinstance(spec, (str, os.PathLike)) else list(spec)
     if not specs or not all(os.fspath(item).strip() for item in specs):
-        raise ValueError("open_source: spec must name a folder, glob, list, tar shard or `scenes`, got an empty one")
+        raise UsageError("open_source: spec must name a folder, glob, list, tar shard or `scenes`, got an empty one")
     sources = [_open_one(os.fspath(item), size, seed, max_side) for item in specs]
     return sources[0] if len(sources) == 1 else ConcatSource(sources)
+
+
+def parse_count(text: str) -> int | None:
+    """Return the number of scenes that a text says, None unless it is from 1 to `MAX_SCENES`."""
+    if not (text.isdecimal() and len(text) <= _MAX_DIGITS and 1 <= int(text) <= MAX_SCENES):
+        return None
+    return int(text)
+
+
+def check_readable(source: ImageSource, max_tries: int = 1000) -> None:
+    """Raise unless an image can be read: of each of several joined sources, so that none is replaced in silence.
+
+    Args:
+        source: any.
+        max_tries: of more images so many are tried, spread evenly.
+
+    Raises:
+        DistillDepthError: none can be read; the message has the first reason.
+    """
+    if isinstance(source, ConcatSource):
+        for part in source.sources:
+            check_readable(part, max_tries)
+        return
+    count, first = len(source), None
+    step = max(count / max_tries, 1.0)
+    tried = [int(number * step) for number in range(min(count, max_tries))]
+    for index in tried:
+        try:
+            source[index]
+        except (DistillDepthError, FileNotFoundError) as error:
+            first = first or error
+        else:
+            return
+    if count == 1:
+        raise DistillDepthError(str(first))
+    some = f"all {count} images" if len(tried) == count else f"{len(tried)} of {count} images, spread evenly,"
+    raise DistillDepthError(f"{source.description}: {some} cannot be read; the first: {first}")
 
 
 def load_or_replace(
@@ -237,33 +301,50 @@ def load_or_replace(
 def expand_braces(pattern: str) -> list[str]:
     """Return the names that `{000..012}` and `{a,b}` in a pattern stand for, in order, leading zeros kept.
 
+    Raises:
+        UsageError: more than `MAX_SHARDS` names.
+
     >>> expand_braces("train-{08..10}.tar")
     ['train-08.tar', 'train-09.tar', 'train-10.tar']
     """
+    names = list(itertools.islice(_expand(pattern, 0), MAX_SHARDS + 1))
+    if len(names) > MAX_SHARDS:
+        raise UsageError(f"open_source: {shown(pattern)} stands for more than {MAX_SHARDS} files; name fewer at once")
+    return names
+
+
+def _expand(pattern: str, depth: int) -> Iterator[str]:
+    """One name after the other, so that a pattern that stands for billions costs nothing until they are asked for."""
+    if depth > _MAX_BRACES:
+        raise UsageError(f"open_source: {shown(pattern)} has more than {_MAX_BRACES} braces; name fewer files at once")
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
-        return [pattern]
+        yield pattern
+        return
     bounds = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", match[1])
+    choices: Iterable[str]
     if bounds:
+        if max(map(len, bounds.groups())) > _MAX_DIGITS:
+            raise UsageError(f"open_source: {shown(pattern)} counts with more than {_MAX_DIGITS} digits")
         first, last = int(bounds[1]), int(bounds[2])
         counted = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-        choices = [str(number).zfill(len(bounds[1])) for number in counted]
+        choices = (str(number).zfill(len(bounds[1])) for number in counted)
     elif "," in match[1]:
         choices = match[1].split(",")
     else:
         # Not a brace pattern: keep these braces and look at the rest.
-        head = pattern[: match.end()]
-        return [head + tail for tail in expand_braces(pattern[match.end() :])]
-    return [
-        name for choice in choices for name in expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
-    ]
+        for tail in _expand(pattern[match.end() :], depth + 1):
+            yield pattern[: match.end()] + tail
+        return
+    for choice in choices:
+        yield from _expand(pattern[: match.start()] + choice + pattern[match.end() :], depth + 1)
 
 
 def _open_one(spec: str, size: tuple[int, int] | None, seed: int, max_side: int | None) -> ImageSource:
     if spec == "scenes" or spec.startswith("scenes:"):
         return _open_scenes(spec, size, seed)
-    path = Path(spec).expanduser()
-    if path.is_dir():
+    path = expand_user(spec)
+    if path_exists(path) and path.is_dir():
         try:
             return FolderSource(path, max_side=max_side)
         except DistillDepthError:
@@ -282,9 +363,11 @@ def _open_scenes(spec: str, size: tuple[int, int] | None, seed: int) -> ImageSou
     _, _, text = spec.partition(":")
     count = None
     if ":" in spec:
-        if not text.isdecimal() or int(text) < 1:
-            raise ValueError(f"open_source: scenes:COUNT must have a positive whole number, got {spec!r}")
-        count = int(text)
+        count = parse_count(text)
+        if count is None:
+            raise UsageError(
+                f"open_source: scenes:COUNT must have a positive whole number, at most {MAX_SCENES}, got {shown(spec)}"
+            )
     from distilldepth.data.scenes import SceneSource
 
     return SceneSource(size or (192, 256), count=count, seed=seed, cache=cache_folder() / "scenes" if count else None)
@@ -292,11 +375,11 @@ def _open_scenes(spec: str, size: tuple[int, int] | None, seed: int) -> ImageSou
 
 def _list_shards(path: Path) -> list[str]:
     """The shards that a path, brace pattern or glob names."""
-    if path.exists():
+    if path_exists(path):
         return [str(path)]
     shards = []
     for name in expand_braces(str(path)):
-        if Path(name).exists() or not glob.has_magic(name):
+        if path_exists(Path(name)) or not glob.has_magic(name):
             shards.append(name)
             continue
         matches = sorted(glob.glob(name, recursive=True), key=natural_key)

@@ -139,7 +139,7 @@ def _is_row(row: dict[str, Any]) -> bool:
 
 def some_of(heldout: SourceView) -> SourceView:
     """Return the held-out images on which a student is measured in the middle of a run."""
-    return SourceView(heldout, 0, min(len(heldout), _BETWEEN))
+    return SourceView(heldout, range(min(len(heldout), _BETWEEN)))
 
 
 def _is_constant(maps: Tensor) -> Tensor:

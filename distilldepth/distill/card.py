@@ -57,6 +57,7 @@ def run_facts(
         "before": result.before,
         "after": result.after,
         "agreement": result.curve,
+        "changes": state["changes"],
         "findings": as_dicts(result.findings),
         "config": to_toml(config),
     }
@@ -69,6 +70,7 @@ def model_card(facts: dict[str, Any]) -> str:
         for t in facts["teachers"]
     )
     notes = "".join(f"- {note}\n" for teacher in facts["teachers"] for note in teacher["notes"])
+    changes = "".join(f"- Changed on the way, {change}\n" for change in facts["changes"])
     wrong = "".join(
         f"> **Do not use this student as it is.** {f['problem']}; {f['advice']}.\n\n" for f in facts["findings"]
     )
@@ -90,7 +92,7 @@ larger = nearer.
 {notes}- Images: {facts["images"]}
 - Initial weights: {facts["initial_weights"]} ({facts["initial_licence"]})
 - {facts["steps"]} steps of {facts["batch_size"]} images at {facts["size"]}, {facts["seconds"] / 60:.1f} minutes
-- Command: `{facts["command"] or "(called from Python)"}`
+{changes}- Command: `{facts["command"] or "(called from Python)"}`
 
 ## Agreement on held-out images
 {agreement_table(facts)}

@@ -5,24 +5,23 @@ Knows nothing of torch, so that `distilldepth distill --help` and `--print-confi
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.resources
 import json
 import math
-import sys
+import re
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilldepth.distill.spec import parse_teachers
-from distilldepth.errors import did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from distilldepth.distill.spec import check_known, parse_teachers
+from distilldepth.documents import parse_toml, read_toml
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
 
 NORMALISATIONS = ("hybrid", "global", "local", "none")
 CONTEXTS = ("range", "quantile", "spatial")
@@ -195,46 +194,42 @@ class DistillConfig:
         """`crop.scene_size` as (height, width)."""
         return parse_size(self.crop.scene_size or self.size, "crop.scene_size")
 
+    def check_names(self) -> None:
+        """Raise UsageError, with the nearest name, for a teacher or student that is neither known nor a path."""
+        from distilldepth.data.images import path_exists
+        from distilldepth.models import registry
+
+        check_known(parse_teachers(self.teachers))
+        name = self.student
+        if re.fullmatch(r"[\w:-]+", name) and registry.lookup(name) is None and not path_exists(Path(name)):
+            raise UsageError(f"distill: unknown student {shown(name)}{did_you_mean(name, registry.student_names())}")
+
     def validate(self) -> DistillConfig:
-        """Return self, or raise ValueError naming the first field whose value makes no sense."""
-        minimum = {
-            "steps": 1, "batch_size": 1, "grad_accumulation": 1, "checkpoint_every": 1, "keep_checkpoints": 1,
-            "log_every": 1, "agreement_every": 0, "workers": 0, "threads": 0, "heldout": 0, "crop.min_crop": 1,
-            "crop.patches": 0, "crop.patch_window": 1, "crop.max_side": 0, "optimiser.lr": 0, "optimiser.clip_norm": 0,
-            "optimiser.weight_decay": 0,
-            "augment.colour": 0, "augment.noise": 0, "seed": 0,
-        }  # fmt: skip
-        terms = ("shared_context", "local_global", "feature", "gradient", "aligned_log", "anchor")
-        for key in (*terms, "aligned_log_knee"):
-            minimum[f"loss.{key}"] = 0
+        """Return self, or raise UsageError naming the first field whose value makes no sense."""
         for key, (hint, _) in keys().items():
+            _check_value(key, hint, get_key(self, key))
+        for key, (least, most) in _BOUNDS.items():
             value = get_key(self, key)
-            if hint is float and not math.isfinite(value):
-                raise ValueError(f"distill: {key} must be a finite number, got {value}")
-            for text in value if isinstance(value, list) else [value] if hint is str else []:
-                # The configuration is kept as a file in UTF-8; a path may hold bytes that are no text at all.
-                if text.encode("utf-8", "ignore").decode() != text:
-                    raise ValueError(f"distill: {key} must be text in UTF-8, got {text!r}; rename the file or folder")
-        for key, least in minimum.items():
-            value = get_key(self, key)
-            if not value >= least:
-                raise ValueError(f"distill: {key} must be at least {least}, got {value}")
+            if not least <= value <= most:
+                what = f"at least {least}" if value < least else f"at most {most:g}"
+                raise UsageError(f"distill: {key} must be {what}, got {shown(value)}")
         for key in (
             "crop.min_crop_share", "crop.patch_share", "augment.blur", "max_skipped_share",
             "optimiser.warmup", "optimiser.final_lr_share",
         ):  # fmt: skip
             if not 0 <= get_key(self, key) <= 1:
-                raise ValueError(f"distill: {key} must be between 0 and 1, got {get_key(self, key)}")
+                raise UsageError(f"distill: {key} must be between 0 and 1, got {get_key(self, key)}")
         share = self.optimiser.encoder_lr_share
         if share != -1 and not 0 <= share <= 1:
-            raise ValueError(f"distill: optimiser.encoder_lr_share must be between 0 and 1, or -1, got {share}")
+            raise UsageError(f"distill: optimiser.encoder_lr_share must be between 0 and 1, or -1, got {share}")
         for key in ("optimiser.ema", "optimiser.beta1", "optimiser.beta2"):
             if not 0 <= get_key(self, key) < 1:
-                raise ValueError(f"distill: {key} must be in [0, 1), got {get_key(self, key)}")
+                raise UsageError(f"distill: {key} must be in [0, 1), got {get_key(self, key)}")
         if self.seed >= 1 << 63:
-            raise ValueError(f"distill: seed must be below 2^63, got {self.seed}")
-        if not self.out.strip():
-            raise ValueError("distill: out must name a folder, got an empty text")
+            raise UsageError(f"distill: seed must be below 2^63, got {shown(self.seed)}")
+        for key, what in (("out", "a folder"), ("student", "a student"), ("device", "a device")):
+            if not get_key(self, key).strip():
+                raise UsageError(f"distill: {key} must name {what}, got an empty text")
         parse_teachers(self.teachers)
         choices = {
             "loss.normalisation_shared": NORMALISATIONS, "loss.normalisation_local_global": NORMALISATIONS,
@@ -244,15 +239,43 @@ class DistillConfig:
         }  # fmt: skip
         for key, allowed in choices.items():
             if get_key(self, key) not in allowed:
-                raise ValueError(f"distill: {key} must be one of {', '.join(allowed)}, got {get_key(self, key)!r}")
+                raise UsageError(f"distill: {key} must be one of {', '.join(allowed)}, got {get_key(self, key)!r}")
         if not any(getattr(self.loss, term) for term in ("shared_context", "local_global", "gradient")):
-            raise ValueError(
+            raise UsageError(
                 "distill: loss.shared_context, loss.local_global and loss.gradient are all 0; nothing to learn from"
             )
-        if not self.images:
-            raise ValueError("distill: images must name at least one source; give a folder, or `scenes`")
+        if not self.images or not all(image.strip() for image in self.images):
+            raise UsageError(
+                "distill: images must name at least one source, and no empty one; give a folder, or `scenes`"
+            )
         _ = self.height_width, self.patch_height_width, self.scene_height_width
         return self
+
+
+_MANY = 1_000_000_000
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "steps": (1, _MANY), "batch_size": (1, 65_536), "grad_accumulation": (1, 65_536), "checkpoint_every": (1, _MANY),
+    "keep_checkpoints": (1, _MANY), "log_every": (1, _MANY), "agreement_every": (0, _MANY),
+    "workers": (0, 1024), "threads": (0, 4096), "heldout": (0, 1_000_000), "seed": (0, float("inf")),
+    "crop.min_crop": (1, _MANY), "crop.patches": (0, 1024), "crop.patch_window": (1, _MANY),
+    "crop.max_side": (0, _MANY), "augment.colour": (0, 10), "augment.noise": (0, 10),
+    "optimiser.lr": (0, 1000), "optimiser.clip_norm": (0, 1e12), "optimiser.weight_decay": (0, 1000),
+    "loss.shared_context": (0, 1e6), "loss.local_global": (0, 1e6), "loss.feature": (0, 1e6),
+    "loss.gradient": (0, 1e6), "loss.aligned_log": (0, 1e6), "loss.aligned_log_knee": (0, 1e6),
+    "loss.anchor": (0, 1e6),
+}  # fmt: skip
+"""Least and largest value of a key. The upper ends are far beyond any use: they keep a slip of the keyboard from
+filling memory or overflowing."""
+
+
+def _check_value(key: str, hint: Any, value: Any) -> None:
+    """Raise unless a number is finite and a text can be kept in a file."""
+    if hint is float and not math.isfinite(value):
+        raise UsageError(f"distill: {key} must be a finite number, got {value}")
+    for text in value if isinstance(value, list) else [value] if hint is str else []:
+        # The configuration is kept as a file in UTF-8; a path may hold bytes that are no text at all.
+        if text.encode("utf-8", "ignore").decode() != text or "\0" in text:
+            raise UsageError(f"distill: {key} must be text in UTF-8, got {shown(text)}; rename the file or folder")
 
 
 def parse_size(text: str, name: str) -> tuple[int, int]:
@@ -263,12 +286,15 @@ def parse_size(text: str, name: str) -> tuple[int, int]:
     """
     parts = str(text).lower().split("x")
     if not (1 <= len(parts) <= 2 and all(part.strip().isdecimal() for part in parts)):
-        raise ValueError(f"distill: {name} must be SIDE or HxW in pixels, got {text!r}; for example 560 or 192x256")
-    height, width = int(parts[0]), int(parts[-1])
+        raise UsageError(
+            f"distill: {name} must be SIDE or HxW in pixels, got {shown(text)}; for example 560 or 192x256"
+        )
+    # Cut, because Python refuses to read thousands of digits.
+    height, width = (int(part.strip().lstrip("0")[:9] or 0) for part in (parts[0], parts[-1]))
     if min(height, width) < 32:
-        raise ValueError(f"distill: {name} must be at least 32 pixels on each side, got {text!r}")
+        raise UsageError(f"distill: {name} must be at least 32 pixels on each side, got {shown(text)}")
     if max(height, width) > MAX_SIDE:
-        raise ValueError(f"distill: {name} must be at most {MAX_SIDE} pixels on each side, got {text!r}")
+        raise UsageError(f"distill: {name} must be at most {MAX_SIDE} pixels on each side, got {shown(text)}")
     return height, width
 
 
@@ -300,7 +326,7 @@ def set_key(config: DistillConfig, key: str, value: Any, origin: str) -> None:
     if key not in known:
         by_tail = [name for name in known if name.rpartition(".")[2] == key]
         hint = did_you_mean(by_tail[0] if by_tail else key, known, otherwise="; see --print-config for the keys")
-        raise ValueError(f"distill: unknown key '{key}' in {origin}{hint}")
+        raise UsageError(f"distill: unknown key {shown(key)} in {origin}{hint}")
     section, _, name = key.rpartition(".")
     target = getattr(config, section) if section else config
     setattr(target, name, _convert(value, known[key][0], key, origin))
@@ -325,10 +351,10 @@ def _convert(value: Any, hint: Any, key: str, origin: str) -> Any:
         try:
             number = hint(value)
             if hint is float or isinstance(value, str) or value == number:
-                return number
+                return number + 0  # No negative zero.
         except (TypeError, ValueError, OverflowError):
             pass
-    raise ValueError(f"distill: {key} in {origin} must be {wanted}, got {value!r}")
+    raise UsageError(f"distill: {key} in {origin} must be {wanted}, got {shown(value)}")
 
 
 def preset_names() -> list[str]:
@@ -341,14 +367,14 @@ def read_preset(name: str) -> dict[str, Any]:
     """Return the values of a preset as nested dictionaries.
 
     Raises:
-        ValueError: there is no such preset.
+        UsageError: there is no such preset.
     """
     if not isinstance(name, str):
-        raise ValueError(f"distill: preset must be text, got {name!r}; there are {', '.join(preset_names())}")
+        raise UsageError(f"distill: preset must be text, got {shown(name)}; there are {', '.join(preset_names())}")
     if name not in preset_names():
-        raise ValueError(f"distill: unknown preset '{name}'{did_you_mean(name, preset_names())}")
+        raise UsageError(f"distill: unknown preset {shown(name)}{did_you_mean(name, preset_names())}")
     path = importlib.resources.files("distilldepth.distill") / "presets" / f"{name}.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    return parse_toml(path.read_bytes(), f"preset {name}")
 
 
 def load_config(
@@ -370,43 +396,73 @@ def load_config(
         A configuration whose values make sense together.
 
     Raises:
-        ValueError: unknown key, wrong type, or a value that makes no sense.
+        UsageError: unknown key, wrong type, or a value that makes no sense, in what was typed.
+        DistillDepthError: the same in the file, or the file cannot be read.
         FileNotFoundError: the file does not exist.
     """
+    config = DistillConfig()
     values: dict[str, Any] = {}
     if file is not None:
-        path = Path(file)
-        if not path.is_file():
-            raise FileNotFoundError(f"distill: config file not found: {path}")
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"distill: {path} is not a TOML file: {error}") from error
-    config = DistillConfig()
-    preset = preset or values.get("preset") or ""
+        if not Path(file).exists():
+            raise FileNotFoundError(f"distill: config file not found: {file}")
+        values = read_toml(Path(file), remedy="it must be a TOML file as --print-config shows it")
     if preset:
-        for key, value in _flatten(read_preset(preset)).items():
-            set_key(config, key, value, f"preset {preset}")
-    for key, value in _flatten(values).items():
-        set_key(config, key, value, str(file))
-    config.preset = preset
+        _apply(config, read_preset(preset), f"preset {preset}")
+    if file is not None:
+        with _blamed_on(file):
+            if not preset and (preset := values.get("preset") or ""):
+                _apply(config, read_preset(preset), f"preset {preset}")
+            _apply(config, values, str(file))
+    config.preset = preset or ""
+    of_file = copy.deepcopy(config)
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"distill: --set needs key=value, got {text!r}")
+            raise UsageError(f"distill: --set needs key=value, got {shown(text)}")
         if key.strip() == "preset":
-            raise ValueError(f"distill: a preset is chosen with --preset {value.strip()}, not with --set")
+            raise UsageError(f"distill: a preset is chosen with --preset {value.strip()}, not with --set")
         set_key(config, key.strip(), value.strip(), "--set")
     for key, value in (flags or {}).items():
         if value is not None:
             set_key(config, key, value, f"--{key.replace('_', '-')}")
-    return config.validate()
+    try:
+        return config.validate()
+    except UsageError as error:
+        if file is not None and _complaint(of_file) == str(error):
+            with _blamed_on(file):
+                raise
+        raise
+
+
+def _apply(config: DistillConfig, values: dict[str, Any], origin: str) -> None:
+    for key, value in _flatten(values).items():
+        set_key(config, key, value, origin)
+
+
+@contextmanager
+def _blamed_on(file: str | Path) -> Iterator[None]:
+    """What a file says wrongly is no wrong usage of the command."""
+    try:
+        yield
+    except UsageError as error:
+        where = "" if str(file) in str(error) else f" (in {file})"
+        raise DistillDepthError(f"{error}{where}") from error
+
+
+def _complaint(config: DistillConfig) -> str:
+    try:
+        config.validate()
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
+    sections = {name.rpartition(".")[0] for name in keys()} - {""}
     for key, value in values.items():
-        if isinstance(value, dict):
+        # An empty table that is no section is a mistake too, and set_key says so.
+        if isinstance(value, dict) and (value or prefix + key in sections):
             flat.update(_flatten(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value

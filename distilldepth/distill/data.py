@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,26 +23,43 @@ _WHOLE = 1 << 30
 
 
 class SourceView:
-    """The images `start` to `stop` of a source."""
+    """Some images of a source, in a given order."""
 
-    def __init__(self, source: ImageSource, start: int, stop: int) -> None:
-        self.source, self.start, self.stop = source, start, stop
+    def __init__(self, source: ImageSource | SourceView, indices: Sequence[int] | np.ndarray) -> None:
+        self.source, self.indices = source, indices
         self.has_depth, self.description = source.has_depth, source.description
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.source[self.start + index]
+        return self.source[int(self.indices[index])]
 
 
-def split_heldout(source: ImageSource, heldout: int) -> tuple[SourceView, SourceView]:
-    """Return training images and held-out images: the last `heldout` of the source, a fifth of it at most."""
+def split_heldout(source: ImageSource, heldout: int, *, by_name: bool = True) -> tuple[SourceView, SourceView]:
+    """Return training images and held-out images, a fifth of the source at most.
+
+    Of files those are held out whose names have the smallest digests, so that the choice hardly changes when others
+    come or go; of scenes, or without `by_name`, the last ones.
+    """
     count = len(source)
     kept = count - min(heldout, count // 5)
-    return SourceView(source, 0, kept), SourceView(source, kept, count)
+    if source.names is None or not by_name:
+        return SourceView(source, range(kept)), SourceView(source, range(kept, count))
+    digests = [hashlib.sha256(os.fsencode(name)).digest() for name in source.names]
+    order = sorted(range(count), key=digests.__getitem__)
+    return (
+        SourceView(source, np.array(sorted(order[count - kept :]), dtype=np.int64)),
+        SourceView(source, np.array(sorted(order[: count - kept]), dtype=np.int64)),
+    )
+
+
+def fingerprint(source: ImageSource) -> str:
+    """Return what tells one collection of images from another: how many there are, and a digest of their names."""
+    digest = hashlib.sha256("\0".join(source.names or ()).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{len(source)} images, {digest[:16]}"
 
 
 def crop_config(config: DistillConfig) -> CropConfig:
@@ -104,8 +124,10 @@ class StepBatches(Sampler):
 
 def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of a terminal; the main one says so and ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a closed terminal reach every process; the main one finishes its step, and then ends the others.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def make_loader(dataset: CropDataset, batches: StepBatches, workers: int, *, pin: bool) -> DataLoader:
@@ -120,6 +142,23 @@ def make_loader(dataset: CropDataset, batches: StepBatches, workers: int, *, pin
     )
 
 
+@contextlib.contextmanager
+def loading(
+    dataset: CropDataset, batches: StepBatches, workers: int, *, pin: bool
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """Give the batches; whatever ends the block, the processes that decode end with it."""
+    batches_of = iter(make_loader(dataset, batches, workers, pin=pin))
+    try:
+        yield batches_of
+    finally:
+        if workers:
+            # They leave SIGTERM to the main process, so they are asked in torch's way first.
+            batches_of._shutdown_workers()
+            for process in batches_of._workers:
+                if process.is_alive():
+                    process.kill()
+
+
 def next_batch(loader: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """Return the next batch; what a decoding process fails with is one line here too.
 
@@ -131,8 +170,9 @@ def next_batch(loader: Iterator[dict[str, Any]]) -> dict[str, Any]:
     except DistillDepthError as error:
         # A worker's error arrives with its whole trace as the message.
         raise DistillDepthError(str(error).rpartition(f"{DistillDepthError.__name__}: ")[2].strip()) from error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # A queue whose other end is gone fails in several ways, before torch finds out that a process is missing.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise DistillDepthError(
             f"distill: a process that decodes images ended ({str(error).splitlines()[0]}); if memory was short, use "

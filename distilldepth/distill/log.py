@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from distilldepth.distill.step import StepOutputs
+from distilldepth.documents import parse_json
+from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
 
 
@@ -21,9 +24,11 @@ class RunLog:
     After it, `bad_batch` is the number of the last batch with anything not finite, or -1.
     """
 
-    def __init__(self, path: Path | None, state: dict[str, Any]) -> None:
-        self._path, self._state = path, state
+    def __init__(self, path: Path | None, state: dict[str, Any], accelerator: Accelerator) -> None:
+        self._path, self._state, self._accelerator = path, state, accelerator
         self.bad_batch = -1
+        self.signum = 0
+        """Signal that asked any process to end, as of the last line."""
         self._began = time.monotonic()
         self._earlier = state["seconds"]
         self._reset()
@@ -60,24 +65,36 @@ class RunLog:
         self._unreadable += int(batch["unreadable"].sum())
         self._errors += [text for text in batch["errors"] if text]
 
-    def flush(self, step: int, lr: float, shares: dict[str, float]) -> dict[str, Any]:
-        """Write and return the line of the steps since the last one."""
-        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+    def flush(self, step: int, lr: float, shares: dict[str, float], signum: int = 0) -> dict[str, Any]:
+        """Write and return the line of the steps since the last one, of all processes together.
+
+        `signum` is the signal that asked this process to end, 0 if none did.
+        """
+        processes = self._accelerator.num_processes
+        names = sorted(self._sums)
+        sums = self._gather(torch.stack([self._sums[name].float() for name in names]))
+        means = {
+            name: sum(row[place] for row in sums) / (self._counts[name] * processes) for place, name in enumerate(names)
+        }
+        means["output_peak"] = max(row[names.index("output_peak")] for row in sums)
+        here = [self._skipped, self._bad, *(torch.tensor(n) for n in (self._samples, self._unreadable, signum))]
+        whole = self._gather(torch.stack([value.to(self._bad.device, torch.int64) for value in here]))
+        skipped, _, samples, unreadable, _ = (int(sum(column)) for column in zip(*whole, strict=True))
         now = time.monotonic()
-        skipped = int(self._skipped)
-        self.bad_batch = int(self._bad)
+        self.bad_batch = int(max(row[1] for row in whole))
+        self.signum = int(max(row[4] for row in whole))
         self._state["seconds"] = self._earlier + now - self._began
         self._state["skipped"] += skipped
-        self._state["unreadable"] += self._unreadable
+        self._state["unreadable"] += unreadable
         row: dict[str, Any] = {"step": step, "loss": means.pop("loss")}
         row["terms"] = {name[6:]: means.pop(name) for name in sorted(means) if name.startswith("terms.")}
         row |= means
         row |= {
             "lr": lr,
-            "samples": self._samples,
+            "samples": samples,
             "skipped": skipped,
-            "unreadable": self._unreadable,
-            "images_per_second": self._samples / max(now - self._since, 1e-9),
+            "unreadable": unreadable,
+            "images_per_second": samples / max(now - self._since, 1e-9),
             "time": shares,
             "teachers": dict(self._teachers),
             "seconds": self._state["seconds"],
@@ -89,6 +106,17 @@ class RunLog:
                 stream.write(json.dumps(row) + "\n")
         self._reset()
         return row
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether anything was added since the last line."""
+        return self._samples > 0
+
+    def _gather(self, values: Tensor) -> list[list[float]]:
+        """The values of every process, on the host."""
+        if self._accelerator.num_processes == 1:
+            return [values.tolist()]
+        return self._accelerator.gather(values[None]).tolist()
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -102,9 +130,10 @@ def keep_lines_until(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = parse_json(line, path.name)
+        except DistillDepthError:
             continue
-        if isinstance(row, dict) and row.get("step", step + 1) <= step:
+        reached = row.get("step") if isinstance(row, dict) else None
+        if isinstance(reached, int) and reached <= step:
             kept.append(line + "\n")
     write_atomically(path, "".join(kept).encode())

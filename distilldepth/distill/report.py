@@ -31,9 +31,22 @@ def write_report(folder: Path, facts: dict[str, Any]) -> Path:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run folder's `metrics.jsonl`, oldest first; none if there is no such file."""
+    """Return the lines of a run folder's `metrics.jsonl`, oldest first, as far as they are what was written."""
     path = folder / "metrics.jsonl"
-    return read_json_lines(path) if path.is_file() else []
+    return [row for row in read_json_lines(path) if _is_row(row)] if path.is_file() else []
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    def is_table(value: Any) -> bool:
+        return isinstance(value, dict) and all(map(is_number, value.values()))
+
+    numbers = ("step", "loss", "lr", "output_center", "output_spread", "output_peak")
+    return (
+        all(is_number(row.get(name)) for name in numbers) and is_table(row.get("terms")) and is_table(row.get("time"))
+    )
 
 
 def _page(facts: dict[str, Any], rows: list[dict[str, Any]], pictures: str) -> str:
@@ -48,6 +61,7 @@ def _page(facts: dict[str, Any], rows: list[dict[str, Any]], pictures: str) -> s
 {facts["seconds"] / 60:.1f} minutes. Images: {html.escape(facts["images"])}.
 {facts["skipped_samples"]} samples skipped as not finite,
 unreadable images replaced {facts["unreadable_images"]} times.</p>
+{"".join(f"<p>Changed on the way, {html.escape(change)}.</p>" for change in facts["changes"])}
 <h2>Agreement on held-out images</h2>
 {_agreement(facts)}
 <div class="charts">{_curve(facts["agreement"])}</div>
@@ -175,19 +189,32 @@ def _chart(title: str, steps: Sequence[int], series: dict[str, list[float | None
 
 
 def _pictures(samples: Path, teachers: list[str]) -> str:
-    """Write one PNG per held-out image (image, teachers, student before, after) and return them as an HTML table."""
+    """Write one PNG per held-out image (image, teachers, student before, after) and return them as an HTML table.
+
+    A map that is gone or is not what was written is left out.
+    """
     if not (samples / "after" / "image.npy").is_file():
         return "<p>No images were held out.</p>"
 
-    def load(when: str, name: str) -> np.ndarray:
-        return np.load(samples / when / f"{name.replace('/', '_')}.npy")
-
-    images = load("after", "image")
+    images = np.load(samples / "after" / "image.npy")
     columns: dict[str, list[np.ndarray]] = {"image": list(images)}
+
+    def add(title: str, when: str, name: str) -> bool:
+        path = samples / when / f"{name.replace('/', '_')}.npy"
+        try:
+            # Mapped, so that a damaged header asks for no memory.
+            maps = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return False
+        if maps.shape != images.shape[:3] or maps.dtype != np.float32:
+            return False
+        columns[title] = [colorize(np.array(values), "disparity") for values in maps]
+        return True
+
     for name in teachers:
-        columns[name] = [colorize(values, "disparity") for values in load("after", name)]
-    columns["student before"] = [colorize(values, "disparity") for values in load("before", "student")]
-    columns["student after"] = [colorize(values, "disparity") for values in load("after", "student")]
+        add(name, "after", name)
+    has_before = add("student before", "before", "student")
+    add("student after", "after", "student")
     table = "<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in columns) + "</tr>"
     for index in range(len(images)):
         row = [column[index] for column in columns.values()]
@@ -198,4 +225,6 @@ def _pictures(samples: Path, teachers: list[str]) -> str:
         )
         table += f"<tr>{cells}</tr>"
     legend = "<p>Near is red, far is blue; each map has its own range.</p>"
+    if not has_before:
+        legend += "<p>The maps from before the training were not there any more.</p>"
     return f'<div class="wide pictures"><table>{table}</table></div>{legend}'

@@ -2,124 +2,175 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from distilldepth.distill.checkpoint import list_checkpoints, read_state
+from distilldepth.distill.agreement import AGREEMENT
+from distilldepth.distill.checkpoint import (
+    CONTENTS,
+    EARLIER_CONTENTS,
+    list_checkpoints,
+    newest_readable,
+    read_state,
+    read_tensors,
+)
 from distilldepth.distill.config import DistillConfig, get_key, keys, load_config, to_toml
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
+from distilldepth.folders import LOCK, FolderKind
 
-_LOCK = ".lock"
-_RESUME_MAY_CHANGE = {
-    "steps", "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "agreement_every", "resume",
+CONFIG, METRICS = "config.toml", "metrics.jsonl"
+RUN = FolderKind(
+    "run",
+    "distill",
+    (
+        CONFIG,
+        METRICS,
+        AGREEMENT,
+        "report.html",
+        "failed-step-*.safetensors",
+        *(f"checkpoints/step-*/{name}" for name in (*CONTENTS, *EARLIER_CONTENTS)),
+        "checkpoints/.partial-*/*",
+        "samples/heldout-*.png",
+        "samples/before/*.npy",
+        "samples/after/*.npy",
+        "student/model.safetensors",
+        "student/config.json",
+        "student/README.md",
+    ),
+)
+"""What carries our mark, and all that a run writes."""
+
+_NOT_OF_TRAINING = {
+    "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "agreement_every", "resume",
     "overwrite", "offline", "out", "device", "max_skipped_share",
 }  # fmt: skip
-"""Keys that a resumed run may change; any other change would make it a different run."""
+"""Keys that a resumed run may change and that do not touch what is learned."""
+_MAY_CHANGE = {
+    "steps", "optimiser.lr", "optimiser.encoder_lr_share", "optimiser.weight_decay", "optimiser.beta1",
+    "optimiser.beta2", "optimiser.schedule", "optimiser.warmup", "optimiser.final_lr_share", "optimiser.clip_norm",
+    "loss.anchor",
+}  # fmt: skip
+"""Keys that a resumed run may change too, and that are told and recorded; any other makes it another run."""
 
 
-@contextmanager
-def claim_folder(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other runs out of it until the block ends or the process does.
+@dataclass
+class Start:
+    """Where a run begins."""
 
-    Raises:
-        ValueError: it is a file.
-        DistillDepthError: another run writes into it.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"distill: --out must be a folder, {folder} is a file")
-    made = not folder.is_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _LOCK
-    with path.open("a") as file:
-        try:
-            import fcntl
-
-            # Not flock: the processes that decode images would inherit it, and outlive a killed run for seconds.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DistillDepthError(
-                f"distill: another run is writing into {folder}; wait for it, stop it, or choose another --out"
-            ) from None
-        except (ImportError, OSError):
-            pass  # This system or file system has no locks: go on without.
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            if made and not any(folder.iterdir()):
-                folder.rmdir()  # Nothing was begun.
+    checkpoint: Path | None = None
+    """What it goes on from; None to start anew."""
+    changes: list[str] = field(default_factory=list)
+    """`key: old -> new` of what is trained differently from here on."""
 
 
-def find_start(config: DistillConfig, folder: Path) -> Path | None:
-    """Return the checkpoint to resume from, None to start anew; nothing is changed yet.
+def find_start(config: DistillConfig, folder: Path, tell: Callable[[str], None] = print) -> Start:
+    """Return where to begin; nothing is changed yet.
+
+    Args:
+        config: of this run.
+        folder: the run folder; it exists.
+        tell: told of damaged checkpoints that are passed over.
 
     Raises:
         ValueError: the folder holds something that this run may not replace or cannot continue.
-        DistillDepthError: a checkpoint cannot be read.
+        DistillDepthError: no checkpoint can be read, or the folder holds what is not ours.
     """
-    resume_from: Path | None = None
-    if config.resume == "auto":
-        found = list_checkpoints(folder / "checkpoints")
-        resume_from = found[-1] if found else None
-    elif config.resume:
-        resume_from = Path(config.resume)
-    if resume_from is not None:
-        done = read_state(resume_from)["step"]
-        _same_run(config, folder)
+    checkpoint = _chosen_checkpoint(config, folder, tell)
+    if checkpoint is not None:
+        done = read_state(checkpoint)["step"]
+        changes = _changes(config, folder)
         if done > config.steps:
-            raise ValueError(f"distill: steps is {config.steps}, but {resume_from} has {done} done; use --steps {done}")
-        return resume_from
-    if not any(item.name != _LOCK for item in folder.iterdir()):
-        return None
+            raise ValueError(f"distill: steps is {config.steps}, but {checkpoint} has {done} done; use --steps {done}")
+        return Start(checkpoint, changes)
+    if not any(item.name != LOCK for item in folder.iterdir()):
+        return Start()
     if not (config.overwrite or config.resume):
         raise ValueError(
             f"distill: {folder} is not empty; continue it with --resume auto, replace it with --overwrite, "
             "or choose another --out"
         )
-    if not _is_run(folder):
-        raise ValueError(f"distill: {folder} is not empty and not a run folder; choose another --out")
+    RUN.check_clearable(folder)
     if not config.overwrite:
-        _same_run(config, folder)
+        _changes(config, folder)
         if (folder / "student").exists():
             raise ValueError(
                 f"distill: {folder} has a student but no checkpoint to continue from; replace it with --overwrite, "
                 "or choose another --out"
             )
-    return None
+    return Start()
+
+
+def _chosen_checkpoint(config: DistillConfig, folder: Path, tell: Callable[[str], None]) -> Path | None:
+    if not config.resume:
+        return None
+    if config.resume == "auto":
+        return newest_readable(folder / "checkpoints", tell)
+    checkpoint = Path(config.resume)
+    read_tensors(checkpoint)
+    return checkpoint
+
+
+def recorded_precisions(config: DistillConfig, folder: Path) -> dict[str, str]:
+    """Return what the run to be resumed computes in, by who; empty for a new run or an unreadable checkpoint."""
+    if not config.resume:
+        return {}
+    found = list_checkpoints(folder / "checkpoints") if config.resume == "auto" else [Path(config.resume)]
+    for checkpoint in reversed(found):
+        try:
+            return read_state(checkpoint)["precisions"]
+        except DistillDepthError:
+            continue  # Told of when the checkpoint is chosen.
+    return {}
 
 
 def start_folder(config: DistillConfig, folder: Path) -> None:
-    """Remove what an earlier run left, and write the configuration."""
-    for item in folder.iterdir():
-        if item.is_dir() and not item.is_symlink():
-            shutil.rmtree(item)
-        elif item.name != _LOCK:
-            item.unlink()
+    """Remove what an earlier run left, mark the folder and write the configuration.
+
+    Raises:
+        DistillDepthError: something in it is not ours.
+    """
+    if any(item.name != LOCK for item in folder.iterdir()):
+        RUN.clear(folder)
+    RUN.mark(folder)
     (folder / "checkpoints").mkdir()
-    write_atomically(folder / "config.toml", to_toml(config).encode())
+    write_config(config, folder)
 
 
-def _is_run(folder: Path) -> bool:
-    """Other programs call their files config.toml too."""
-    try:
-        load_config(file=folder / "config.toml")
-    except (OSError, ValueError):
-        return False
-    return True
+def continue_folder(config: DistillConfig, folder: Path) -> None:
+    """Mark the folder of a run that goes on, which a readable checkpoint proves ours, and write its configuration."""
+    RUN.mark(folder)
+    write_config(config, folder)
 
 
-def _same_run(config: DistillConfig, folder: Path) -> None:
-    saved_file = folder / "config.toml"
+def write_config(config: DistillConfig, folder: Path) -> None:
+    """Write `config.toml`: what the run is, without what was to be done with the folder this time."""
+    text = to_toml(config).splitlines(keepends=True)
+    kept = "".join(line for line in text if not line.startswith(("resume = ", "overwrite = ")))
+    write_atomically(folder / CONFIG, kept.encode())
+
+
+def _changes(config: DistillConfig, folder: Path) -> list[str]:
+    """What a resumed run changes of the run in the folder; ValueError for what would make it another run."""
+    saved_file = folder / CONFIG
     if not saved_file.is_file():
         raise ValueError(f"distill: {folder} has no config.toml to continue with; name the run's own folder with --out")
     saved = load_config(file=saved_file)
+    changes = []
     for key in keys():
         old, new = get_key(saved, key), get_key(config, key)
-        if key not in _RESUME_MAY_CHANGE and old != new:
+        if old == new or key in _NOT_OF_TRAINING:
+            continue
+        if key not in _MAY_CHANGE:
             raise ValueError(
                 f"distill: {key} was {old!r} when {folder} was started and is {new!r} now; "
                 f"resume with --config {saved_file}, or choose another --out"
             )
+        changes.append(f"{key}: {_short(old)} -> {_short(new)}")
+    return changes
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

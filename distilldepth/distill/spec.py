@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from distilldepth.errors import UsageError
+from distilldepth.errors import UsageError, shown
 
 ORACLE = "oracle"
 """The teacher that is the renderer's own truth; works on procedural scenes only."""
+
+MAX_WEIGHT = 1e9
+"""Beyond this, the weights of the others are lost in rounding."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
     """Read a comma-separated list of `name[:variant][=weight]` or `name@path[=weight]`.
 
     Raises:
-        ValueError: an empty list, a repeated teacher, or a weight that is not a positive number.
+        UsageError: an empty list, a repeated teacher, or a weight that is not a positive number.
 
     >>> parse_teachers("dav2:large=7,genpercept=3")[0]
     TeacherSpec(model='dav2:large', weight=7.0)
@@ -34,30 +37,38 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
     for item in text.split(","):
         item = item.strip()
         if not item:
-            raise ValueError(f"distill: teachers must be a comma-separated list of names, got {text!r}")
+            raise UsageError(f"distill: teachers must be a comma-separated list of names, got {shown(text)}")
         model, equals, number = item.rpartition("=")
         if not equals:
             model, number = item, "1"
         model = model.strip()
+        if not model:
+            raise UsageError(f"distill: a teacher must have a name, got {shown(item)}")
         try:
             weight = float(number)
         except ValueError:
-            raise ValueError(f"distill: the weight of teacher '{model}' must be a number, got {number!r}") from None
-        if not 0 < weight < float("inf"):
-            raise ValueError(f"distill: the weight of teacher '{model}' must be positive and finite, got {number}")
+            raise UsageError(
+                f"distill: the weight of teacher '{model}' must be a number, got {shown(number)}"
+            ) from None
+        if not 0 < weight <= MAX_WEIGHT:
+            raise UsageError(
+                f"distill: the weight of teacher '{model}' must be positive and finite, at most {MAX_WEIGHT:g}, "
+                f"got {shown(number)}"
+            )
         if any(spec.model == model for spec in specs):
-            raise ValueError(f"distill: teacher '{model}' is given twice; name it once with a weight, as {model}=2")
+            raise UsageError(f"distill: teacher '{model}' is given twice; name it once with a weight, as {model}=2")
         specs.append(TeacherSpec(model, weight))
     return specs
 
 
 def check_known(specs: list[TeacherSpec]) -> None:
     """Raise UsageError with the nearest name for a bare name that neither the registry nor a file carries."""
+    from distilldepth.data.images import path_exists
     from distilldepth.models.registry import teacher_names, what_else
 
     known = {ORACLE, *teacher_names()}
     for spec in specs:
         name = spec.model.partition("@")[0].partition(":")[0]
-        bare = not any(mark in spec.model for mark in "/\\.@") and not Path(spec.model).exists()
+        bare = not any(mark in spec.model for mark in "/\\.@") and not path_exists(Path(spec.model))
         if bare and name not in known:
             raise UsageError(f"distill: unknown teacher '{spec.model}'{what_else(spec.model, known, 'teachers')}")

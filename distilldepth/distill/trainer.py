@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import os
 import random
+import shlex
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,23 +21,21 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distilldepth.data.sources import open_source
+from distilldepth.capacity import check_memory, network_bytes
+from distilldepth.data.sources import ImageSource, check_readable, open_source
 from distilldepth.device import resolve_device
 from distilldepth.distill.agreement import AgreementLog, measure_agreement, predict_at, some_of
 from distilldepth.distill.augment import augment
 from distilldepth.distill.card import model_card, run_facts
-from distilldepth.distill.checkpoint import (
-    load_checkpoint,
-    read_state,
-    save_checkpoint,
-)
+from distilldepth.distill.checkpoint import Trained, list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.data import (
     CropDataset,
     SourceView,
     StepBatches,
     crop_config,
-    make_loader,
+    fingerprint,
+    loading,
     next_batch,
     split_heldout,
     whole_batches,
@@ -47,15 +47,24 @@ from distilldepth.distill.optimiser import make_optimiser, set_learning_rate, wa
 from distilldepth.distill.progress import ProgressLine, Stopwatch
 from distilldepth.distill.recipe import is_random, rate_warning, settle_optimiser, usual_rate
 from distilldepth.distill.report import read_metrics, write_report
-from distilldepth.distill.run_folder import claim_folder, find_start, start_folder
+from distilldepth.distill.run_folder import (
+    METRICS,
+    continue_folder,
+    find_start,
+    recorded_precisions,
+    start_folder,
+)
 from distilldepth.distill.spec import TeacherSpec, check_known, parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs
 from distilldepth.distill.teachers import Teacher, load_teachers
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError
+from distilldepth.files import atomic_path
+from distilldepth.folders import claim_folder
 from distilldepth.losses import DistillationObjective, center_and_spread, distill_any_depth_objective
 from distilldepth.machine import resolve_precision
 from distilldepth.models import DepthModel, create_student, load_model, save_model
 from distilldepth.ops.backend import available_backends
+from distilldepth.signals import Interrupted, StopRequest
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system says when a disk is full, or as much of it as the user may have."""
@@ -102,10 +111,11 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     folder = Path(config.out)
     if config.threads:
         torch.set_num_threads(config.threads)
-    accelerator = make_accelerator(config)
+    precisions = settle_precisions(config, resolve_device(config.device), recorded_precisions(config, folder))
+    accelerator = make_accelerator(config, precisions["student"])
     try:
-        with claim_folder(folder) if accelerator.is_main_process else nullcontext():
-            return _distill(config, specs, folder, accelerator, command)
+        with claim_folder(folder, "distill") if accelerator.is_main_process else nullcontext():
+            return _distill(config, specs, folder, accelerator, precisions, command)
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -115,17 +125,27 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
 
 
 def _distill(
-    config: DistillConfig, specs: list[TeacherSpec], folder: Path, accelerator: Accelerator, command: str
+    config: DistillConfig,
+    specs: list[TeacherSpec],
+    folder: Path,
+    accelerator: Accelerator,
+    precisions: dict[str, str],
+    command: str,
 ) -> RunResult:
-    found = [find_start(config, folder) if accelerator.is_main_process else None]
-    resume_from = broadcast_object_list(found)[0]
+    found = [find_start(config, folder, _tell) if accelerator.is_main_process else None]
+    begin = broadcast_object_list(found)[0]
     device = accelerator.device
+    check_capacity(config, device)
     torch.manual_seed(config.seed)
 
     source = open_source(
         config.images, size=config.scene_height_width, seed=config.seed, max_side=config.crop.max_side or None
     )
-    training, heldout = split_heldout(source, config.heldout)
+    state = _first_state(source, accelerator, precisions)
+    if begin.checkpoint is not None:
+        state = _resumed_state(begin.checkpoint, state)
+    training, heldout = split_heldout(source, config.heldout, by_name=state["images"] is not None)
+    check_readable(source)
     if len(training) < config.batch_size:
         raise ValueError(
             f"distill: batch_size {config.batch_size} is larger than the {len(training)} training images found; "
@@ -137,7 +157,7 @@ def _distill(
         offline=config.offline,
         has_depth=source.has_depth,
         seed=config.seed,
-        precision=resolve_precision(config.teacher_precision, device, what="the teachers"),
+        precision=precisions["teachers"],
     )
     if config.initial_weights == "pretrained":
         student = load_model(config.student, offline=config.offline)
@@ -156,30 +176,31 @@ def _distill(
     stopwatch = Stopwatch(device)
     objective = make_objective(config, student, teachers.teachers, training)
     step_module = DistillationStep(student.train(), objective, stopwatch, compiled=config.compile)
-    muon_precision = getattr(torch, resolve_precision("auto", device))
-    optimiser = make_optimiser(config, step_module, device, muon_precision)
+    optimiser = make_optimiser(config, step_module, device, getattr(torch, precisions["muon"]))
     step_module, optimiser = accelerator.prepare(step_module, optimiser)
     bare = accelerator.unwrap_model(step_module)
     average = WeightAverage(bare.student, config.optimiser.ema) if config.optimiser.ema else None
-    if average is not None:
-        accelerator.register_for_checkpointing(average)
+    trained = Trained(bare, getattr(optimiser, "optimizer", optimiser), average, accelerator.scaler)
 
-    start, state = 0, {"seconds": 0.0, "skipped": 0, "unreadable": 0}
-    if resume_from is not None:
-        state = read_state(resume_from)
-        load_checkpoint(accelerator, resume_from)
+    start = 0
+    if begin.checkpoint is not None:
         start = state.pop("step")
-        before = state["before"]
-    else:
-        before = {}
+        _check_scores(begin.checkpoint, state["before"], teachers.teachers, len(heldout))
+        load_checkpoint(trained, begin.checkpoint)
+        state["changes"] += [f"step {start}: {change}" for change in begin.changes]
         if accelerator.is_main_process:
-            # Only now, when everything that was asked for is there, is an earlier run replaced.
-            start_folder(told, folder)
-            before = measure_agreement(bare.student, teachers.teachers, heldout, config, folder / "samples" / "before")
-        state["before"] = before
+            continue_folder(told, folder)
+    elif accelerator.is_main_process:
+        # Only now, when everything that was asked for is there, is an earlier run replaced.
+        start_folder(told, folder)
+        state["before"] = measure_agreement(
+            bare.student, teachers.teachers, heldout, config, folder / "samples" / "before"
+        )
+    before = state["before"]
 
-    metrics_path = folder / "metrics.jsonl"
-    keep_lines_until(metrics_path, start)
+    metrics_path = folder / METRICS
+    if accelerator.is_main_process:
+        keep_lines_until(metrics_path, start)
     batches = StepBatches(
         start * config.grad_accumulation,
         config.steps * config.grad_accumulation,
@@ -188,13 +209,15 @@ def _distill(
         accelerator.num_processes,
     )
     dataset = CropDataset(training, crop_config(config), config.seed)
-    loader = iter(make_loader(dataset, batches, config.workers, pin=device.type == "cuda"))
     progress = ProgressLine(config.steps, start, enabled=accelerator.is_main_process)
     if start:
         progress.write(f"resuming {folder} at step {start}")
+        for change in begin.changes:
+            progress.write(f"changed from step {start} on: {change}{_consequence(change)}")
     if available_backends("hybrid_norm", device.type) == ("reference",) and device.type in ("cpu", "cuda"):
         progress.write("the losses run in plain torch; `distilldepth doctor --build` compiles the fused ones")
-    log = RunLog(metrics_path if accelerator.is_main_process else None, state)
+    log = RunLog(metrics_path if accelerator.is_main_process else None, state, accelerator)
+    stop = StopRequest()
     found_infinite = watch_gradients(accelerator, optimiser, device)
     if warning:
         progress.write(f"distilldepth: warning: {warning}")
@@ -204,52 +227,66 @@ def _distill(
     # With a moving average it is the average that becomes the student.
     judged = bare.student if average is None else copy.deepcopy(bare.student)
 
+    def save(done: int) -> None:
+        checkpoints = folder / "checkpoints"
+        if not save_checkpoint(accelerator, trained, checkpoints, done, log.state(), keep=config.keep_checkpoints):
+            row = log.flush(done, optimiser.param_groups[-1]["lr"], stopwatch.shares()) if log.has_samples else {}
+            what = "a weight or the optimiser's state is not finite"
+            raise _stopped(config, row | {"step": done}, what, log.bad_batch, dataset, accelerator, folder)
+
     unreadable: set[str] = set()
     step_module.train()
-    for step in range(start, config.steps):
-        seed_step(config.seed, step, accelerator.process_index)
-        set_learning_rate(optimiser, config, step)
-        for part in range(config.grad_accumulation):
-            with stopwatch("data", host=True):
-                batch = next_batch(loader)
-            teacher = teachers.draw(step)
-            with stopwatch("teacher"):
-                inputs = label_batch(batch, teacher, config, device, features="features" in objective.needs)
-            with accelerator.accumulate(step_module):
-                outputs = step_module(inputs)
-                with stopwatch("student"):
-                    accelerator.backward(outputs.loss)
-                with stopwatch("optimiser"):
-                    norm = None
-                    if accelerator.sync_gradients:
-                        largest = config.optimiser.clip_norm or float("inf")
-                        norm = accelerator.clip_grad_norm_(step_module.parameters(), largest)
-                        if found_infinite is not None:
-                            found_infinite.copy_(~torch.isfinite(norm))
-                    optimiser.step()
-                    optimiser.zero_grad()
-            log.add(outputs, norm, batch, teacher.name, step * config.grad_accumulation + part)
-        done = step + 1
-        if average is not None:
-            with stopwatch("optimiser"):
-                average.update(bare.student, step)
-        progress.advance()
-        if done % config.log_every == 0 or done == config.steps:
-            row = log.flush(done, optimiser.param_groups[-1]["lr"], stopwatch.shares())
-            progress.report(done, row["terms"], row["time"])
-            for text in row.get("errors", ()):
-                if len(unreadable) < _TOLD and text not in unreadable:
-                    unreadable.add(text)
-                    progress.write(f"distilldepth: warning: {text}; another image takes its place")
-            _stop_if_not_finite(config, row, log.bad_batch, dataset, accelerator, folder)
-        between = config.agreement_every and done % config.agreement_every == 0 and done < config.steps
-        if between and accelerator.is_main_process and len(heldout):
+    pin = device.type == "cuda"
+    with stop.listening(), loading(dataset, batches, config.workers, pin=pin) as loader:
+        for step in range(start, config.steps):
+            seed_step(config.seed, step, accelerator.process_index)
+            set_learning_rate(optimiser, config, step)
+            for part in range(config.grad_accumulation):
+                with stopwatch("data", host=True):
+                    batch = next_batch(loader)
+                teacher = teachers.draw(step)
+                with stopwatch("teacher"):
+                    inputs = label_batch(batch, teacher, config, device, features="features" in objective.needs)
+                with accelerator.accumulate(step_module):
+                    outputs = step_module(inputs)
+                    with stopwatch("student"):
+                        accelerator.backward(outputs.loss)
+                    with stopwatch("optimiser"):
+                        norm = None
+                        if accelerator.sync_gradients:
+                            largest = config.optimiser.clip_norm or float("inf")
+                            norm = accelerator.clip_grad_norm_(step_module.parameters(), largest)
+                            if found_infinite is not None:
+                                found_infinite.copy_(~torch.isfinite(norm))
+                        optimiser.step()
+                        optimiser.zero_grad()
+                log.add(outputs, norm, batch, teacher.name, step * config.grad_accumulation + part)
+            done = step + 1
             if average is not None:
-                judged.load_state_dict(average.state_dict())
-            measured = measure_agreement(judged, teachers.teachers, some_of(heldout), config)
-            progress.write(agreement.add(done, measured))
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            save_checkpoint(accelerator, folder / "checkpoints", done, log.state(), keep=config.keep_checkpoints)
+                with stopwatch("optimiser"):
+                    average.update(bare.student, step)
+            progress.advance()
+            # Several processes must agree on where to end, which they can where the log waits for all of them.
+            signum = stop.signum if accelerator.num_processes == 1 else 0
+            if done % config.log_every == 0 or done == config.steps:
+                row = log.flush(done, optimiser.param_groups[-1]["lr"], stopwatch.shares(), stop.signum)
+                signum = log.signum
+                progress.report(done, row["terms"], row["time"])
+                for text in row.get("errors", ()):
+                    if len(unreadable) < _TOLD and text not in unreadable:
+                        unreadable.add(text)
+                        progress.write(f"distilldepth: warning: {text}; another image takes its place")
+                _stop_if_not_finite(config, row, log.bad_batch, dataset, accelerator, folder)
+            between = config.agreement_every and done % config.agreement_every == 0 and done < config.steps
+            if between and accelerator.is_main_process and len(heldout):
+                if average is not None:
+                    judged.load_state_dict(average.state_dict())
+                measured = measure_agreement(judged, teachers.teachers, some_of(heldout), config)
+                progress.write(agreement.add(done, measured))
+            if signum or done % config.checkpoint_every == 0 or done == config.steps:
+                save(done)
+            if signum and done < config.steps:
+                raise Interrupted(signum)
     if state["unreadable"]:
         progress.write(f"unreadable images were replaced {state['unreadable']} times; metrics.jsonl names them")
     progress.close()
@@ -277,13 +314,99 @@ def _distill(
     return result
 
 
-def make_accelerator(config: DistillConfig) -> Accelerator:
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def settle_precisions(config: DistillConfig, device: torch.device, recorded: dict[str, str]) -> dict[str, str]:
+    """Return the precision of student, teachers and Muon's iteration.
+
+    What is left open is what the run began with if it is `recorded`, so that a resumed run computes the same, and what
+    is fast on this machine if not.
+    """
+    asked = {"student": config.precision, "teachers": config.teacher_precision, "muon": "auto"}
+    if config.optimiser.algorithm != "muon":
+        del asked["muon"]
+    settled = {"muon": "float32"}
+    for who, precision in asked.items():
+        known = recorded.get(who, "auto") if precision == "auto" else precision
+        settled[who] = resolve_precision(known, device, what=f"distill, {who}")
+    return settled
+
+
+def _first_state(source: ImageSource, accelerator: Accelerator, precisions: dict[str, str]) -> dict[str, Any]:
+    """What a checkpoint keeps beside the tensors, at the start of a run."""
+    return {
+        "seconds": 0.0,
+        "skipped": 0,
+        "unreadable": 0,
+        "before": {},
+        "changes": [],
+        "processes": accelerator.num_processes,
+        "images": fingerprint(source),
+        "precisions": precisions,
+    }
+
+
+def _resumed_state(checkpoint: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint, with `step`; ValueError if images or processes are others than before."""
+    state = read_state(checkpoint)
+    for name in ("files", "scaler"):
+        state.pop(name, None)
+    processes, images = state["processes"], state["images"]
+    if processes is not None and processes != fresh["processes"]:
+        how = "without torchrun" if processes == 1 else f"with torchrun --nproc_per_node {processes}"
+        raise ValueError(
+            f"distill: {checkpoint} was trained by {processes} process{'es' * (processes > 1)} and this are "
+            f"{fresh['processes']}, which would show it other images; continue {how}"
+        )
+    if images is not None and images != fresh["images"]:
+        raise ValueError(
+            f"distill: the images are not those that {checkpoint} was trained on ({images} then, {fresh['images']} "
+            "now: some were added, removed or renamed); bring them back, or start another run with another --out"
+        )
+    return state
+
+
+def _check_scores(checkpoint: Path, before: dict[str, Any], teachers: list[Teacher], heldout: int) -> None:
+    """Raise DistillDepthError if the agreement from before the training cannot be compared with one from after it."""
+    scores = before.get("teachers", {})
+    for teacher in teachers if heldout else ():
+        if not {"correlation", "ssi_error"} <= scores.get(teacher.name, {}).keys():
+            raise DistillDepthError(
+                f"distill: checkpoint {checkpoint} is damaged (it has no agreement with {teacher.name} from before the "
+                "training); start with --overwrite"
+            )
+
+
+def _consequence(change: str) -> str:
+    """What a change means that is not plain from its key."""
+    return "; the learning rate now falls to its end at the new last step" if change.startswith("steps:") else ""
+
+
+def check_capacity(config: DistillConfig, device: torch.device) -> None:
+    """Raise UsageError for batches that cannot fit into the memory."""
+    height, width = config.height_width
+    window_height, window_width = config.patch_height_width
+    windows = config.crop.patches if config.loss.local_global else 0
+    # A window costs its picture as bytes and as numbers; the network of the student sees the region alone.
+    needed = network_bytes(config.batch_size * height * width, training=True)
+    needed += 15 * config.batch_size * windows * window_height * window_width
+    check_memory(
+        needed,
+        f"distill: batches of {config.batch_size} x {height} x {width} pixels",
+        "use a smaller --size or --batch-size",
+        device=device,
+        error=UsageError,
+    )
+
+
+def make_accelerator(config: DistillConfig, precision: str) -> Accelerator:
     """Return the accelerator for a configuration; under `accelerate launch` the launcher decides on the device."""
     device = resolve_device(config.device)
     kind = device.type
     if kind == "cuda" and "LOCAL_RANK" not in os.environ:
         torch.cuda.set_device(device)
-    precision = resolve_precision(config.precision, device, what="the student")
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     return Accelerator(
         cpu=kind == "cpu",
@@ -413,16 +536,36 @@ def _stop_if_not_finite(
     broken = not np.isfinite(row["loss"]) or not np.isfinite(row.get("grad_norm", 0.0))
     if row["skipped"] <= config.max_skipped_share * row["samples"] and not broken:
         return
-    step = row["step"]
-    path = folder / f"failed-step-{step:08d}.safetensors"
-    if accelerator.is_main_process:
-        ordinals = next(
-            iter(StepBatches(bad_batch, bad_batch + 1, config.batch_size, processes=accelerator.num_processes))
-        )
-        images = torch.stack([dataset[ordinal]["image"] for ordinal in ordinals])
-        save_file({"image": images}, str(path))
-    what = "the loss or its gradient is" if broken else f"{row['skipped']} of the last {row['samples']} samples are"
-    raise DistillDepthError(
-        f"distill: stopped at step {step}: {what} not finite (max_skipped_share {config.max_skipped_share}); "
-        f"the batch is in {path}, the last good state in {folder / 'checkpoints'}; try a smaller optimiser.lr"
+    what = (
+        "the loss or its gradient is not finite"
+        if broken
+        else f"{row['skipped']} of the last {row['samples']} samples are not finite "
+        f"(max_skipped_share {config.max_skipped_share})"
+    )
+    raise _stopped(config, row, what, bad_batch, dataset, accelerator, folder)
+
+
+def _stopped(
+    config: DistillConfig,
+    row: dict[str, Any],
+    what: str,
+    bad_batch: int,
+    dataset: CropDataset,
+    accelerator: Accelerator,
+    folder: Path,
+) -> DistillDepthError:
+    """The error that ends a run with numbers that are not finite: where they are, and the command that goes on."""
+    step, where = row["step"], ""
+    if accelerator.is_main_process and bad_batch >= 0:
+        path = folder / f"failed-step-{step:08d}.safetensors"
+        batches = StepBatches(bad_batch, bad_batch + 1, config.batch_size, processes=accelerator.num_processes)
+        images = torch.stack([dataset[ordinal]["image"] for ordinal in next(iter(batches))])
+        with atomic_path(path) as temporary:
+            save_file({"image": images}, temporary)
+        where = f"the batch is in {path}; "
+    rate = f"optimiser.lr={config.optimiser.lr / 5:g}"
+    going_on = ["--resume", "auto"] if list_checkpoints(folder / "checkpoints") else ["--overwrite"]
+    again = ["distilldepth", "distill", "--config", str(folder / "config.toml"), *going_on, "--set", rate]
+    return DistillDepthError(
+        f"distill: stopped at step {step}: {what}; {where}with a smaller learning rate: {shlex.join(again)}"
     )

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from distilldepth.data.benchmarks.samples import spread
+from distilldepth.data.sources import MAX_SCENES, parse_count
 from distilldepth.data.truth import Dataset, Item, Truth
-from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
+from distilldepth.files import expand_user
 
 __all__ = ["SCENE_COUNT", "SCENE_SEED", "SCENE_SIZE", "Dataset", "Item", "Truth", "benchmark_name", "open_data"]
 
@@ -49,10 +52,10 @@ def open_data(
         ValueError: wrong count of scenes or limit, a benchmark without root, or a split without benchmark.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"open_data: limit must be at least 1, got {limit}")
+        raise UsageError(f"open_data: limit must be at least 1, got {limit}")
     specs = [specs] if isinstance(specs, (str, Path)) else list(specs)
     if split is not None and not any(map(benchmark_name, specs)):
-        raise ValueError("open_data: --split lists the samples of a benchmark, and the data is none; leave it out")
+        raise UsageError("open_data: --split lists the samples of a benchmark, and the data is none; leave it out")
     datasets: list[Dataset] = []
     for spec in specs:
         if re.fullmatch(r"scenes(:.*)?", str(spec)):
@@ -65,8 +68,37 @@ def open_data(
         raise DistillDepthError("no data given; name a benchmark, a manifest, a folder or scenes")
     names = [dataset.name for dataset in datasets]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"open_data: data must have different names, got {', '.join(repeated)} more than once")
+        raise UsageError(f"open_data: data must have different names, got {', '.join(repeated)} more than once")
     return datasets
+
+
+def check_any_readable(datasets: Sequence[Dataset], max_tries: int = 100) -> None:
+    """Raise if none of a dataset's samples can be read, before a model is loaded for them.
+
+    Args:
+        datasets: each has to have a sample that can be read.
+        max_tries: of more samples so many are tried, spread evenly.
+
+    Raises:
+        DistillDepthError: none can be read; the message has the count and the first reason.
+    """
+    for dataset in datasets:
+        first: Exception | None = None
+        tried = spread(dataset.items, max_tries)
+        for item in tried:
+            try:
+                item.read()
+            except (DistillDepthError, OSError, ValueError, MemoryError) as error:
+                first = first or error
+            else:
+                break
+        else:
+            count = len(dataset.items)
+            some = f"all {count} samples" if len(tried) == count else f"{len(tried)} of {count} samples, spread evenly,"
+            if count > 1:
+                raise DistillDepthError(
+                    f"{dataset.name}: {some} cannot be read; the first: {' '.join(str(first).split())}"
+                )
 
 
 def benchmark_name(spec: str | Path) -> str | None:
@@ -88,7 +120,7 @@ def _open_benchmark(
 
     name, _, subset = spec.partition(":")
     if root is None:
-        raise ValueError(f"open_data: {name} needs --root, the folder or tar file that holds it")
+        raise UsageError(f"open_data: {name} needs --root, the folder or tar file that holds it")
     return open_benchmark(
         name,
         root,
@@ -102,9 +134,12 @@ def _open_benchmark(
 
 def _open_scenes(spec: str, limit: int | None) -> Dataset:
     _, colon, text = spec.partition(":")
-    if colon and not (text.isdecimal() and int(text) > 0):
-        raise ValueError(f"open_data: scenes:COUNT must have a positive whole number, got {spec!r}")
-    count = min(int(text) if colon else SCENE_COUNT, limit or 10**9)
+    asked = parse_count(text) if colon else SCENE_COUNT
+    if asked is None:
+        raise UsageError(
+            f"open_data: scenes:COUNT must have a positive whole number, at most {MAX_SCENES}, got {shown(spec)}"
+        )
+    count = min(asked, limit or asked)
     items = [Item("scenes", f"scene-{seed}", _SceneReader(seed)) for seed in range(SCENE_SEED, SCENE_SEED + count)]
     return Dataset("scenes", items)
 
@@ -126,10 +161,10 @@ def _open_rgbd(spec: str | Path, root: str | Path | None, limit: int | None) -> 
     from distilldepth.data.benchmarks import BENCHMARKS
     from distilldepth.data.rgbd import open_rgbd
 
-    if not Path(spec).expanduser().exists() and not re.search(r"[/\\.]", str(spec)):
+    if not expand_user(spec).exists() and not re.search(r"[/\\.]", str(spec)):
         # A single word is more likely a benchmark misspelt than a file that went away.
         known = [*BENCHMARKS, "scenes"]
-        raise FileNotFoundError(f"{spec}: no such file, folder or benchmark{did_you_mean(str(spec), known)}")
+        raise UsageError(f"{spec}: no such file, folder or benchmark{did_you_mean(str(spec), known)}")
     source = open_rgbd(spec, root=root)
     if source.skipped:
         entries = "1 entry has" if source.skipped == 1 else f"{source.skipped} entries have"

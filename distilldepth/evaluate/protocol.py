@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from distilldepth.errors import did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from distilldepth.documents import parse_toml
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
 
 BY_QUANTITY = "by quantity"
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -306,7 +301,7 @@ def choose_protocol(quantity: str, *, name: str | None = None, overrides: Mappin
     'custom (min_depth=0.5 on marigold)'
     """
     if name is not None and name not in PROTOCOLS:
-        raise ValueError(f"choose_protocol: name must be known, got {name!r}{did_you_mean(name, PROTOCOLS)}")
+        raise UsageError(f"choose_protocol: name must be known, got {name!r}{did_you_mean(name, PROTOCOLS)}")
     protocol = PROTOCOLS[name or _DEFAULTS[quantity]].for_quantity(quantity)
     overrides = _checked(overrides or {}, "choose_protocol")
     kinds = ["", *protocol.by_dataset]
@@ -383,7 +378,7 @@ def parse_protocol(name: str, text: str) -> Protocol:
         ValueError: no TOML, an unknown table, rule or value; the message names the protocol.
     """
     try:
-        values = tomllib.loads(text)
+        values = parse_toml(text, name)
         known = ("summary", "source", "rules", "dataset", "quantity")
         for key in values:
             if key not in known:
@@ -392,7 +387,7 @@ def parse_protocol(name: str, text: str) -> Protocol:
         return _assemble(words, values.get("rules", {}), values.get("dataset", {}), values.get("quantity", {}))
     except KeyError as error:
         raise ValueError(f"protocol {name}: lacks {error}") from error
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, DistillDepthError) as error:
         raise ValueError(f"protocol {name}: {error}") from error
 
 

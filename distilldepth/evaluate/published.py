@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from distilldepth.documents import parse_toml
 from distilldepth.errors import did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 TASKS = ("estimation", "stereo", "completion")
 """What a method was given: one image, both views of a stereo pair, or an image and sparse depth."""
@@ -152,7 +147,7 @@ def dataset_title(kind: str) -> str:
 def _rows() -> tuple[dict[str, Any], ...]:
     file = importlib.resources.files("distilldepth.evaluate") / "published.toml"
     rows = []
-    for table in tomllib.loads(file.read_text(encoding="utf-8"))["table"]:
+    for table in parse_toml(file.read_bytes(), str(file))["table"]:
         columns = [column.split() for column in table["columns"]]
         percent = set(table.get("percent", ()))
         for model, *values in table["rows"]:

@@ -19,7 +19,7 @@ from distilldepth.device import autocast, resolve_device
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.baselines import load_baseline
 from distilldepth.evaluate.cases import Cases
-from distilldepth.evaluate.data import open_data
+from distilldepth.evaluate.data import check_any_readable, open_data
 from distilldepth.evaluate.predictions import (
     StoredPredictions,
     check_distinct,
@@ -32,7 +32,7 @@ from distilldepth.evaluate.result import Evaluation, mean_metrics, summarise
 from distilldepth.evaluate.run_folder import RunFolder, check_folder, describe_run
 from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, is_meaningless, score_batch
 from distilldepth.evaluate.table import headline
-from distilldepth.inference import FAILURES, LoadedImage, estimate_batch, load_batches, reason
+from distilldepth.inference import FAILURES, LoadedImage, check_side, estimate_batch, load_batches, reason
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import resize, target_size
 
@@ -123,6 +123,7 @@ def evaluate(
     else:
         place = resolve_device(device)
     autocast(place, precision)
+    check_any_readable(datasets)
     model = open_model(model, offline).to(place)
     if save_predictions == "kitti":
         check_metres(model.info.quantity)
@@ -136,7 +137,8 @@ def evaluate(
         raise ValueError("evaluate: field chooses among several, and the data has one kind of ground truth only")
     rules = {dataset.name: protocol.rules(dataset.kind) for dataset in datasets}
     # What would fail for every sample is said before the first.
-    target_size(1, 1, model.preprocessing, policy=resize_policy, size=size)
+    side = size or model.preprocessing.size
+    check_side(model, place, target_size(side, side, model.preprocessing, policy=resize_policy, size=size))
     if any(is_meaningless(one, model.info.quantity) for one in rules.values()):
         raise ValueError(f"evaluate: the protocol {protocol.name} does not fit the model: {MEANINGLESS}")
     other = {dataset.kind: rules[dataset.name].field for dataset in datasets if _wrong_field(dataset, rules)}

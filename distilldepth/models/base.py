@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.models.preprocess import Preprocessing, choose_policy, resize, target_size
 
 QUANTITIES = ("disparity", "depth", "metric_depth")
@@ -171,11 +172,18 @@ class DepthModel(nn.Module):
         Raises:
             TypeError: size is not a whole number.
             ValueError: unknown policy, or a size below the model's multiple.
+            DistillDepthError: more pixels than there is memory for.
 
         Gradient: as `forward`; resizing is differentiable.
         """
         height, width = images.shape[-2:]
         inner = target_size(height, width, self.preprocessing, policy=policy, size=size)
+        check_memory(
+            network_bytes(len(images) * inner[0] * inner[1]),
+            f"{len(images)} x {inner[0]} x {inner[1]} pixels in {self.info.name}",
+            "use a smaller --size or --batch-size",
+            device=images.device,
+        )
         output = self(resize(images, inner, self.preprocessing.interpolation)).values.float()
         return resize(output[:, None], (height, width), "bilinear-corners")[:, 0]
 

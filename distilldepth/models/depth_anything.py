@@ -18,6 +18,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
 from distilldepth.errors import DistillDepthError
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.bounds import DEEPEST, WIDEST, flag, listed, number, optional, whole
 from distilldepth.models.preprocess import Preprocessing
 
 _VIT = {"mlp_ratio": 4, "patch_size": 14, "image_size": 518, "head_hidden": 32, "official_positions": True}
@@ -61,6 +62,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 """Architectures by name; `taps` are the blocks (counted from 0) whose tokens go to the neck."""
+
+_WIDTH = whole(1, WIDEST)
+ARCHITECTURE = {
+    "hidden": _WIDTH,
+    "layers": whole(1, DEEPEST),
+    "heads": whole(1, DEEPEST),
+    "mlp_ratio": number(0.01, 64),
+    "swiglu": flag,
+    "taps": listed(whole(0, DEEPEST - 1), 4, 4),
+    "neck": listed(_WIDTH, 4, 4),
+    "fusion": _WIDTH,
+    "head_hidden": _WIDTH,
+    "patch_size": whole(1, 128),
+    "image_size": whole(1, WIDEST),
+    "max_depth": optional(number(0.001, 1e6)),
+    "official_positions": flag,
+}
+"""What the entries of an architecture may be in a file."""
 
 _DEFAULTS = {
     "mlp_ratio": 4,
@@ -302,7 +321,7 @@ def convert_official(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[
             if match:
                 name = re.sub(r"<(\d)-(\d)>", lambda m: str(int(m[1]) - int(m[2])), match.expand(target))
                 parts = re.search(r"\{(.+)\}", name)
-                if parts is None:
+                if parts is None or tensor.ndim == 0:
                     converted[name] = tensor
                 else:
                     names = parts[1].split(",")
@@ -324,7 +343,9 @@ def infer_architecture(state: dict[str, Tensor], *, max_depth: int | None = None
         KeyError: a tensor that is needed for this is missing.
     """
     hidden = state["backbone.embeddings.cls_token"].shape[-1]
-    layers = 1 + max(int(m[1]) for key in state if (m := re.match(r"backbone\.encoder\.layer\.(\d+)\.", key)))
+    layers = 1 + max(int(m[1]) for key in state if (m := re.match(r"backbone\.encoder\.layer\.(\d{1,6})\.", key)))
+    if layers > len(state):
+        raise ValueError(f"blocks: the last one has the number {layers - 1}, with {len(state)} tensors in all")
     known = next((v for v in VARIANTS.values() if (v["hidden"], v["layers"]) == (hidden, layers)), None)
     taps = known["taps"] if known else [(i + 1) * layers // 4 - 1 for i in range(4)]
     patch = state["backbone.embeddings.patch_embeddings.projection.weight"].shape[-1]
@@ -362,13 +383,13 @@ def load_official(
     Raises:
         DistillDepthError: tensors missing, left over or of another shape, or another size than `variant`.
     """
-    from distilldepth.models.load import check_state
+    from distilldepth.models.load import build_to_fit, check_state
 
     converted, unknown = convert_official(state)
     try:
         v1 = re.match(r"depth_anything_vit", path.name) is not None
         architecture = infer_architecture(converted, max_depth=max_depth, v1=v1)
-    except (KeyError, ValueError) as error:
+    except (LookupError, ValueError, ArithmeticError) as error:
         raise DistillDepthError(f"load_model: {path} lacks {error} of Depth Anything; download it again") from None
     if variant:
         wanted = VARIANTS[variant]
@@ -377,8 +398,11 @@ def load_official(
                 f"load_model: {path} has ViT width {architecture['hidden']} and {architecture['layers']} layers, "
                 f"'{info.name}' has width {wanted['hidden']} and {wanted['layers']} layers; name the right size"
             )
-    model = build(architecture, info)
-    check_state(path, model.network, converted, unknown)
+    model = build_to_fit(
+        lambda: build(architecture, info),
+        lambda skeleton: check_state(path, skeleton.network, converted, unknown),
+        f"{path} describes no network",
+    )
     model.network.load_state_dict(converted)
     return model
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import expand_user
 from distilldepth.models.registry import Entry, bundled_alternative
 
 PROBE_SECONDS = 8.0
@@ -31,7 +32,7 @@ def is_offline(offline: bool = False) -> bool:
 def checkpoint_folders() -> list[Path]:
     """Folders in which checkpoints are looked for: `$DISTILLDEPTH_CHECKPOINTS`, then `checkpoints` where one stands."""
     named = os.environ.get("DISTILLDEPTH_CHECKPOINTS", "")
-    return [Path(part).expanduser() for part in named.split(os.pathsep) if part] + [Path("checkpoints")]
+    return [expand_user(part) for part in named.split(os.pathsep) if part] + [Path("checkpoints")]
 
 
 def find_local(entry: Entry) -> Path | None:
@@ -184,9 +185,9 @@ def _unavailable(repo_id: str, reason: str, family: str, expected: tuple[str, ..
 
 def _cache_folder() -> Path:
     if path := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(path).expanduser()
+        return expand_user(path)
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    return Path(home).expanduser() / "hub"
+    return expand_user(home) / "hub"
 
 
 def _has_weights(folder: Path) -> bool:

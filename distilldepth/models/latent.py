@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from distilldepth.cache import cache_folder
 from distilldepth.errors import DistillDepthError
-from distilldepth.files import write_atomically
-from distilldepth.models import hub, registry
+from distilldepth.files import expand_user, write_atomically
+from distilldepth.models import bounds, hub, registry
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.load import check_state, load_pretrained, read_state
+from distilldepth.models.load import check_config, check_state, load_pretrained, read_state
 from distilldepth.models.preprocess import Preprocessing
 
 _SD_VAE = {
@@ -91,6 +91,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 """Architectures by name: configurations of the VAE and the U-Net, and how they are used (see `OneStepLatentDepth`)."""
+
+ARCHITECTURE = {
+    "vae": bounds.config,
+    "unet": bounds.config,
+    "timestep": bounds.whole(0, 100_000),
+    "sign": bounds.word(-1.0, 1.0, -1, 1),
+    "fold": bounds.whole(1, 32),
+    "output": bounds.word("clamp", "sigmoid"),
+    "train_vae": bounds.flag,
+}
+"""What the entries of an architecture may be in a file."""
 
 _TEXT_TOKENS = 2
 
@@ -342,8 +353,9 @@ def _load_part(cls: Any, path: Path, default: dict[str, Any]) -> Any:
         return load_pretrained(cls, path, variant="fp16" if ".fp16." in file.name else None)
     config = default
     if (file.parent / "config.json").is_file():
+        check_config(file.parent / "config.json")
         config = cls.load_config(file.parent, local_files_only=True)
-    state = {key: value.float() for key, value in read_state(file).items()}
+    state = {key: t.float() if t.is_floating_point() else t for key, t in read_state(file).items()}
     with torch.device("meta"):
         network = cls.from_config(config)
     check_state(file, network, state)
@@ -354,8 +366,8 @@ def _load_part(cls: Any, path: Path, default: dict[str, Any]) -> Any:
 def _base_folder(base: str | None, offline: bool, *, has_vae: bool) -> Path:
     """Folder of the repository that the VAE and the text context come from."""
     named = base or os.environ.get("DISTILLDEPTH_SD_BASE")
-    if named and Path(named).expanduser().is_dir():
-        return Path(named).expanduser()
+    if named and expand_user(named).is_dir():
+        return expand_user(named)
     if named and (named.startswith((".", "/", "~")) or named.count("/") != 1):
         raise FileNotFoundError(f"load_model: no such base folder: {named}")
     repo_id = named or registry.STABLE_DIFFUSION_BASE
@@ -392,7 +404,8 @@ def _context(folder: Path) -> Tensor:
     key = hashlib.sha256(f"{weights}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     file = cache_folder() / "contexts" / f"{key}.safetensors"
     if file.is_file():
-        return _read_context(file)
+        with contextlib.suppress(DistillDepthError):  # Damaged: it is encoded again.
+            return _read_context(file)
     context = _encode_empty_prompt(folder)
     from safetensors.torch import save
 
@@ -404,8 +417,11 @@ def _context(folder: Path) -> Tensor:
 def _read_context(file: Path) -> Tensor:
     state = read_state(file)
     context = state.get("context", next(iter(state.values())))
-    if context.ndim != 3 or len(context) != 1:
-        raise DistillDepthError(f"load_model: {file} must hold one tensor (1, tokens, C), got {tuple(context.shape)}")
+    if context.ndim != 3 or len(context) != 1 or not context.is_floating_point():
+        raise DistillDepthError(
+            f"load_model: {file} must hold one floating tensor (1, tokens, C), got {context.dtype} "
+            f"{tuple(context.shape)}; remove it, or download it again"
+        )
     return context.float()
 
 
@@ -418,7 +434,8 @@ def _encode_empty_prompt(folder: Path) -> Tensor:
         with hub.quiet_transformers():
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except Exception as error:
-        raise DistillDepthError(f"load_model: {folder / 'tokenizer'} cannot be loaded ({error})") from error
+        why = " ".join(str(error).split())[:160]
+        raise DistillDepthError(f"load_model: {folder / 'tokenizer'} cannot be loaded ({why})") from error
     # unpadded, as in training: begin and end of text only
     tokens = tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids
     return encoder(tokens)[0].clone()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.bounds import DEEPEST, WIDEST, listed, whole
 from distilldepth.models.preprocess import Preprocessing
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -25,6 +26,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "decoder": [32, 48, 64, 96],
     },
 }
+
+
+_WIDTH = whole(1, WIDEST)
+ARCHITECTURE = {
+    "widths": listed(_WIDTH, 2, 12),
+    "blocks": listed(whole(0, DEEPEST), 1, 11),
+    "attention": whole(0, DEEPEST),
+    "heads": whole(1, DEEPEST),
+    "decoder": listed(_WIDTH, 1, 11),
+}
+"""What the arguments of `LightDepth` may be in a file."""
 
 
 class ConvNormAct(nn.Sequential):
@@ -91,6 +103,13 @@ class LightDepth(DepthModel):
         heads: int,
         decoder: list[int],
     ) -> None:
+        if not len(widths) - 1 == len(blocks) == len(decoder):
+            raise ValueError(
+                f"LightDepth: blocks and decoder must have one entry less than widths, {len(widths) - 1}, "
+                f"got {len(blocks)} and {len(decoder)}"
+            )
+        if widths[-1] % heads:
+            raise ValueError(f"LightDepth: heads must divide the last width, {widths[-1]}, got {heads}")
         super().__init__(info, preprocessing)
         self._architecture = {
             "widths": list(widths),

@@ -9,19 +9,27 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from distilldepth import documents
+from distilldepth.data.images import check_regular, path_exists
 from distilldepth.device import resolve_device
-from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
-from distilldepth.files import write_atomically
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
+from distilldepth.files import expand_user, write_atomically
 from distilldepth.models import hub, registry
 from distilldepth.models.base import DepthModel, ModelInfo
+from distilldepth.models.bounds import check_architecture
+from distilldepth.models.bounds import config as check_config_values
 from distilldepth.models.preprocess import Preprocessing
+
+M = TypeVar("M", bound=nn.Module)
 
 FAMILIES = {
     "depth-anything": "distilldepth.models.depth_anything",
@@ -96,7 +104,7 @@ def create_student(name: str | Path, *, seed: int | None = None, offline: bool =
     """
     entry = registry.lookup(name) if isinstance(name, str) else None
     if entry is None:
-        if isinstance(name, str) and re.fullmatch(r"[\w:-]+", name) and not Path(name).exists():
+        if isinstance(name, str) and re.fullmatch(r"[\w:-]+", name) and not path_exists(Path(name)):
             hint = registry.what_else(name, registry.student_names(), "students")
             raise UsageError(f"create_student: unknown student '{name}'{hint}")
         return load_model(name, offline=offline)
@@ -191,19 +199,23 @@ def _family(key: str) -> ModuleType:
 
 def _resolve(spec: str | Path, offline: bool, base: str | None) -> DepthModel:
     if isinstance(spec, str) and not spec.strip():
-        raise ValueError("load_model: spec must be a name or a path, got an empty string")
+        raise UsageError("load_model: spec must be a name or a path, got an empty string")
     if isinstance(spec, str):
         if registry.lookup(spec):
             return _load_named(spec, offline, base)
         name, at, path = spec.partition("@")
-        if at and not Path(spec).exists():
+        if at and not path_exists(Path(spec)):
             entry = registry.require(name)
             return _load_path(_existing(path), entry, name, offline, base)
-    path = Path(spec).expanduser()
-    if path.exists():
+    path = expand_user(spec)
+    if path_exists(path):
         return _load_path(path, None, None, offline, base)
     text = str(spec)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and path.suffix not in CHECKPOINT_SUFFIXES and not path.parent.exists():
+    if (
+        re.fullmatch(r"[\w.-]+/[\w.-]+", text)
+        and path.suffix not in CHECKPOINT_SUFFIXES
+        and not path_exists(path.parent)
+    ):
         return _load_hub_id(text, offline, base)
     if isinstance(spec, Path) or "/" in text or os.sep in text or path.suffix in CHECKPOINT_SUFFIXES:
         _existing(text)
@@ -212,9 +224,9 @@ def _resolve(spec: str | Path, offline: bool, base: str | None) -> DepthModel:
 
 
 def _existing(path: str) -> Path:
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise FileNotFoundError(f"load_model: no such file or folder: {path}")
+    found = expand_user(path)
+    if not path_exists(found):
+        raise FileNotFoundError(f"load_model: no such file or folder: {shown(str(path), 1000)[1:-1]}")
     return found
 
 
@@ -223,7 +235,7 @@ def _load_named(spec: str, offline: bool, base: str | None) -> DepthModel:
     if entry.bundled:
         return _load_bundled(entry)
     if entry.role == "student":
-        raise ValueError(
+        raise UsageError(
             f"load_model: '{spec}' is an architecture without weights; train it, or use 'distilldepth-mini'"
         )
     try:
@@ -274,7 +286,7 @@ def _load_hub_id(repo_id: str, offline: bool, base: str | None) -> DepthModel:
     entries = [entry for entry in registry.ENTRIES.values() if repo_id in (entry.hub_id, entry.official_id)]
     if len(entries) > 1:
         names = ", ".join(entry.name for entry in entries)
-        raise ValueError(f"load_model: the repository {repo_id} holds several models; name one of {names}")
+        raise UsageError(f"load_model: the repository {repo_id} holds several models; name one of {names}")
     if entries and repo_id == entries[0].hub_id:
         return _load_named(entries[0].name, offline, base)
     if entries:
@@ -294,11 +306,23 @@ def _load_path(
     path: Path, entry: registry.Entry | None, name: str | None, offline: bool, base: str | None
 ) -> DepthModel:
     """Load a file or folder; `entry` is what the user said it is, if anything."""
+    try:
+        return _load_from(path, entry, name, offline, base)
+    except UsageError:
+        raise
+    except _MISFITS as error:
+        raise DistillDepthError(f"load_model: {path} cannot be loaded: {_why(error)}") from error
+
+
+def _load_from(
+    path: Path, entry: registry.Entry | None, name: str | None, offline: bool, base: str | None
+) -> DepthModel:
     name = name or (path.stem if path.is_file() else path.resolve().name)
     if path.is_dir():
         return _load_folder(path, entry, name, offline, base)
     if path.suffix == ".json" or (path.name == "model.safetensors" and (path.parent / "config.json").is_file()):
         return _load_folder(path.parent, entry, name if entry else path.resolve().parent.name, offline, base)
+    check_regular(path)
     if entry is not None and entry.family == "latent":
         return _load_latent(path, entry, name, offline, base)
     state = read_state(path)
@@ -382,29 +406,80 @@ def load_saved(folder: Path) -> DepthModel:
     path = folder / "config.json"
     config = read_json(path)
     version = config.get("version", 0)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if isinstance(version, bool) or not isinstance(version, int) or version > FORMAT_VERSION:
         raise DistillDepthError(f"load_model: {path} has format version {version!r}; update distilldepth to read it")
     try:
         info = ModelInfo(
             config["name"], config["family"], config["quantity"], config["licence"], config.get("source") or str(folder)
         )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preprocessing"].items()}
-        preprocessing = Preprocessing(**values)
+        preprocessing = _read_preprocessing(config["preprocessing"])
         architecture = config["architecture"]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DistillDepthError(f"load_model: {path} is not a complete model description: {error!r}") from error
+    except _MISFITS as error:
+        raise DistillDepthError(f"load_model: {path} is not a complete model description: {_why(error)}") from error
     family = _family(info.family)
-    try:
-        model = family.build(architecture, info, preprocessing)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DistillDepthError(f"load_model: {path} describes no '{info.family}' network: {error!r}") from error
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise DistillDepthError(f"load_model: {folder} has a config.json but no model.safetensors")
+    wrong = f"{path} describes no '{info.family}' network"
+    try:
+        check_architecture(family.ARCHITECTURE, architecture, may_lack=frozenset(getattr(family, "_DEFAULTS", ())))
+    except ValueError as error:
+        raise DistillDepthError(f"load_model: {wrong}: {error}") from error
     state = {k: t.float() if t.is_floating_point() else t for k, t in read_state(weights).items()}
-    check_state(weights, model, state)
+    model = build_to_fit(
+        lambda: family.build(architecture, info, preprocessing),
+        lambda skeleton: check_state(weights, skeleton, state),
+        wrong,
+    )
     model.load_state_dict(state)
     return model.eval()
+
+
+def _read_preprocessing(values: Any) -> Preprocessing:
+    if not isinstance(values, dict):
+        raise ValueError(f"preprocessing must be an object, got {shown(values)}")
+    known = {item.name for item in dataclasses.fields(Preprocessing)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"preprocessing has an unknown entry {shown(unknown[0])}")
+    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def build_to_fit(build: Callable[[], M], check: Callable[[M], None], wrong: str) -> M:
+    """Build a network, but only after its skeleton, which has no memory, fitted the weights that are there.
+
+    Args:
+        build: makes it.
+        check: raises unless the skeleton fits.
+        wrong: start of the message if there is no such network.
+
+    Raises:
+        DistillDepthError: from `check`, or there is no such network.
+    """
+    try:
+        with torch.device("meta"):
+            skeleton = build()
+        check(skeleton)
+        return build()
+    except _MISFITS as error:
+        raise DistillDepthError(f"load_model: {wrong}: {_why(error)}") from error
+
+
+_MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
+"""What building a network raises for a description that makes no sense."""
+
+
+def _why(error: Exception) -> str:
+    """What was wrong, in one short line."""
+    text = " ".join(str(error).split())[:160]
+    return f"lacks {text}" if isinstance(error, KeyError) else text or type(error).__name__
+
+
+def check_config(path: Path) -> None:
+    """Raise a DistillDepthError unless a JSON file of a model's folder is readable and its numbers are possible."""
+    try:
+        check_config_values(path.stem, read_json(path))
+    except ValueError as error:
+        raise DistillDepthError(f"load_model: {path} describes no network: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -413,13 +488,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DistillDepthError: unreadable, or something else than an object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DistillDepthError(f"{path}: is not readable JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DistillDepthError(f"{path}: must hold a JSON object, got {type(value).__name__}")
-    return value
+    return documents.read_json(path, remedy="copy or download it again")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -430,37 +499,90 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         DistillDepthError: unreadable, or no state dictionary inside.
     """
+    check_regular(path)
+    size = path.stat().st_size
     try:
         if path.suffix == ".safetensors" or _is_safetensors(path):
             from safetensors.torch import load_file
 
             state = load_file(path)
         else:
+            _check_archive(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except DistillDepthError:
+        raise
     except pickle.UnpicklingError as error:
         # What torch says here is how to switch the protection off.
         raise DistillDepthError(
-            f"load_model: {path} ({path.stat().st_size} bytes) is not a readable checkpoint (no tensors, or other "
+            f"load_model: {path} ({size} bytes) is not a readable checkpoint (no tensors, or other "
             "objects beside them, which could run a program and are not opened); download it again, or save it as "
             ".safetensors"
         ) from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
-        reason = " ".join(reason.split())[:160] or type(error).__name__
+        # What torch and safetensors say of a damaged file speaks to programmers.
+        why = (
+            error.strerror if isinstance(error, OSError) and error.strerror else "damaged, truncated or something else"
+        )
         raise DistillDepthError(
-            f"load_model: {path} ({path.stat().st_size} bytes) is not a readable checkpoint ({reason}); "
-            "download it again"
+            f"load_model: {path} ({size} bytes) is not a readable checkpoint ({why}); download it again"
         ) from error
     for key in ("state_dict", "model_state_dict", "model", "params"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if isinstance(state, dict) and not state:
         raise DistillDepthError(f"load_model: {path} holds no tensor; download it again")
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict):
         raise DistillDepthError(f"load_model: {path} holds no state dictionary, got {type(state).__name__}")
+    for key, value in state.items():
+        if not isinstance(key, str):
+            raise DistillDepthError(
+                f"load_model: {path} holds no state dictionary: its keys must be names, got {shown(key)}"
+            )
+        _check_tensor(path, key, value)
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
+
+
+def _check_tensor(path: Path, name: str, tensor: Any) -> None:
+    """Raise unless this is a tensor of finite numbers that are all in the file."""
+    where = f"load_model: {path}: {shown(name, 200)}"
+    if not isinstance(tensor, Tensor):
+        raise DistillDepthError(f"{where} must be a tensor, got {type(tensor).__name__}")
+    kinds = {
+        "sparse": tensor.layout != torch.strided,
+        "quantised": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+        "without data": tensor.device.type != "cpu",
+    }
+    if found := [kind for kind, is_so in kinds.items() if is_so]:
+        raise DistillDepthError(f"{where} must be a plain tensor, this one is {found[0]}; save the weights as they are")
+    if not tensor.numel():
+        raise DistillDepthError(f"{where} is empty, shape {tuple(tensor.shape)}; the file is damaged")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise DistillDepthError(
+            f"{where} claims {tuple(tensor.shape)} numbers, the file has fewer; save the weights as they are"
+        )
+    if tensor.is_floating_point():
+        low, high = torch.aminmax(tensor.float() if tensor.element_size() == 1 else tensor)
+        if not (low.isfinite() and high.isfinite()):
+            raise DistillDepthError(
+                f"{where} has numbers that are not finite (NaN or infinite): these weights are broken; use an earlier "
+                "checkpoint"
+            )
+
+
+def _check_archive(path: Path) -> None:
+    """Raise unless the parts of a zip file, which is what torch saves, are no larger than the file."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(item.file_size for item in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise DistillDepthError(
+            f"load_model: {path} unpacks to {unpacked} bytes, more than it has; torch saves nothing compressed, so it "
+            "is no checkpoint"
+        )
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -480,13 +602,25 @@ def check_state(path: Path, network: nn.Module, state: dict[str, Tensor], unknow
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    report_state(path, missing, unexpected, shapes)
+    integers = [
+        f"{key} ({state[key].dtype})"
+        for key in own
+        if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
+    ]
+    report_state(path, missing, unexpected, shapes, integers)
 
 
-def report_state(path: Path, missing: list[str], unexpected: list[str], shapes: list[str]) -> None:
+def report_state(
+    path: Path, missing: list[str], unexpected: list[str], shapes: list[str], integers: list[str] | None = None
+) -> None:
     """Raise the one-line error for a checkpoint that does not fit; nothing if it does."""
     parts = []
-    for word, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
+    for word, names in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", shapes),
+        ("of whole numbers, which have lost the weights", integers or []),
+    ):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             parts.append(f"{len(names)} {word}: {', '.join(names[:4])}{more}")
@@ -508,11 +642,19 @@ def load_pretrained(cls: Any, folder: Path, *, never_used: str | None = None, **
         DistillDepthError: unreadable, or weights missing, left over or of another shape.
     """
     # diffusers and transformers call the same option differently
-    dtype = "torch_dtype" if cls.__module__.startswith("diffusers") else "dtype"
+    is_diffusers = cls.__module__.startswith("diffusers")
+    dtype = "torch_dtype" if is_diffusers else "dtype"
     options = {"local_files_only": True, "output_loading_info": True, dtype: torch.float32} | options
+    if not is_diffusers:
+        options["trust_remote_code"] = False
+    for file in sorted({*folder.glob("*config.json"), *folder.glob("*.index.json")}):
+        check_config(file)
     with hub.quiet_transformers():
         try:
+            _check_size(cls, folder)
             network, loading = cls.from_pretrained(folder, **options)
+        except DistillDepthError:
+            raise
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise DistillDepthError(f"load_model: {folder} cannot be loaded ({reason}); download it again") from error
@@ -521,5 +663,44 @@ def load_pretrained(cls: Any, folder: Path, *, never_used: str | None = None, **
         sorted(key for key in loading[kind] if not (never_used and re.search(never_used, key)))
         for kind in ("missing_keys", "unexpected_keys")
     )
-    report_state(folder, missing, unexpected, mismatched)
+    report_state(folder, missing, unexpected, mismatched, _integer_weights(folder))
+    for key, tensor in network.state_dict().items():
+        _check_tensor(folder, key, tensor)
     return network
+
+
+def _check_size(cls: Any, folder: Path) -> None:
+    """Raise if a configuration describes more weights than the files beside it can hold."""
+    with torch.device("meta"):
+        if cls.__module__.startswith("diffusers"):
+            skeleton = cls.from_config(cls.load_config(folder, local_files_only=True))
+        elif hasattr(cls, "from_config"):
+            from transformers import AutoConfig
+
+            skeleton = cls.from_config(
+                AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            )
+        else:
+            skeleton = cls(cls.config_class.from_pretrained(folder, local_files_only=True))
+    described = count_parameters(skeleton)
+    held = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in CHECKPOINT_SUFFIXES)
+    # No published format has less than a byte for a weight.
+    if described > held:
+        raise DistillDepthError(
+            f"load_model: {folder / 'config.json'} describes a network of {described} weights, and the files beside it "
+            f"have {held} bytes; they do not belong together, or are incomplete"
+        )
+
+
+def _integer_weights(folder: Path) -> list[str]:
+    """Names of weights in safetensors files that are whole numbers."""
+    from safetensors import safe_open
+
+    found = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118, it is no dictionary
+                dtype = tensors.get_slice(key).get_dtype()
+                if key.endswith(("weight", "bias")) and dtype.startswith(("I", "U", "BOOL")):
+                    found.append(f"{key} ({dtype})")
+    return found

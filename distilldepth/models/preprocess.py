@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from distilldepth.errors import UsageError, shown
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
@@ -17,6 +19,8 @@ RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
 `square`: exactly `size` x `size`."""
 INTERPOLATIONS = ("bicubic", "bilinear", "bilinear-antialias")
 
+MAX_SIDE = 16384
+"""Largest target side in pixels."""
 _LARGEST_STRETCH = 16
 """A policy that makes the network see more than this many times size x size pixels is not used unasked."""
 
@@ -41,8 +45,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name in ("size", "multiple"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"Preprocessing: {name} must be a whole number from 1, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIDE:
+                raise ValueError(
+                    f"Preprocessing: {name} must be a whole number from 1 to {MAX_SIDE}, got {shown(value)}"
+                )
         for name, choices in (("resize_policy", RESIZE_POLICIES), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -50,10 +56,13 @@ class Preprocessing:
                 )
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if len(value) != 3 or not all(abs(number) < float("inf") for number in value):
-                raise ValueError(f"Preprocessing: {name} must be three finite numbers, got {value!r}")
-        if min(self.std) <= 0:
-            raise ValueError(f"Preprocessing: std must be positive, got {self.std!r}")
+            numbers = isinstance(value, (tuple, list)) and all(type(number) in (int, float) for number in value)
+            if not numbers or len(value) != 3 or not all(abs(number) <= 1e6 for number in value):
+                raise ValueError(
+                    f"Preprocessing: {name} must be three finite numbers of at most 1e6, got {shown(value)}"
+                )
+        if min(self.std) < 1e-6:
+            raise ValueError(f"Preprocessing: std must be positive, at least 1e-6, got {self.std!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary for JSON."""
@@ -73,7 +82,7 @@ def target_size(
 
     Raises:
         TypeError: size is not a whole number.
-        ValueError: unknown policy, or a size below one multiple.
+        UsageError: unknown policy, or a size below one multiple.
 
     >>> target_size(480, 640, Preprocessing(518, 14))
     (518, 686)
@@ -86,9 +95,9 @@ def target_size(
     if not isinstance(size, Integral):
         raise TypeError(f"target_size: size must be a whole number of pixels, got {size!r}")
     if policy not in RESIZE_POLICIES:
-        raise ValueError(f"target_size: policy must be one of {', '.join(RESIZE_POLICIES)}, got {policy!r}")
+        raise UsageError(f"target_size: policy must be one of {', '.join(RESIZE_POLICIES)}, got {policy!r}")
     if size < multiple:
-        raise ValueError(f"target_size: size must be at least {multiple} (the model's multiple), got {size}")
+        raise UsageError(f"target_size: size must be at least {multiple} (the model's multiple), got {size}")
     if policy == "square":
         side = _to_multiple(size, multiple, at_least=0)
         return side, side

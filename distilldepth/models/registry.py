@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilldepth.errors import UsageError, did_you_mean
+from distilldepth.errors import UsageError, did_you_mean, shown
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 """Where the bundled weights are installed, one folder per name."""
@@ -207,7 +207,7 @@ def require(spec: str) -> Entry:
     """
     entry = lookup(spec)
     if entry is None:
-        raise UsageError(f"load_model: unknown model '{spec}'{what_else(spec, all_names(), 'teachers')}")
+        raise UsageError(f"load_model: unknown model {shown(spec)}{what_else(spec, all_names(), 'teachers')}")
     return entry
 
 

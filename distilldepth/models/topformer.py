@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from distilldepth.errors import did_you_mean
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.bounds import DEEPEST, WIDEST, listed, number, whole
 from distilldepth.models.preprocess import Preprocessing
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -74,6 +75,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 SIZES = {"tiny": 256, "small": 320, "base": 448}
 """Shorter side in pixels at which each variant works unless told otherwise."""
+
+_WIDTH = whole(1, WIDEST)
+ARCHITECTURE = {
+    "blocks": listed(listed(listed(_WIDTH, 4, 4), 1, DEEPEST), 5, 5),
+    "heads": whole(1, DEEPEST),
+    "injection": listed(whole(0, WIDEST), 4, 4),
+    "decoder": listed(_WIDTH, 3, 3),
+    "deepest": _WIDTH,
+    "drop_path": number(0, 1),
+}
+"""What the arguments of `TopFormerDepth` may be in a file."""
 
 KEY_WIDTH = 16
 VALUE_WIDTH = 32

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForDepthEstimation
 
 from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.models import bounds
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.load import load_pretrained, read_json
 from distilldepth.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, resize
@@ -38,6 +39,10 @@ _NEVER_USED = (
     r"fusion_stage\.layers\.0\.residual_layer1\.|relative_position_index|relative_coords_table|"
     r"\.pooler\.|position_ids|num_batches_tracked"
 )
+
+
+ARCHITECTURE = {"config": bounds.config, "square": bounds.flag}
+"""What the entries of an architecture may be in a file."""
 
 
 class TransformersDepth(DepthModel):

@@ -20,6 +20,10 @@ from distilldepth.ops.backend import active_backend, kernel, prepare
 from distilldepth.reference.crop_ssi import sample_crops as _sample_crops
 from distilldepth.reference.hybrid_norm import CONTEXTS
 
+EDGE_TOLERANCE = 1e-6
+"""How far an edge of a box may lie beyond the map, as a share of the map's side: what rounding in float32 leaves. Such
+an edge is taken for the map's own."""
+
 
 def crop_ssi_loss(
     prediction: Tensor,
@@ -41,7 +45,8 @@ def crop_ssi_loss(
     Args:
         prediction: `(B, H, W)`, the student's map of whole regions, a floating dtype.
         targets: `(N, h, w)`, the teacher's maps of the crops, a floating dtype; must not require grad.
-        boxes: `(N, 4)` floating x0, y0, x1, y1 in pixels of the prediction; edges, so the full map is 0, 0, W, H.
+        boxes: `(N, 4)` floating x0, y0, x1, y1 in pixels of the prediction; edges, so the full map is 0, 0, W, H. An
+            edge beyond the map by at most `EDGE_TOLERANCE` of its side, as rounding leaves it, is the map's own.
         image_index: `(N,)` int64, the image that each crop is from.
         valid: bool `(N, h, w)`, True = use the pixel of the crop; None = all.
         segments: how many contexts each level has.
@@ -56,7 +61,7 @@ def crop_ssi_loss(
         TypeError: a map is not a floating tensor, image_index is not int64, valid is not bool.
         ValueError: shapes or devices do not fit, the targets require grad, a box is empty or outside the map, an index
             names no image. Boxes and indices on a GPU are looked at only with DISTILLDEPTH_CHECK_VALUES=1, because
-            that waits for the device.
+            that waits for the device; without it, what lies outside the map is cut off.
         DistillDepthError: DISTILLDEPTH_BACKEND forces a backend that is not there.
 
     Gradient: to `prediction`, in its dtype; exact, through sampling and normalisation.
@@ -76,7 +81,7 @@ def crop_ssi_loss(
     check_teacher(name, "targets", targets)
     check_valid(name, valid, targets.shape, "targets", targets)
     segments = check_normaliser(name, segments, contexts, spread_eps)
-    _check_boxes(name, prediction, boxes, image_index)
+    boxes = _checked_boxes(name, prediction, boxes, image_index)
     if len(boxes) != len(targets):
         raise ValueError(f"{name}: boxes must be one per crop, ({len(targets)}, 4), got {tuple(boxes.shape)}")
     backend = active_backend("crop_ssi", prediction)
@@ -92,7 +97,7 @@ def crop_ssi_loss(
             spread_eps=spread_eps,
         )
     prediction, targets, valid = prepare(prediction, targets, valid)
-    places = boxes.double().contiguous(), image_index.contiguous()
+    places = boxes.contiguous(), image_index.contiguous()
     need_gradient = torch.is_grad_enabled() and prediction.requires_grad
     run = kernel("crop_ssi", backend)
     return run(prediction, targets, *places, valid, segments, CONTEXTS.index(contexts), spread_eps, need_gradient)[0]
@@ -120,12 +125,12 @@ def sample_crops(prediction: Tensor, boxes: Tensor, image_index: Tensor, size: S
     tensor([[[0., 1.]]])
     """
     check_floats("sample_crops", "prediction", prediction, (3,), "(B, H, W)")
-    _check_boxes("sample_crops", prediction, boxes, image_index)
+    boxes = _checked_boxes("sample_crops", prediction, boxes, image_index)
     return _sample_crops(prediction.to(torch.promote_types(prediction.dtype, torch.float32)), boxes, image_index, size)
 
 
-def _check_boxes(function: str, prediction: Tensor, boxes: Tensor, image_index: Tensor) -> None:
-    """Raise unless the boxes lie in the maps; contents on a GPU are looked at only on request."""
+def _checked_boxes(function: str, prediction: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
+    """The boxes in float64, cut to the maps; raises if one does not lie in them, which on a GPU is seen on request."""
     check_floats(function, "boxes", boxes, (2,), "(N, 4)")
     if boxes.shape[1] != 4:
         raise ValueError(f"{function}: boxes must be (N, 4) x0, y0, x1, y1, got {tuple(boxes.shape)}")
@@ -139,14 +144,26 @@ def _check_boxes(function: str, prediction: Tensor, boxes: Tensor, image_index: 
             f"{function}: image_index must be one per box, ({len(boxes)},), got {tuple(image_index.shape)}"
         )
     check_device(function, "image_index", image_index, "prediction", prediction)
-    if not values_are_checked(prediction) or len(boxes) == 0:
-        return
-    batch, height, width = prediction.shape
-    x0, y0, x1, y1 = boxes.unbind(1)
-    inside = (x0 >= 0) & (y0 >= 0) & (x1 <= width) & (y1 <= height) & (x0 < x1) & (y0 < y1)
-    if not bool(inside.all()):
-        number = int(inside.logical_not().nonzero()[0])
-        box = ", ".join(f"{value:g}" for value in boxes[number].tolist())
+    # float64 before anything else: in the half types even a small map's coordinates would be rounded.
+    given, (batch, height, width) = boxes.double(), prediction.shape
+    x, y = given[:, 0::2].clamp(0, width), given[:, 1::2].clamp(0, height)
+    cut = torch.stack((x, y), dim=2).flatten(1)
+    if values_are_checked(prediction) and len(boxes):
+        _check_contents(function, given, cut, image_index, (batch, height, width))
+    return cut
+
+
+def _check_contents(
+    function: str, given: Tensor, cut: Tensor, image_index: Tensor, shape: tuple[int, int, int]
+) -> None:
+    """Raise unless the boxes are not empty and as good as inside the maps, and the indices name images."""
+    batch, height, width = shape
+    tolerance = EDGE_TOLERANCE * given.new_tensor([width, height, width, height])
+    x0, y0, x1, y1 = cut.unbind(1)
+    fits = ((given - cut).abs() <= tolerance).all(1) & (x0 < x1) & (y0 < y1)
+    if not bool(fits.all()):
+        number = int(fits.logical_not().nonzero()[0])
+        box = ", ".join(f"{value:g}" for value in given[number].tolist())
         raise ValueError(
             f"{function}: boxes must be non-empty x0, y0, x1, y1 inside the map (0, 0, {width}, {height}), "
             f"got box {number} = ({box})"

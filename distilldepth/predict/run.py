@@ -15,7 +15,7 @@ import torch
 
 from distilldepth.device import autocast, resolve_device
 from distilldepth.errors import DistillDepthError
-from distilldepth.inference import FAILURES, LoadedImage, estimate_batch, load_batches, reason
+from distilldepth.inference import FAILURES, LoadedImage, check_side, estimate_batch, load_batches, reason
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import target_size
 from distilldepth.predict.colormaps import colorize
@@ -101,9 +101,9 @@ def predict_files(
         FileNotFoundError: no input found.
         ValueError: names or options that contradict each other, or existing outputs under `refuse`.
         OSError: the output cannot be written.
-        DistillDepthError: the model cannot be loaded.
+        DistillDepthError: the model cannot be loaded, or none of several images can be read.
     """
-    from distilldepth.data.images import read_image
+    from distilldepth.data.images import check_any_readable, read_image
 
     if existing not in ("refuse", "skip", "overwrite"):
         raise ValueError(f"predict_files: existing must be refuse, skip or overwrite, got {existing!r}")
@@ -121,6 +121,7 @@ def predict_files(
     else:
         place = resolve_device(device)
     autocast(place, precision)
+    check_any_readable([job.source for job in jobs])
     if not isinstance(model, DepthModel):
         from distilldepth.models import load_model
 
@@ -131,7 +132,7 @@ def predict_files(
     model.to(place)
     if size is not None or resize_policy is not None:
         side = size or model.preprocessing.size
-        target_size(side, side, model.preprocessing, policy=resize_policy, size=size)
+        check_side(model, place, target_size(side, side, model.preprocessing, policy=resize_policy, size=size))
 
     info = model.info
     report = PredictReport(info.name, info.quantity, info.licence, str(place), info.notes, skipped=skipped)

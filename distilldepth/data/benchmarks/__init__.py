@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,8 @@ from distilldepth.data.benchmarks.kitti_official import submission_items
 from distilldepth.data.benchmarks.samples import Benchmark, Request, spread
 from distilldepth.data.benchmarks.splits import find_splits
 from distilldepth.data.truth import Dataset, Item, Truth
-from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
+from distilldepth.files import expand_user
 
 __all__ = ["BENCHMARKS", "Benchmark", "check", "open_benchmark", "submission_items"]
 
@@ -82,24 +82,24 @@ def open_benchmark(
         The dataset, with the benchmark's count in `expected`; nothing is read yet.
 
     Raises:
-        ValueError: no such benchmark or subset, or `limit` below 1.
+        UsageError: no such benchmark or subset, or `limit` below 1.
         FileNotFoundError: `root` or `split` does not exist.
         DistillDepthError: no list, no file, or another number of samples.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"open_benchmark: limit must be at least 1, got {limit}")
+        raise UsageError(f"open_benchmark: limit must be at least 1, got {limit}")
     if name not in BENCHMARKS:
-        raise ValueError(f"open_benchmark: no benchmark {name!r}{did_you_mean(name, BENCHMARKS)}")
+        raise UsageError(f"open_benchmark: no benchmark {name!r}{did_you_mean(name, BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
     default = next(iter(benchmark.counts))
     subset = subset or default
     if subset not in benchmark.counts:
         choices = [choice for choice in benchmark.counts if choice]
         hint = did_you_mean(subset, choices) if choices else "; it has no parts"
-        raise ValueError(f"open_benchmark: {name} has no part {subset!r}{hint}")
+        raise UsageError(f"open_benchmark: {name} has no part {subset!r}{hint}")
     opened = Root(root)
     splits = find_splits(opened, split, benchmark.splits)
-    split_path = None if split is None else Path(split).expanduser()
+    split_path = None if split is None else expand_user(split)
     found = benchmark.find(Request(opened, splits, subset, field, benchmark, split_path))
     expected = None if found.has_own_count else benchmark.counts[subset]
     count = len(found.samples)

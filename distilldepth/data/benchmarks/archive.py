@@ -14,9 +14,11 @@ import numpy as np
 from distilldepth.data.images import natural_key, open_file
 from distilldepth.data.tar import is_plain, walk_tar
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import expand_user
 
 _DEPTH = 4
 """How many folders may lie between the given root and the layout that is looked for."""
+_MAX_FILE = 1 << 31
 _MAX_FOLDERS = 20_000
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z")
 
@@ -63,6 +65,8 @@ class Stored:
             DistillDepthError: it is empty, or cannot be read completely.
         """
         span = self.span()
+        if span.size > _MAX_FILE:
+            raise DistillDepthError(f"{self}: has {span.size} bytes, more than any image or map ({_MAX_FILE})")
         with open_file(span.path) as (file, _):
             file.seek(span.offset)
             data = file.read(span.size)
@@ -78,6 +82,8 @@ class Stored:
             DistillDepthError: it is empty, truncated, or no whole number of values.
         """
         span, width = self.span(), np.dtype(dtype).itemsize
+        if span.size > _MAX_FILE:
+            raise DistillDepthError(f"{self}: has {span.size} bytes, more than any map ({_MAX_FILE})")
         if not span.size or span.size % width:
             raise DistillDepthError(f"{self}: must hold values of {width} bytes, has {span.size} bytes")
         with open_file(span.path) as (file, _):
@@ -213,7 +219,7 @@ class Root:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expand_user(path)
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path}: no such file or folder")
         if self.path.name.lower().endswith(_COMPRESSED):

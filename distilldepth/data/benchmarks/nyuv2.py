@@ -110,7 +110,8 @@ def _from_mat(request: Request, path: Path) -> Found:
     scipy_io = _needed("scipy.io", "scipy", split)
     try:
         numbers = [int(number) for number in np.ravel(scipy_io.loadmat(str(split))["testNdxs"])]
-    except (KeyError, ValueError, NotImplementedError) as error:
+    except Exception as error:
+        # scipy stumbles over a damaged file in many ways, from struct to zlib.
         raise DistillDepthError(
             f"{split}: has no testNdxs, so it is not the official split ({_one_line(error)})"
         ) from error
@@ -119,7 +120,7 @@ def _from_mat(request: Request, path: Path) -> Found:
         with h5py.File(str(path), "r") as file:
             scenes = file["scenes"]
             names = ["".join(map(chr, np.ravel(file[scenes[0, number - 1]][()]))) for number in numbers]
-    except (KeyError, OSError, IndexError) as error:
+    except (KeyError, OSError, IndexError, ValueError, TypeError, RuntimeError) as error:
         raise DistillDepthError(f"{path}: is not the labelled NYU Depth v2 ({_one_line(error)})") from error
     samples = [
         Sample(f"test/{scene}/rgb_{number:04d}.png", _MatReader(str(path), number - 1, field))

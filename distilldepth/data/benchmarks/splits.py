@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from distilldepth.data.benchmarks.archive import Folder, Root, Stored
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import expand_user
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def find_splits(root: Root, split: str | os.PathLike | None, names: tuple[str, .
     """
     if split is None:
         return [read_split(file) for file in root.files(names)]
-    path = Path(split).expanduser()
+    path = expand_user(split)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such list")
     if path.is_dir():
