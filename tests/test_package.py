@@ -7,14 +7,17 @@ import doctest
 import importlib
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from packaging.requirements import Requirement
 
 import distilldepth
+from distilldepth.cli.main import cli
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -294,3 +297,46 @@ def test_public_names_say_what_goes_in_and_what_comes_out(name, thing):
 def test_the_forward_pass_of_every_model_is_described():
     for part in ("Args:", "(B, 3, H, W)", "[0, 1]", "Returns:", "(B, H, W)", "metres", "Raises:", "Gradient:", ">>>"):
         assert part in inspect.getdoc(distilldepth.DepthModel.forward)
+
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_package_index_shows_every_picture_and_link_of_the_readme():
+    # What the index shows is this text alone: an address must be whole, or point to a heading.
+    addresses = re.findall(r"\]\(\s*<?([^)\s>]+)", README)
+    addresses += re.findall(r"^\s*\[[^\]]+\]:\s*(\S+)", README, re.MULTILINE)
+    addresses += re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']+)", README)
+    assert addresses
+    relative = [address for address in addresses if not re.match(r"https://|mailto:|#", address)]
+    assert not relative
+    own = "https://raw.githubusercontent.com/distilldepth/distilldepth/main/"
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)\s]+)", README)
+    assert pictures
+    for picture in pictures:
+        assert picture.startswith(own)
+        assert (REPOSITORY / picture.removeprefix(own)).is_file(), picture
+
+
+def test_the_index_knows_where_the_project_lives(pyproject):
+    urls = pyproject["project"]["urls"]
+    assert {"Homepage", "Source", "Issues", "Documentation"} <= urls.keys()
+    assert all(url.startswith("https://github.com/distilldepth/distilldepth") for url in urls.values())
+
+
+def test_every_command_line_of_the_readme_has_options_that_exist():
+    lines = re.findall(r"^    (?:\.venv/bin/)?(distilldepth (?:.*\\\n)*.*)$", README, re.MULTILINE)
+    assert len(lines) >= 9
+    for line in lines:
+        _, name, *words = shlex.split(line.replace("\\\n", " ").partition("  #")[0])
+        command = cli.get_command(click.Context(cli), name)
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word.partition("=")[0] for word in words if word.startswith("-")} <= known, line
+
+
+def test_the_readme_opens_with_three_users_and_says_how_big_torch_is_before_installing():
+    opening = README.partition("## Two commands")[0]
+    first, second, third = re.findall(r"^    distilldepth (\w+)", opening, re.MULTILINE)
+    assert (first, second, third) == ("predict", "distill", "evaluate")
+    assert README.index("several gigabytes") < README.index("make demo    #")
+    assert "https://download.pytorch.org/whl/cpu" in README
