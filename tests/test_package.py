@@ -5,15 +5,19 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import inspect
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from packaging.requirements import Requirement
 
 import distilldepth
+from distilldepth.cli.main import cli
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -262,3 +266,77 @@ def test_constraints_pin_every_direct_dependency(pyproject):
                 pin = here[requirement.name.lower().replace("_", "-")]
                 version = str(pin).removeprefix("==")
                 assert requirement.specifier.contains(version), f"{requirement} excludes {version} on Python {python}"
+
+
+def public_functions() -> list[tuple[str, object]]:
+    """What `distilldepth` and its parts offer by name, and the public methods of `DepthModel`."""
+    found = [(name, getattr(distilldepth, name)) for name in distilldepth._NAMES]
+    for part in distilldepth._SUBMODULES:
+        module = getattr(distilldepth, part)
+        found += [(f"{part}.{name}", getattr(module, name)) for name in getattr(module, "__all__", ())]
+    model = distilldepth.DepthModel
+    found += [(f"DepthModel.{name}", value) for name, value in vars(model).items() if not name.startswith("_")]
+    return [(name, value) for name, value in found if callable(value) or isinstance(value, property)]
+
+
+@pytest.mark.parametrize(("name", "thing"), [pytest.param(*found, id=found[0]) for found in public_functions()])
+def test_public_names_say_what_goes_in_and_what_comes_out(name, thing):
+    text = inspect.getdoc(thing) or ""
+    assert len(text.splitlines()[0]) > 10, name
+    if not inspect.isfunction(thing) or re.search(r"see there for arguments", text):
+        return
+    signature = inspect.signature(thing)
+    parameters = [key for key in signature.parameters if key != "self"]
+    if len(parameters) > 1:
+        described = text.partition("Args:")[2]
+        assert all(re.search(rf"\b{key}\b", described) for key in parameters), f"{name}: {parameters}"
+    if signature.return_annotation not in (None, "None"):
+        assert "Returns:" in text or re.match(r"Return|Build|Make|Mean|Names", text), name
+
+
+def test_the_forward_pass_of_every_model_is_described():
+    for part in ("Args:", "(B, 3, H, W)", "[0, 1]", "Returns:", "(B, H, W)", "metres", "Raises:", "Gradient:", ">>>"):
+        assert part in inspect.getdoc(distilldepth.DepthModel.forward)
+
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_package_index_shows_every_picture_and_link_of_the_readme():
+    # What the index shows is this text alone: an address must be whole, or point to a heading.
+    addresses = re.findall(r"\]\(\s*<?([^)\s>]+)", README)
+    addresses += re.findall(r"^\s*\[[^\]]+\]:\s*(\S+)", README, re.MULTILINE)
+    addresses += re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']+)", README)
+    assert addresses
+    relative = [address for address in addresses if not re.match(r"https://|mailto:|#", address)]
+    assert not relative
+    own = "https://raw.githubusercontent.com/distilldepth/distilldepth/main/"
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)\s]+)", README)
+    assert pictures
+    for picture in pictures:
+        assert picture.startswith(own)
+        assert (REPOSITORY / picture.removeprefix(own)).is_file(), picture
+
+
+def test_the_index_knows_where_the_project_lives(pyproject):
+    urls = pyproject["project"]["urls"]
+    assert {"Homepage", "Source", "Issues", "Documentation"} <= urls.keys()
+    assert all(url.startswith("https://github.com/distilldepth/distilldepth") for url in urls.values())
+
+
+def test_every_command_line_of_the_readme_has_options_that_exist():
+    lines = re.findall(r"^    (?:\.venv/bin/)?(distilldepth (?:.*\\\n)*.*)$", README, re.MULTILINE)
+    assert len(lines) >= 9
+    for line in lines:
+        _, name, *words = shlex.split(line.replace("\\\n", " ").partition("  #")[0])
+        command = cli.get_command(click.Context(cli), name)
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word.partition("=")[0] for word in words if word.startswith("-")} <= known, line
+
+
+def test_the_readme_opens_with_three_users_and_says_how_big_torch_is_before_installing():
+    opening = README.partition("## Two commands")[0]
+    first, second, third = re.findall(r"^    distilldepth (\w+)", opening, re.MULTILINE)
+    assert (first, second, third) == ("predict", "distill", "evaluate")
+    assert README.index("several gigabytes") < README.index("make demo    #")
+    assert "https://download.pytorch.org/whl/cpu" in README

@@ -392,6 +392,9 @@ def load_config(
         settings: texts `key=value` with dotted keys.
         flags: values by key; None values are not set.
 
+    Returns:
+        A configuration whose values make sense together.
+
     Raises:
         UsageError: unknown key, wrong type, or a value that makes no sense, in what was typed.
         DistillDepthError: the same in the file, or the file cannot be read.

@@ -33,7 +33,13 @@ class Baseline(DepthModel):
 
 
 def load_baseline(kind: str) -> Baseline:
-    """Return the baseline called `kind`.
+    """Return the baseline called `kind`: a model that looks at no pixel.
+
+    Args:
+        kind: `constant`, or `ramp`: nearer towards the lower edge.
+
+    Returns:
+        A `DepthModel` without parameters to train, in evaluation mode; disparity `(B, H, W)` as every other.
 
     Raises:
         ValueError: no such baseline.

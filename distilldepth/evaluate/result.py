@@ -80,6 +80,12 @@ class Evaluation:
 def read_evaluation(path: str | Path) -> Evaluation:
     """Read a `result.json`, or the one in the folder of a run.
 
+    Args:
+        path: the file, or the folder that `evaluate --out` wrote.
+
+    Returns:
+        What was measured, with every sample.
+
     Raises:
         FileNotFoundError: no such file.
         DistillDepthError: it is not the result of an evaluation.

@@ -78,10 +78,21 @@ class DepthModel(nn.Module):
 
     Subclasses set `info` and `preprocessing`, implement `forward`, and return in `architecture` the JSON-able
     arguments from which their family's `build` makes the same network again.
+
+    Args:
+        info: who it is.
+        preprocessing: what the network wants to see: size, multiple, mean and deviation.
+
+    >>> import numpy as np
+    >>> from distilldepth import load_model
+    >>> load_model("distilldepth-mini").predict(np.zeros((48, 64, 3), np.uint8)).values.shape
+    (48, 64)
     """
 
     info: ModelInfo
+    """Name, family, quantity, licence, source and notes."""
     preprocessing: Preprocessing
+    """How images are resized and normalised before the network sees them."""
 
     def __init__(self, info: ModelInfo, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -92,36 +103,78 @@ class DepthModel(nn.Module):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """Arguments from which the family builds this network again."""
+        """Arguments from which the family builds this network again, ready for JSON.
+
+        Raises:
+            TypeError: the family cannot be built again, as those that other libraries make.
+        """
         raise TypeError(f"{type(self).__name__}: this family cannot be saved as a distilldepth model")
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Subtract the mean and divide by the deviation that the network was trained with."""
+        """Subtract the mean and divide by the deviation that the network was trained with.
+
+        Args:
+            images: floating `(B, 3, H, W)`, RGB in [0, 1].
+
+        Returns:
+            `(B, 3, H, W)` of the same dtype, about 0 with deviation 1; what most networks' first layer takes.
+        """
         return (images - self._mean) / self._std
 
     def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
-        """Predict for images `(B, 3, H, W)`, RGB in [0, 1], whose sides are multiples of `preprocessing.multiple`."""
+        """Run the network once on images of a size that it can take; `estimate` and `predict` take any size.
+
+        Args:
+            images: floating `(B, 3, H, W)`, RGB in [0, 1], not normalised, on the model's device; H and W are multiples
+                of `preprocessing.multiple`.
+            features: whether the encoder's features are wanted too, for losses on them.
+
+        Returns:
+            `values`: `(B, H, W)` at the size of the images, in the quantity that `info.quantity` names: `disparity`
+            (larger = nearer, up to scale and shift), `depth` (larger = farther, up to scale and shift) or
+            `metric_depth` (metres). Under autocast the dtype is that of the last layer. `features`: each
+            `(B, C, h, w)`, empty if they were not asked for or the family has none.
+
+        Raises:
+            ValueError: a side that is no multiple, in families that cannot take it; the message says which number.
+
+        Gradient: to the images and to every parameter, where the mode and `requires_grad` allow it.
+
+        >>> from distilldepth import load_model
+        >>> model = load_model("dav2-mini")
+        >>> side = 4 * model.preprocessing.multiple
+        >>> with torch.inference_mode():
+        ...     tuple(model(torch.zeros(2, 3, side, 2 * side)).values.shape) == (2, side, 2 * side)
+        True
+        """
         raise NotImplementedError
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return `{"encoder": [...], "decoder": [...]}`: a pretrained encoder wants a smaller learning rate."""
+        """Split the parameters for the optimiser: a pretrained encoder wants a smaller learning rate.
+
+        Returns:
+            `{"encoder": [...], "decoder": [...]}`: every parameter in exactly one list; all in `decoder` where a family
+            draws no line.
+        """
         return {"encoder": [], "decoder": list(self.parameters())}
 
     def estimate(self, images: Tensor, *, policy: str | None = None, size: int | None = None) -> Tensor:
         """Predict for images of any size: resize by the policy, run, bring the map back to the images' size.
 
         Args:
-            images: `(B, 3, H, W)`, RGB in [0, 1].
+            images: floating `(B, 3, H, W)`, RGB in [0, 1].
             policy: `lower-bound`, `upper-bound`, `hf` or `square`; None for the model's own.
             size: target side in pixels; None for the model's own.
 
         Returns:
-            `(B, H, W)` float32 in the model's quantity.
+            `(B, H, W)` float32 in the model's quantity, see `forward`.
 
         Raises:
             TypeError: size is not a whole number.
             ValueError: unknown policy, or a size below the model's multiple.
             DistillDepthError: more pixels than there is memory for.
+
+        Gradient: as `forward`; resizing is differentiable.
         """
         height, width = images.shape[-2:]
         inner = target_size(height, width, self.preprocessing, policy=policy, size=size)
@@ -153,7 +206,8 @@ class DepthModel(nn.Module):
             batch_size: how many images of equal size are run at once.
 
         Returns:
-            A `Prediction` at the image's own resolution, or a list of them in the order of the input.
+            A `Prediction` at the image's own resolution, or a list of them in the order of the input; an empty list
+            gives an empty list. Nothing in it carries a gradient, and the model stays in the mode that it was in.
 
         Raises:
             TypeError: not one of these kinds of image, or an array that is not uint8; size is not a whole number.

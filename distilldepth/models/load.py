@@ -96,6 +96,9 @@ def create_student(name: str | Path, *, seed: int | None = None, offline: bool =
         seed: seed of the random weights; None draws from torch's global generator.
         offline: never touch the network.
 
+    Returns:
+        The model, in training mode and float32, on the CPU; one that was loaded is in evaluation mode.
+
     Raises:
         UsageError: an unknown name, or the name of a model that is a teacher only.
     """
@@ -179,7 +182,12 @@ def save_model(
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
-    """Number of parameters, each counted once."""
+    """Return the number of parameters, each counted once.
+
+    Args:
+        model: any module.
+        trainable_only: leave out those that need no gradient.
+    """
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
