@@ -208,6 +208,16 @@ def test_the_submission_has_the_names_sizes_and_numbers_that_the_server_wants(tm
     assert [failure["name"] for failure in again.failures] == [lines[2]]
 
 
+def test_a_submission_never_replaces_the_photographs(tmp_path):
+    lines = layouts.kitti_test(tmp_path / "kitti", 3)
+    images = submission_items(tmp_path / "kitti", strict_count=False)
+    folder = (tmp_path / "kitti" / lines[0]).parent
+    before = [(tmp_path / "kitti" / line).read_bytes() for line in lines]
+    with pytest.raises(DistillDepthError, match="is no 16-bit depth map"):
+        write_kitti_submission(Metres(), images, folder, expected=3, overwrite=True, device="cpu")
+    assert [(tmp_path / "kitti" / line).read_bytes() for line in lines] == before
+
+
 def test_a_relative_model_cannot_be_submitted(tmp_path):
     layouts.kitti_test(tmp_path / "kitti", 500)
     result = run("--kitti-submission", tmp_path / "out", "--root", tmp_path / "kitti", "--model", "baseline:ramp")

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from distilldepth.data.images import open_image
 from distilldepth.data.truth import Item
 from distilldepth.device import autocast, resolve_device
+from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.predictions import check_metres, write_kitti_png
 from distilldepth.inference import FAILURES, estimate_batch, load_batches, reason
 from distilldepth.models.base import DepthModel
@@ -72,6 +74,7 @@ def write_kitti_submission(
 
     Raises:
         ValueError: the model has no metres, two images have one name, or maps are there already.
+        DistillDepthError: a file of a map's name is something else, such as the image itself.
     """
     check_metres(model.info.quantity)
     folder = Path(folder).expanduser()
@@ -82,6 +85,8 @@ def write_kitti_submission(
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise ValueError(f"{there[0]}: this{more} exists already; add --overwrite")
+    for path in there:
+        _check_replaceable(path)
     place = resolve_device(device)
     autocast(place, precision)
     model.to(place).eval()
@@ -118,3 +123,14 @@ def write_kitti_submission(
                     advance(1)
     submission.seconds = round(time.perf_counter() - began, 3)
     return submission
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise DistillDepthError unless a file is a depth map of the kind that is written here."""
+    try:
+        with path.open("rb") as file, open_image(file, str(path)) as image:
+            is_map = image.format == "PNG" and image.mode in ("I", "I;16")
+    except (OSError, DistillDepthError):
+        is_map = False
+    if not is_map:
+        raise DistillDepthError(f"{path}: is no 16-bit depth map and is not replaced; choose another folder")
