@@ -407,8 +407,8 @@ def test_no_number_of_a_description_makes_it_hang_or_fill_memory(name, monkeypat
     ("key", "bad"),
     [
         ("hidden_size", 60_000), ("num_hidden_layers", 1_000_000), ("num_hidden_layers", 500),
-        ("num_hidden_layers", -1), ("intermediate_size", 10**7), ("neck_hidden_sizes", [50_000] * 4), ("fusion_hidden_size", 90_000),
-        ("num_attention_heads", 0), ("hidden_size", 2.5), ("image_size", 10**9),
+        ("num_hidden_layers", -1), ("intermediate_size", 10**7), ("neck_hidden_sizes", [50_000] * 4),
+        ("fusion_hidden_size", 90_000), ("num_attention_heads", 0), ("hidden_size", 2.5), ("image_size", 10**9),
     ],
 )  # fmt: skip
 def test_descriptions_by_transformers_are_compared_with_the_weights(kind, key, bad):
