@@ -6,13 +6,15 @@ import dataclasses
 import os
 import shlex
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from distilldepth.cli import options
-from distilldepth.distill.config import DistillConfig, keys, load_config, preset_names, to_toml
+from distilldepth.distill.config import DistillConfig, blamed_on, keys, load_config, preset_names, to_toml
 
 _PLACEHOLDERS = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
@@ -92,7 +94,11 @@ def distill(
     if print_config:
         click.echo(to_toml(config, comments=True), nl=False)
         return
-    config.check_names()
+    typed = set(flags) - {"out", "overwrite", "resume", "offline"} or settings
+    # Where nothing was typed but the name of a file, what is wrong is in the file.
+    blame = nullcontext if typed or config_file is None else partial(blamed_on, config_file)
+    with blame():
+        config.check_names()
     if config.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     if demo:
@@ -108,7 +114,8 @@ def distill(
 
     command = shlex.join(["distilldepth", *sys.argv[1:]])
     try:
-        result = run(config, command=command)
+        with blame():
+            result = run(config, command=command)
     except KeyboardInterrupt:
         if any(Path(config.out, "checkpoints").glob("step-*")) and os.environ.get("RANK", "0") == "0":
             again = ["distilldepth", "distill", "--config", f"{config.out}/config.toml", "--resume", "auto"]

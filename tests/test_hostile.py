@@ -234,6 +234,22 @@ def test_wrong_usage(words, args):
     refused(2, words, *args.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("teachers = 'dav3'", "unknown teacher"),
+        ("student = 'nope'\nteachers = 'dav2-mini'", "unknown student"),
+        ("images = ['scenes:0']\nteachers = 'dav2-mini'\nstudent = 'light-mini'", "positive whole number"),
+        ("device = 'tpu'", "device must be"),
+        ("steps = 0", "at least 1"),
+    ],
+)
+def test_the_same_words_in_a_file_are_a_failed_job(text, words):
+    Path("c.toml").write_text(text)
+    refused(1, words, "distill", "--config", "c.toml", "--out", "o", "--offline")
+    refused(1, "(in c.toml)", "distill", "--config", "c.toml", "--out", "o", "--offline")
+
+
 def test_sizes_beyond_the_memory_are_refused_with_a_number(monkeypatch):
     Image.new("RGB", (40, 30)).save("a.png")
     refused(2, "GiB of memory, and this machine has", "bench", "--shape", "99999x99999x99999")
@@ -391,9 +407,8 @@ def test_no_number_of_a_description_makes_it_hang_or_fill_memory(name, monkeypat
     ("key", "bad"),
     [
         ("hidden_size", 60_000), ("num_hidden_layers", 1_000_000), ("num_hidden_layers", 500),
-        ("intermediate_size", 10**7),
-        ("neck_hidden_sizes", [50_000] * 4), ("fusion_hidden_size", 90_000), ("num_attention_heads", 0),
-        ("num_hidden_layers", -1), ("hidden_size", 2.5), ("image_size", 10**9),
+        ("num_hidden_layers", -1), ("intermediate_size", 10**7), ("neck_hidden_sizes", [50_000] * 4),
+        ("fusion_hidden_size", 90_000), ("num_attention_heads", 0), ("hidden_size", 2.5), ("image_size", 10**9),
     ],
 )  # fmt: skip
 def test_descriptions_by_transformers_are_compared_with_the_weights(kind, key, bad):

@@ -410,7 +410,7 @@ def load_config(
     if preset:
         _apply(config, read_preset(preset), f"preset {preset}")
     if file is not None:
-        with _blamed_on(file):
+        with blamed_on(file):
             if not preset and (preset := values.get("preset") or ""):
                 _apply(config, read_preset(preset), f"preset {preset}")
             _apply(config, values, str(file))
@@ -430,7 +430,7 @@ def load_config(
         return config.validate()
     except UsageError as error:
         if file is not None and _complaint(of_file) == str(error):
-            with _blamed_on(file):
+            with blamed_on(file):
                 raise
         raise
 
@@ -441,8 +441,8 @@ def _apply(config: DistillConfig, values: dict[str, Any], origin: str) -> None:
 
 
 @contextmanager
-def _blamed_on(file: str | Path) -> Iterator[None]:
-    """What a file says wrongly is no wrong usage of the command."""
+def blamed_on(file: str | Path) -> Iterator[None]:
+    """Turn a UsageError into a DistillDepthError: what a file says wrongly is no wrong usage of the command."""
     try:
         yield
     except UsageError as error:
