@@ -202,7 +202,8 @@ class DistillConfig:
         check_known(parse_teachers(self.teachers))
         name = self.student
         if re.fullmatch(r"[\w:-]+", name) and registry.lookup(name) is None and not path_exists(Path(name)):
-            raise UsageError(f"distill: unknown student {shown(name)}{did_you_mean(name, registry.student_names())}")
+            hint = registry.what_else(name, registry.student_names(), "students")
+            raise UsageError(f"distill: unknown student {shown(name)}{hint}")
 
     def validate(self) -> DistillConfig:
         """Return self, or raise UsageError naming the first field whose value makes no sense."""
