@@ -85,7 +85,8 @@ def distill(
     if demo:
         preset = "demo"
     config = load_config(preset=preset, file=config_file, settings=settings, flags=flags)
-    options.check_json_target(json_target)
+    used = [*config.images, *([config_file] if config_file else []), Path(config.out, "student", "config.json")]
+    options.check_json_target(json_target, used)
     if not ({"out", "resume", "overwrite"} & set(flags) or config_file):
         config.out = _free_folder(config.out)
     if print_config:

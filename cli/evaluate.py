@@ -163,8 +163,16 @@ def evaluate(ctx: click.Context, **given: Any) -> None:
     listed at the end, the result says that it is not complete, and the exit code is 1.
     """
     mode = _mode(ctx, given)
-    options.check_json_target(given["json_file"])
+    options.check_json_target(given["json_file"], _files_in_use(given))
     mode(given)
+
+
+def _files_in_use(given: dict[str, Any]) -> list[str | Path]:
+    """What is read, and what `--out` holds: nothing that `--json` may replace."""
+    named = [*(given["data"] or ()), *(given["compare"] or ()), given["model"], given["predictions"], given["split"]]
+    folders = [given["model"], given["predictions"], given["out"], *(given["compare"] or ())]
+    inner = ("config.json", "predictions.json", "result.json", "run.json")
+    return [*filter(None, named), *(Path(folder, name) for folder in filter(None, folders) for name in inner)]
 
 
 def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]], None]:

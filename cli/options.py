@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,10 @@ DEFAULT_MODEL = "distilldepth-mini"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 MAX_SIDE = 16384
 """Largest --size, in pixels."""
+_NO_JSON = (
+    ".png", ".jpg", ".jpeg", ".npy", ".npz", ".ply", ".safetensors", ".pth", ".pt", ".bin", ".toml", ".csv", ".tar",
+)  # fmt: skip
+"""What other files are called."""
 RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
 
 
@@ -192,16 +196,34 @@ def write_json(result: Any, target: str | None) -> None:
     click.echo(f"wrote {target}", err=True)
 
 
-def check_json_target(target: str | None) -> None:
-    """Fail before the work, not after it, if the JSON file cannot be written."""
+def check_json_target(target: str | None, used: Iterable[str | Path] = ()) -> None:
+    """Fail before the work, not after it, if the JSON file cannot be written or would replace something else.
+
+    Args:
+        target: what `--json` names.
+        used: files that the command reads, or writes besides.
+
+    Raises:
+        UsageError: a folder, one of the files in use, or a file that holds anything but JSON.
+    """
     if target is None or target == "-":
         return
+    from distilldepth.files import place, places
     from distilldepth.predict.writers import check_writable
 
     path = Path(target)
     if path.is_dir():
         raise UsageError(f"--json must name a file or be -, got the folder {target}")
+    if any(place(path) in places(Path(other)) for other in used):
+        raise UsageError(f"--json {target}: this command reads or writes that file itself; name another")
+    if path.suffix.lower() in _NO_JSON or (path.is_file() and not _holds_json(path)):
+        raise UsageError(f"--json {target}: is no file for JSON, and is not replaced; name a .json file")
     check_writable(path.parent)
+
+
+def _holds_json(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).lstrip()[:1] in (b"", b"{", b"[")
 
 
 def json_number(value: float) -> float | None:

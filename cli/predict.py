@@ -99,7 +99,13 @@ def predict(
         raise click.UsageError("--fov and --intrinsics contradict each other")
     if fov is not None and not 0 < fov < 180:
         raise click.UsageError(f"--fov must be between 0 and 180 degrees, got {fov:g}")
-    options.check_json_target(json_file)
+    if not 0 <= percentiles[0] < percentiles[1] <= 100:
+        low, high = percentiles
+        raise click.UsageError(f"--percentiles must be LOW,HIGH with 0 <= LOW < HIGH <= 100, got {low:g},{high:g}")
+    if not 0 < depth_range[0] < depth_range[1]:
+        near, far = depth_range
+        raise click.UsageError(f"--depth-range must be NEAR,FAR with 0 < NEAR < FAR, got {near:g},{far:g}")
+    options.check_json_target(json_file, (*inputs, out, model, Path(model, "config.json")))
 
     from contextlib import ExitStack
 
@@ -139,10 +145,22 @@ def predict(
             f"({rate:.1f} images/s on {report.device})",
             err=True,
         )
+    if report.constant:
+        click.echo(f"distilldepth: warning: {_constant_line(report)}", err=True)
     if report.skipped:
         click.echo(f"skipped {len(report.skipped)} whose outputs exist", err=True)
     options.write_json(report.to_dict(), json_file)
     options.end_with_failures(report.failures, len(report.written) + len(report.skipped) + len(report.failures))
+
+
+def _constant_line(report: Any) -> str:
+    """What is said of maps that are the same everywhere."""
+    count, whole = len(report.constant), len(report.written)
+    named = ", ".join(map(options.printable, report.constant[:3])) + (", ..." if count > 3 else "")
+    return (
+        f"{count} of {whole} maps {'is' if count == 1 else 'are'} constant ({named}): the model says nothing about "
+        "these images; its weights may be untrained or damaged"
+    )
 
 
 def _warn_of_idle_options(formats: tuple[tuple[str, ...], ...], out: str) -> None:

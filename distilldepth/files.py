@@ -17,6 +17,32 @@ def expand_user(path: str | os.PathLike) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def places(path: Path) -> set[str]:
+    """Return every name whose replacement would take away what a path leads to: its own, and those of links on the way.
+
+    Folders among them are real ones; the last name is kept as it is, since a writer replaces names and not what a link
+    leads to.
+    """
+    found: set[str] = set()
+    name = os.path.abspath(path)
+    while name not in found:
+        name = os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
+        if name in found:
+            break
+        found.add(name)
+        try:
+            name = os.path.join(os.path.dirname(name), os.readlink(name))
+        except (OSError, ValueError):
+            break  # No link.
+    return found
+
+
+def place(path: Path) -> str:
+    """Return the name that a writer of `path` replaces, the links among its folders followed."""
+    name = os.path.abspath(path)
+    return os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; it takes that name if the block ends well, else it is removed.
@@ -47,8 +73,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and wait until the disk has it; see `atomic_path`."""
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all, and wait until the disk has it; see `atomic_path`.
+
+    Text is written in UTF-8; what a file name may hold that is no text becomes a backslash escape.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8", "backslashreplace")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.flush()

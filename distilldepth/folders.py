@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -36,7 +36,7 @@ class FolderKind:
     def mark(self, folder: Path) -> None:
         """Make the folder one of ours."""
         mark = {"format": f"distilldepth {self.name}", "version": self.version}
-        write_atomically(folder / MARK, (json.dumps(mark) + "\n").encode())
+        write_atomically(folder / MARK, json.dumps(mark) + "\n")
 
     def is_marked(self, folder: Path) -> bool:
         """Whether the folder carries the mark of this kind."""
@@ -47,19 +47,23 @@ class FolderKind:
         except DistillDepthError:
             return False
 
-    def check_clearable(self, folder: Path) -> None:
-        """Raise DistillDepthError, with the name of what is foreign, unless the folder may be emptied."""
-        self._own_items(folder)
+    def check_clearable(self, folder: Path, written: Collection[Path] = ()) -> None:
+        """Raise DistillDepthError, with the name of what is foreign, unless the folder may be emptied; see `clear`."""
+        self._own_items(folder, written)
 
-    def clear(self, folder: Path) -> None:
+    def clear(self, folder: Path, written: Collection[Path] = ()) -> None:
         """Remove what this package wrote; nothing at all if anything else is there.
 
         The lock and the folder itself stay.
 
+        Args:
+            folder: to be emptied.
+            written: files in it that are ours though no pattern says so, since users chose their names.
+
         Raises:
             DistillDepthError: no mark of this kind, or a file, folder or link that this package did not make.
         """
-        items = self._own_items(folder)
+        items = self._own_items(folder, written)
         # The mark goes last, so that what an interrupted removal leaves is still ours.
         for item in sorted(items, key=lambda item: (item == folder / MARK, -len(item.parts))):
             if item.is_dir():
@@ -67,17 +71,21 @@ class FolderKind:
             elif item != folder / LOCK:
                 item.unlink()
 
-    def _own_items(self, folder: Path) -> list[Path]:
+    def _own_items(self, folder: Path, written: Collection[Path]) -> list[Path]:
         if not self.is_marked(folder):
             raise DistillDepthError(
                 f"{self.command}: {folder} is not empty and does not carry the mark of a distilldepth {self.name}, so "
                 "nothing in it is removed; choose another --out, or empty it yourself"
             )
+        listed = {path.relative_to(folder).parts for path in written}
+        listed_folders = {parts[:length] for parts in listed for length in range(1, len(parts))}
         items: list[Path] = []
         for root, folders, files in os.walk(folder):
             for name in (*folders, *files):
                 item = Path(root, name)
-                if item.is_symlink() or not self._is_own(item.relative_to(folder), item.is_dir()):
+                path = item.relative_to(folder)
+                known = path.parts in (listed_folders if item.is_dir() else listed)
+                if item.is_symlink() or not (known or self._is_own(path, item.is_dir())):
                     raise DistillDepthError(
                         f"{self.command}: {item} was not made by distilldepth {self.command}, so nothing in {folder} "
                         "is removed; move it away, or choose another --out"

@@ -22,6 +22,9 @@ from distilldepth.models.preprocess import choose_policy
 FAILURES = (DistillDepthError, OSError, ValueError, TypeError, MemoryError, RuntimeError)
 """What may be wrong with one item of many without ending the run."""
 
+NO_RELIEF = 1e-3
+"""Range of a map, as a share of its largest magnitude, up to which it is called constant."""
+
 _BATCH_PIXELS = 16_000_000
 """Images of one batch have at most this many pixels together, so that eight photographs of 48 MP do not fill memory."""
 
@@ -147,6 +150,16 @@ def check_side(model: DepthModel, device: torch.device, size: tuple[int, int]) -
         device=device,
         error=UsageError,
     )
+
+
+def without_relief(maps: Tensor) -> Tensor:
+    """Return which maps are constant: bool `(B,)` for maps `(B, H, W)`, whose range is then below `NO_RELIEF` of their
+    largest magnitude. Pixels that are not finite are not looked at."""
+    flat = maps.flatten(1).float()
+    known = torch.isfinite(flat)
+    low = torch.where(known, flat, torch.inf).amin(1)
+    high = torch.where(known, flat, -torch.inf).amax(1)
+    return ~(high - low > NO_RELIEF * torch.maximum(high.abs(), low.abs()))
 
 
 def reason(error: BaseException, source: object = None) -> str:

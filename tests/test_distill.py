@@ -213,7 +213,8 @@ def test_two_processes_train_one_student(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("student: ") == 1
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["samples"] for row in rows] == [16, 16]  # 2 processes, 2 steps, batches of 4
     assert dd.load_model(tmp_path / "run").info.quantity == "disparity"
 
 

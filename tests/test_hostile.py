@@ -115,6 +115,7 @@ def test_lists_as_people_write_them():
     result = CliRunner().invoke(cli, ["predict", "sub dir/l.txt", "-o", "out", "--size", "32"])
     assert result.exit_code == 0, result.stderr
     assert len(list(Path("out").rglob("*.png"))) == 3
+    refused(1, "~nobody-of-this-name", "predict", "~nobody-of-this-name/x.png", "-o", "out")
     Path("l.txt").write_text("~nobody-of-this-name/x.png\n")
     refused(1, "l.txt:1: no such file: ~nobody-of-this-name/x.png", "predict", "l.txt", "-o", "out")
 

@@ -382,6 +382,25 @@ def test_the_moments_keep_the_memory_order_of_their_parameters():
     assert found.stride() == module.weight.stride()
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes that decode in /proc")
+def test_a_killed_decoding_process_is_one_line(tmp_path, finished):
+    photos, folder = finished[0], tmp_path / "run"
+    process = subprocess.Popen(
+        command(photos, folder, "--steps", "100000", "--workers", "1"), stderr=subprocess.PIPE, text=True
+    )
+    while not list_checkpoints(folder / "checkpoints") and process.poll() is None:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        if "distilldepth" in Path(f"/proc/{child}/cmdline").read_text():
+            os.kill(int(child), signal.SIGKILL)
+    _, told = process.communicate()
+    assert process.returncode == 1, told
+    (line,) = [line for line in told.splitlines() if "error: " in line]
+    assert "a process that decodes images ended" in line
+    assert "Traceback" not in told
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize(
     ("number", "code", "moment"),

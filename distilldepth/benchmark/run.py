@@ -291,7 +291,9 @@ def _metadata(device: torch.device, command: str, cold: bool) -> dict[str, Any]:
 def _finish(metadata: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
     if not results:
         reasons = dict.fromkeys(f"{entry['backend']}: {entry['why']}" for entry in metadata["not_run"])
-        raise DistillDepthError(f"bench: nothing could be run; {'; '.join(reasons) or 'no backend of these kernels'}")
+        if not reasons:
+            raise UsageError("bench: nothing could be run; no backend of these kernels was named")
+        raise DistillDepthError(f"bench: nothing could be run; {'; '.join(reasons)}")
     return {"metadata": metadata, "results": results}
 
 

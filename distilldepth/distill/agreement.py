@@ -14,11 +14,11 @@ from torch import Tensor
 from distilldepth.alignment import align
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.data import SourceView, whole_batches
-from distilldepth.distill.judge import CONSTANT_SPREAD
 from distilldepth.distill.log import keep_lines_until
 from distilldepth.distill.teachers import Teacher, nearest_size
 from distilldepth.documents import read_json_lines
 from distilldepth.files import write_atomically
+from distilldepth.inference import without_relief
 from distilldepth.losses import normalise
 from distilldepth.metrics import depth_metrics
 from distilldepth.models import DepthModel
@@ -63,7 +63,7 @@ def measure_agreement(
         images = batch["image"].to(device).float() / 255
         depth = batch["depth"].to(device) if "depth" in batch else None
         predicted = predict_at(student, images)
-        constant += _is_constant(predicted).sum()
+        constant += without_relief(predicted).sum()
         kept["image"].append(batch["image"].permute(0, 2, 3, 1).numpy())
         kept["student"].append(predicted.cpu().numpy())
         for teacher in teachers:
@@ -140,12 +140,6 @@ def _is_row(row: dict[str, Any]) -> bool:
 def some_of(heldout: SourceView) -> SourceView:
     """Return the held-out images on which a student is measured in the middle of a run."""
     return SourceView(heldout, range(min(len(heldout), _BETWEEN)))
-
-
-def _is_constant(maps: Tensor) -> Tensor:
-    flat = maps.flatten(1)
-    spread = (flat - flat.mean(1, keepdim=True)).abs().mean(1)
-    return spread <= CONSTANT_SPREAD * flat.abs().amax(1)
 
 
 def predict_at(student: DepthModel, images: Tensor) -> Tensor:

@@ -170,14 +170,22 @@ def next_batch(loader: Iterator[dict[str, Any]]) -> dict[str, Any]:
     except DistillDepthError as error:
         # A worker's error arrives with its whole trace as the message.
         raise DistillDepthError(str(error).rpartition(f"{DistillDepthError.__name__}: ")[2].strip()) from error
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        # A queue whose other end is gone fails in several ways, before torch finds out that a process is missing.
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise DistillDepthError(
-            f"distill: a process that decodes images ended ({str(error).splitlines()[0]}); if memory was short, use "
-            "fewer --workers or a smaller --batch-size, and continue with --resume auto"
-        ) from error
+    except (EOFError, ConnectionError) as error:
+        # A queue whose other end is gone, before torch finds out that a process is missing.
+        raise process_ended(error) from error
+
+
+def is_ended_process(error: RuntimeError) -> bool:
+    """Whether an error is torch's word that a process which decodes ended; it comes wherever the program is then."""
+    return str(error).startswith("DataLoader worker")
+
+
+def process_ended(error: Exception) -> DistillDepthError:
+    """Return the one line about a process that decodes and was killed."""
+    return DistillDepthError(
+        f"distill: a process that decodes images ended ({str(error).partition(chr(10))[0]}); if memory was short, use "
+        "fewer --workers or a smaller --batch-size, and continue with --resume auto"
+    )
 
 
 def whole_batches(source: SourceView, config: DistillConfig, batch_size: int) -> Iterator[dict[str, Any]]:

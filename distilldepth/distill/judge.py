@@ -10,8 +10,6 @@ from typing import Any
 
 from distilldepth.distill.config import OptimiserSection
 
-CONSTANT_SPREAD = 1e-3
-"""A map whose mean absolute deviation is below this share of its largest magnitude is called constant."""
 _LOSS_OF_CORRELATION = 0.02
 _GAIN_OF_ERROR = 0.05
 """Changes smaller than these two are not called worse."""

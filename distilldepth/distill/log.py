@@ -136,4 +136,4 @@ def keep_lines_until(path: Path, step: int) -> None:
         reached = row.get("step") if isinstance(row, dict) else None
         if isinstance(reached, int) and reached <= step:
             kept.append(line + "\n")
-    write_atomically(path, "".join(kept).encode())
+    write_atomically(path, "".join(kept))

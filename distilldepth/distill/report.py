@@ -26,7 +26,7 @@ def write_report(folder: Path, facts: dict[str, Any]) -> Path:
     teachers = [teacher["name"] for teacher in facts["teachers"]]
     pictures = _pictures(folder / "samples", teachers)
     path = folder / "report.html"
-    write_atomically(path, _page(facts, rows, pictures).encode())
+    write_atomically(path, _page(facts, rows, pictures))
     return path
 
 

@@ -149,7 +149,7 @@ def write_config(config: DistillConfig, folder: Path) -> None:
     """Write `config.toml`: what the run is, without what was to be done with the folder this time."""
     text = to_toml(config).splitlines(keepends=True)
     kept = "".join(line for line in text if not line.startswith(("resume = ", "overwrite = ")))
-    write_atomically(folder / CONFIG, kept.encode())
+    write_atomically(folder / CONFIG, kept)
 
 
 def _changes(config: DistillConfig, folder: Path) -> list[str]:

@@ -35,8 +35,10 @@ from distilldepth.distill.data import (
     StepBatches,
     crop_config,
     fingerprint,
+    is_ended_process,
     loading,
     next_batch,
+    process_ended,
     split_heldout,
     whole_batches,
 )
@@ -116,6 +118,10 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
     try:
         with claim_folder(folder, "distill") if accelerator.is_main_process else nullcontext():
             return _distill(config, specs, folder, accelerator, precisions, command)
+    except RuntimeError as error:
+        if not is_ended_process(error):
+            raise
+        raise process_ended(error) from error
     except OSError as error:
         if error.errno not in _FULL:
             raise

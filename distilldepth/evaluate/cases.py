@@ -7,6 +7,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from distilldepth.documents import parse_json
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
 
@@ -26,6 +28,15 @@ WIDTH = 320
 """Widest picture, pixels."""
 
 _LARGEST = float(np.finfo(np.float16).max)
+
+_MOST_CASES = 64
+_MOST_BYTES = 256 << 20
+"""Of one file, unpacked."""
+_DAMAGE = (
+    ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error,
+    NotImplementedError, DistillDepthError,
+)  # fmt: skip
+"""What a damaged or foreign archive makes numpy and zipfile stumble over."""
 
 _ARRAYS = ("image", "prediction", "truth", "valid")
 
@@ -165,21 +176,37 @@ class Cases:
         for path in sorted((Path(folder) / FOLDER).glob("*.npz")):
             try:
                 with np.load(path, allow_pickle=False) as stored:
-                    facts = json.loads(str(stored["facts"]))
+                    _check_sizes(stored)
+                    facts = parse_json(str(stored["facts"]), path.name)
                     kept = [
-                        Case(
-                            facts["dataset"],
-                            case["name"],
-                            case["score"],
-                            case["is_metric"],
-                            *(stored[f"{name}_{index}"] for name in _ARRAYS),
-                        )
-                        for index, case in enumerate(facts["cases"])
+                        _case(facts["dataset"], case, *(stored[f"{name}_{index}"] for name in _ARRAYS))
+                        for index, case in enumerate(facts["cases"][:_MOST_CASES])
                     ]
-            except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            except _DAMAGE as error:
                 raise DistillDepthError(f"{path}: damaged; delete it, the pictures of its dataset are lost") from error
             cases._kept[facts["dataset"]] = sorted(kept, key=lambda case: case.key)
         return cases
+
+
+def _check_sizes(stored: Any) -> None:
+    """Raise ValueError for an archive that would unpack into more than cases ever take."""
+    if sum(entry.file_size for entry in stored.zip.infolist()) > _MOST_BYTES:
+        raise ValueError("it unpacks into more than cases take")
+
+
+def _case(dataset: Any, facts: Any, *arrays: np.ndarray) -> Case:
+    """A case as it was saved; ValueError if anything is of another kind or shape."""
+    image, *maps = arrays
+    name, score = facts["name"], facts["score"]
+    shapes = {values.shape for values in maps}
+    kinds = [values.dtype.kind for values in arrays]
+    if not (isinstance(dataset, str) and isinstance(name, str) and isinstance(score, int | float)):
+        raise ValueError("names must be texts and scores numbers")
+    if kinds != ["u", "f", "f", "b"] or image.dtype != np.uint8 or {image.shape[:2]} != shapes:
+        raise ValueError("arrays are of another kind or shape")
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError("the image is none")
+    return Case(dataset, name, float(score), bool(facts["is_metric"]), *arrays)
 
 
 def _array(values: Any) -> np.ndarray:

@@ -129,7 +129,7 @@ def write_index(folder: Path, info: ModelInfo, form: str) -> None:
     """Write `predictions.json`, from which `StoredPredictions` learns what the maps of the folder are."""
     folder.mkdir(parents=True, exist_ok=True)
     index = {"model": info.name, "licence": info.licence, "quantity": info.quantity, "format": form}
-    write_atomically(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
+    write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 class StoredPredictions(DepthModel):

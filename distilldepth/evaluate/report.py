@@ -97,7 +97,7 @@ def write_report(evaluation: Any, folder: str | Path) -> Path:
     except DistillDepthError as error:
         cases, trouble = Cases(), str(error)
     path = folder / NAME
-    write_atomically(path, _page(evaluation, cases, trouble).encode())
+    write_atomically(path, _page(evaluation, cases, trouble))
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from distilldepth.data.truth import Dataset
+from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.protocol import Protocol, Rules
 from distilldepth.evaluate.run_folder import RESULT
 from distilldepth.evaluate.score import pool
 from distilldepth.evaluate.statistics import mean_intervals
 from distilldepth.inference import reason
+
+_MOST_BYTES = 1 << 30
+"""Of a result: a million frames take a few hundred megabytes."""
 
 
 @dataclass
@@ -93,9 +96,39 @@ def read_evaluation(path: str | Path) -> Evaluation:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a finished evaluation has it in its --out folder")
     try:
-        return Evaluation.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        evaluation = Evaluation.from_dict(read_json(path, limit=_MOST_BYTES))
+        _check_parts(evaluation)
+        return evaluation
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise DistillDepthError(f"{path}: is not the result of an evaluation ({reason(error)})") from error
+
+
+def _check_parts(evaluation: Evaluation) -> None:
+    """Raise ValueError unless names are texts and metrics are numbers: what tables and comparisons rely on."""
+
+    def is_table(values: Any) -> bool:
+        return isinstance(values, dict) and all(
+            value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+            for value in values.values()
+        )
+
+    def has_texts(row: Any, *names: str) -> bool:
+        return isinstance(row, dict) and all(isinstance(row.get(name), str) for name in names)
+
+    good = {
+        "metadata": isinstance(evaluation.metadata, dict) and has_texts(evaluation.metadata.get("model"), "name"),
+        "mean": is_table(evaluation.mean),
+        "notes": isinstance(evaluation.notes, list) and all(isinstance(note, str) for note in evaluation.notes),
+        "datasets": isinstance(evaluation.datasets, list)
+        and all(has_texts(row, "name") and is_table(row.get("metrics")) for row in evaluation.datasets),
+        "samples": isinstance(evaluation.samples, list)
+        and all(has_texts(row, "dataset", "name") and is_table(row.get("metrics")) for row in evaluation.samples),
+        "failures": isinstance(evaluation.failures, list)
+        and all(has_texts(row, "dataset", "name", "error") for row in evaluation.failures),
+    }
+    wrong = [name for name, is_good in good.items() if not is_good]
+    if wrong:
+        raise ValueError(f"{wrong[0]} does not hold what an evaluation writes")
 
 
 def summarise(dataset: Dataset, rows: list[dict[str, Any]], rules: Rules) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distilldepth.data.truth import Dataset, Item, Truth
-from distilldepth.device import autocast, resolve_device
+from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.baselines import load_baseline
 from distilldepth.evaluate.cases import Cases
@@ -32,7 +32,16 @@ from distilldepth.evaluate.result import Evaluation, mean_metrics, summarise
 from distilldepth.evaluate.run_folder import RunFolder, check_folder, describe_run
 from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, is_meaningless, score_batch
 from distilldepth.evaluate.table import headline
-from distilldepth.inference import FAILURES, LoadedImage, check_side, estimate_batch, load_batches, reason
+from distilldepth.inference import (
+    FAILURES,
+    LoadedImage,
+    check_side,
+    estimate_batch,
+    load_batches,
+    reason,
+    without_relief,
+)
+from distilldepth.machine import resolve_precision
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import resize, target_size
 
@@ -122,7 +131,7 @@ def evaluate(
         place = next(model.buffers()).device
     else:
         place = resolve_device(device)
-    autocast(place, precision)
+    precision = resolve_precision(precision, place)
     check_any_readable(datasets)
     model = open_model(model, offline).to(place)
     if save_predictions == "kitti":
@@ -171,6 +180,23 @@ def evaluate(
         run.save_as = save_predictions
         if save_predictions is not None:
             write_index(folder / "predictions", model.info, save_predictions)
+    try:
+        return _score(run, datasets, missing, resize_policy, size, command)
+    finally:
+        if run.folder is not None:
+            run.folder.release()
+
+
+def _score(
+    run: _Run,
+    datasets: list[Dataset],
+    missing: dict[tuple[str, int], str],
+    resize_policy: str | None,
+    size: int | None,
+    command: str,
+) -> Evaluation:
+    """Score what is left to be scored, and write the results."""
+    model = run.model
     began = time.perf_counter()
     try:
         run.restore()
@@ -182,8 +208,8 @@ def evaluate(
         run.close()
     metadata = {
         "model": {**model.info.to_dict(), "notes": list(model.info.notes)},
-        "device": str(place),
-        "precision": precision,
+        "device": str(run.place),
+        "precision": run.precision,
         "resize_policy": resize_policy or model.preprocessing.resize_policy,
         "size": size or model.preprocessing.size,
         "torch": torch.__version__,
@@ -245,6 +271,11 @@ class _Run:
         places = {(task.dataset.name, task.index): task for task in self.tasks}
         for row in self.folder.done:
             task = places.get((row["dataset"], row.pop("index")))
+            if task is not None and task.item.name != row["name"]:
+                raise DistillDepthError(
+                    f"{self.folder.folder}: {row['name']} was scored in the place of {task.item.name}; start anew with "
+                    "--overwrite"
+                )
             if task is not None and task not in self.rows:
                 self.rows[task] = row
         self.resumed_after = len(self.rows)
@@ -326,6 +357,12 @@ class _Run:
             for one in group
         }
 
+    def find_constant(self, group: list[_Predicted]) -> list[bool]:
+        """Which maps have no relief; baselines are what they are, and not looked at."""
+        if self.model.info.name.startswith("baseline:"):
+            return [False] * len(group)
+        return without_relief(torch.stack([one.values for one in group])).cpu().tolist()
+
     def score_group(self, group: list[_Predicted]) -> list[tuple[_Task, dict[str, Any]]]:
         """Rows of the samples that could be scored; all have one size of truth and one set of rules."""
         first = group[0]
@@ -347,6 +384,7 @@ class _Run:
             # By halves, so that only the sample at fault is lost, and less memory is taken at once.
             half = len(group) // 2
             return self.score_group(group[:half]) + self.score_group(group[half:])
+        constant = self.find_constant(group)
         rows = []
         # Error against depth is for the report, and costs as much as the scores themselves.
         by_depth = scores.by_depth.cpu().tolist() if self.folder is not None and first.truth.is_metric else None
@@ -356,6 +394,8 @@ class _Run:
             else:
                 if by_depth is not None:
                     row["error_by_depth"] = [depth_bin for depth_bin in by_depth[index] if depth_bin[2] > 0]
+                if constant[index]:
+                    row["constant"] = True
                 rows.append((one.task, {"dataset": one.task.dataset.name, "name": one.task.item.name, **row}))
                 self.offer_case(one, row, scores, index)
         return rows
@@ -480,5 +520,9 @@ def _summarise(run: _Run, datasets: list[Dataset], metadata: dict[str, Any]) -> 
             if task in run.errors
         ]
         summaries.append(summarise(dataset, rows, run.rules[dataset.name]))
+    constant = sum(bool(row.get("constant")) for row in samples)
+    notes = list(run.model.info.notes)
+    if constant:
+        notes.append(f"{constant} of {len(samples)} predicted maps are constant: the model says nothing about them")
     mean = mean_metrics([headline(summary)[0] for summary in summaries if summary["frames"]])
-    return Evaluation(metadata, run.protocol, summaries, mean, samples, failures, list(run.model.info.notes))
+    return Evaluation(metadata, run.protocol, summaries, mean, samples, failures, notes)

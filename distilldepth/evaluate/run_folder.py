@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distilldepth.data.truth import Dataset
+from distilldepth.documents import read_json, read_json_lines
+from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
+from distilldepth.folders import LOCK, FolderKind, claim_folder
 from distilldepth.models.base import DepthModel
 
 if TYPE_CHECKING:
     from distilldepth.evaluate.result import Evaluation
 
-RESULT, PROGRESS, RUN = "result.json", "progress.jsonl", "run.json"
+RESULT, PROGRESS, RUN, PREDICTIONS = "result.json", "progress.jsonl", "run.json", "predictions"
+EVALUATION = FolderKind(
+    "evaluation",
+    "evaluate",
+    (
+        RESULT, PROGRESS, RUN, "samples.csv", "table.md", "table.tex", "report.html", "pictures/*.npz",
+        f"{PREDICTIONS}/predictions.json",
+    ),
+)  # fmt: skip
+"""What carries our mark, and all that an evaluation writes, but for saved maps, which bear the samples' names."""
 RESUME = ("", "auto")
 
 _SAMPLED_WEIGHTS = 64
@@ -36,18 +48,39 @@ def check_folder(folder: Path, resume: str, overwrite: bool) -> None:
         raise ValueError("evaluate: --resume and --overwrite contradict each other")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"evaluate: --out must be a folder, {folder} is a file")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or all(item.name == LOCK for item in folder.iterdir()):
         from distilldepth.predict.writers import check_writable
 
         check_writable(folder)
         return
-    if not (folder / RUN).is_file():
+    if not (folder / RUN).is_file() and not EVALUATION.is_marked(folder):
         raise ValueError(f"evaluate: {folder} is not empty and not the folder of an evaluation; choose another --out")
     if not (resume or overwrite):
         raise ValueError(
             f"evaluate: {folder} is not empty; continue it with --resume auto, replace it with --overwrite, "
             "or choose another --out"
         )
+    if overwrite:
+        EVALUATION.check_clearable(folder, _saved_maps(folder))
+
+
+def _saved_maps(folder: Path) -> list[Path]:
+    """The maps that the evaluation in a folder has saved, by its own records; none if they cannot be read."""
+    from distilldepth.evaluate.predictions import FORMATS, prediction_path
+
+    try:
+        form = read_json(folder / RUN).get("save_predictions")
+        rows = read_json_lines(folder / PROGRESS)
+    except DistillDepthError:
+        return []
+    if not isinstance(form, str) or form not in FORMATS:
+        return []
+    names = [(row.get("dataset"), row.get("name")) for row in rows]
+    return [
+        prediction_path(folder / PREDICTIONS, dataset, name, form)
+        for dataset, name in names
+        if isinstance(dataset, str) and isinstance(name, str)
+    ]
 
 
 def describe_run(
@@ -94,31 +127,41 @@ class RunFolder:
 
         Raises:
             ValueError: the run to be continued is another one.
+            DistillDepthError: another process writes into the folder, its records are damaged, or with `overwrite`
+                something in it is not ours.
         """
         self.folder = folder
+        self._claim = ExitStack()
+        self._claim.enter_context(claim_folder(folder, "evaluate"))
+        try:
+            self._begin(run, resume, overwrite)
+        except BaseException:
+            self._claim.close()
+            raise
+
+    def _begin(self, run: dict[str, Any], resume: str, overwrite: bool) -> None:
+        folder = self.folder
         self.done: list[dict[str, Any]] = []
         """The samples scored before: `index` in the dataset, and the rest as in `Evaluation.samples`."""
         # Through JSON, so that tuples and numbers compare as they were read back.
         run = json.loads(json.dumps(run))
-        if overwrite and (folder / RUN).is_file():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        if overwrite and any(item.name != LOCK for item in folder.iterdir()):
+            EVALUATION.clear(folder, _saved_maps(folder))
         progress = folder / PROGRESS
         if resume and (folder / RUN).is_file():
             self._check_same(run)
             self.done = _read_lines(progress) if progress.is_file() else []
-            write_atomically(progress, "".join(_line(row) for row in self.done).encode())
+            EVALUATION.mark(folder)
+            write_atomically(progress, "".join(_line(row) for row in self.done))
         else:
+            EVALUATION.mark(folder)
             write_atomically(progress, b"")
-            write_atomically(folder / RUN, (json.dumps(run, indent=2, ensure_ascii=False) + "\n").encode())
+            write_atomically(folder / RUN, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
         self._file = progress.open("a", encoding="utf-8")
 
     def _check_same(self, run: dict[str, Any]) -> None:
         path = self.folder / RUN
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"evaluate: {path} cannot be read; start anew with --overwrite") from error
+        saved = read_json(path, remedy="start anew with --overwrite")
         for key in {**saved, **run}:
             old, new = saved.get(key), run.get(key)
             if old == new:
@@ -140,6 +183,10 @@ class RunFolder:
         """Close the file of scored samples."""
         self._file.close()
 
+    def release(self) -> None:
+        """Let other processes write into the folder."""
+        self._claim.close()
+
     def write_results(self, evaluation: Evaluation) -> None:
         """Write `result.json`, `samples.csv`, `table.md`, `table.tex` and `report.html`, each whole or not at all."""
         from distilldepth.evaluate import report, table
@@ -151,7 +198,7 @@ class RunFolder:
             "table.tex": table.to_latex(evaluation),
         }
         for name, text in texts.items():
-            write_atomically(self.folder / name, text.encode("utf-8", "backslashreplace"))
+            write_atomically(self.folder / name, text)
         report.write_report(evaluation, self.folder)
 
 
@@ -160,11 +207,41 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    # The last piece is what follows the last line break: nothing, or a line that was cut off.
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise ValueError(f"evaluate: {path}:{number}: is damaged; start anew with --overwrite") from None
+    """Return the scored samples of an earlier run.
+
+    Raises:
+        DistillDepthError: a line is not one that this module writes.
+    """
+    remedy = "start anew with --overwrite"
+    rows = read_json_lines(path, remedy=remedy)
+    for number, row in enumerate(rows, start=1):
+        if not _is_row(row):
+            raise DistillDepthError(f"{path}:{number}: is not a scored sample; {remedy}")
     return rows
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether a line has what `_Run` writes, with numbers where numbers belong."""
+    texts = all(isinstance(row.get(key), str) for key in ("dataset", "name"))
+    index = row.get("index")
+    return (
+        texts
+        and isinstance(index, int)
+        and not isinstance(index, bool)
+        and all(
+            isinstance(row.get(key), dict) and all(map(_is_number, row[key].values())) for key in ("metrics", "sums")
+        )
+        and all(_is_number(row.get(key)) for key in ("scale", "shift", "seconds"))
+        and all(
+            isinstance(part, list) and len(part) == 5 and all(map(_is_number, part))
+            for part in _list(row.get("error_by_depth"))
+        )
+    )
+
+
+def _list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

@@ -217,21 +217,30 @@ def to_csv(evaluation: Any) -> str:
     """Return one line per frame by RFC 4180, failed ones too: a table without them would look complete.
 
     Columns: dataset, name, error (empty if scored), scale, shift, seconds, every metric, protocol. Numbers have all
-    their digits; what does not exist or is not finite is empty.
+    their digits; what does not exist or is not finite is empty. Text that a spreadsheet would run as a formula begins
+    with an apostrophe.
     """
     metrics = list(dict.fromkeys(name for sample in evaluation.samples for name in sample["metrics"]))
     extra = [key for key in ("scale", "shift", "seconds") if any(key in sample for sample in evaluation.samples)]
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["dataset", "name", "error", *extra, *metrics, "protocol"])
-    label = evaluation.protocol.name
+    label = _csv_text(evaluation.protocol.name)
     for sample in evaluation.samples:
         numbers = [sample.get(key) for key in extra] + [sample["metrics"].get(name) for name in metrics]
-        writer.writerow([sample["dataset"], sample["name"], "", *map(_csv_number, numbers), label])
+        writer.writerow(
+            [_csv_text(sample["dataset"]), _csv_text(sample["name"]), "", *map(_csv_number, numbers), label]
+        )
     empty = [""] * (len(extra) + len(metrics))
     for failure in evaluation.failures:
-        writer.writerow([failure["dataset"], failure["name"], failure["error"], *empty, label])
+        texts = [_csv_text(failure[key]) for key in ("dataset", "name", "error")]
+        writer.writerow([*texts, *empty, label])
     return text.getvalue()
+
+
+def _csv_text(text: str) -> str:
+    """A cell of text; with an apostrophe where a spreadsheet would take it for a formula and run it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def protocol_lines(evaluation: Any) -> list[str]:

@@ -175,9 +175,9 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
     text = json.dumps(config | (extra or {}), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / "config.json", text.encode())
+    write_atomically(folder / "config.json", text)
     if card is not None:
-        write_atomically(folder / "README.md", card.encode())
+        write_atomically(folder / "README.md", card)
     return folder
 
 
@@ -460,7 +460,10 @@ def build_to_fit(build: Callable[[], M], check: Callable[[M], None], wrong: str)
             skeleton = build()
         check(skeleton)
         return build()
-    except _MISFITS as error:
+    except DistillDepthError:
+        raise
+    except Exception as error:
+        # The model libraries check their configurations with errors of their own.
         raise DistillDepthError(f"load_model: {wrong}: {_why(error)}") from error
 
 

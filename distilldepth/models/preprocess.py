@@ -21,6 +21,7 @@ INTERPOLATIONS = ("bicubic", "bilinear", "bilinear-antialias")
 
 MAX_SIDE = 16384
 """Largest target side in pixels."""
+_LARGEST_MULTIPLE = 4096
 _LARGEST_STRETCH = 16
 """A policy that makes the network see more than this many times size x size pixels is not used unasked."""
 
@@ -43,12 +44,10 @@ class Preprocessing:
     """`bicubic`, `bilinear` or `bilinear-antialias`."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "multiple"):
+        for name, most in (("size", MAX_SIDE), ("multiple", _LARGEST_MULTIPLE)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIDE:
-                raise ValueError(
-                    f"Preprocessing: {name} must be a whole number from 1 to {MAX_SIDE}, got {shown(value)}"
-                )
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"Preprocessing: {name} must be a whole number from 1 to {most}, got {shown(value)}")
         for name, choices in (("resize_policy", RESIZE_POLICIES), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(

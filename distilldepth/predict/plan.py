@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distilldepth.errors import did_you_mean
+from distilldepth.errors import UsageError, did_you_mean
+from distilldepth.files import expand_user, place, places
 
 FORMATS = ("png16", "color", "npy", "ply")
 _ENDINGS = {"png16": ".png", "color": "_color.png", "npy": ".npy", "ply": ".ply"}
@@ -57,17 +58,17 @@ def plan_jobs(
     """
     if str(out) in ("", "-"):
         # "" is what an unset variable of a shell becomes, and would be the current folder.
-        raise ValueError(f"-o must name a file or a folder, got '{out}'")
+        raise UsageError(f"-o must name a file or a folder, got '{out}'")
     out = Path(out)
     for name in formats or ():
         if name not in FORMATS:
-            raise ValueError(f"plan_jobs: formats must be known, got {name!r}{did_you_mean(name, FORMATS)}")
+            raise UsageError(f"plan_jobs: formats must be known, got {name!r}{did_you_mean(name, FORMATS)}")
     suffix = out.suffix.lower()
     is_file = suffix in _BY_SUFFIX and not out.is_dir()
     if suffix in _UNFIT_SUFFIXES and not out.is_dir():
-        raise ValueError(f"{out}: {suffix} cannot hold a depth map here; name a .png, .npy or .ply file, or a folder")
+        raise UsageError(f"{out}: {suffix} cannot hold a depth map here; name a .png, .npy or .ply file, or a folder")
     if out.exists() and not out.is_dir() and not is_file:
-        raise ValueError(f"{out}: this is a file; name a folder, or a .png, .npy or .ply file")
+        raise UsageError(f"{out}: this is a file; name a folder, or a .png, .npy or .ply file")
     formats = list(dict.fromkeys(formats)) if formats else [_BY_SUFFIX[suffix] if is_file else "png16"]
     found = _find(inputs, out)
     if is_file:
@@ -79,19 +80,19 @@ def plan_jobs(
 
 
 def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
-    from distilldepth.data.images import list_images
+    from distilldepth.data.images import list_images, path_exists
 
     groups: list[tuple[Path | None, list[Path]]] = []
     target = os.path.realpath(out)
     for item in inputs:
         if item == "":
-            raise ValueError("an input must name a file, a folder or a glob pattern, got ''")
-        path = Path(item).expanduser()
+            raise UsageError("an input must name a file, a folder or a glob pattern, got ''")
+        path = expand_user(item)
         if path.is_dir():
             if os.path.realpath(path) == target:
-                raise ValueError(f"-o {out}: this is the input folder; name another folder")
+                raise UsageError(f"-o {out}: this is the input folder; name another folder")
             # A second run must not take the first one's results for photographs.
-            images = [image for image in list_images(path) if not _place(image).startswith(target + os.sep)]
+            images = [image for image in list_images(path) if not place(image).startswith(target + os.sep)]
             if not images:
                 raise FileNotFoundError(f"{path}: no image in this folder that is not below -o {out}")
             groups.append((path, images))
@@ -110,18 +111,13 @@ def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
             relative = Path(image.name) if folder is None else image.relative_to(folder)
             if folder is not None and len(folders) > 1:
                 relative = Path(folder.resolve().name) / relative
-            found.setdefault(os.path.abspath(image), _Found(image, relative, missing=not image.exists()))
+            found.setdefault(os.path.abspath(image), _Found(image, relative, missing=not path_exists(image)))
     if not found:
-        raise ValueError("no input given; name files, folders or glob patterns")
+        raise UsageError("no input given; name files, folders or glob patterns")
     items = list(found.values())
     if all(item.missing for item in items):
         raise FileNotFoundError(2, "No such file or directory", str(items[0].source))
     return items
-
-
-def _place(path: Path) -> str:
-    """Where a file is, with the links among its folders followed: writing replaces the name there, not a link's end."""
-    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -136,12 +132,12 @@ def _fixed_part(pattern: Path) -> Path:
 
 def _plan_file(found: list[_Found], out: Path, formats: list[str]) -> list[Job]:
     if len(found) > 1:
-        raise ValueError(f"-o {out} names one file, but there are {len(found)} images; name a folder")
+        raise UsageError(f"-o {out} names one file, but there are {len(found)} images; name a folder")
     suffix = out.suffix.lower()
     # FORMATS has png16 before color: if both are asked for, the plain name is the one with the numbers.
     own = next((name for name in FORMATS if name in formats and _SUFFIXES[name] == suffix), None)
     if own is None:
-        raise ValueError(
+        raise UsageError(
             f"-o {out} contradicts --as {','.join(formats)}; name a {_SUFFIXES[formats[0]]} file or a folder"
         )
     outputs = {name: out if name == own else out.with_name(out.stem + _ENDINGS[name]) for name in formats}
@@ -179,8 +175,9 @@ def _repeated(items) -> bool:
 
 
 def _check_sources_survive(jobs: list[Job]) -> None:
-    sources = {_place(job.source) for job in jobs}
+    """A source that is a link is lost with the link and with what it leads to."""
+    sources = {name for job in jobs for name in places(job.source)}
     for job in jobs:
         for path in job.outputs.values():
-            if _place(path) in sources:
-                raise ValueError(f"{path}: this output would replace an input image; choose another name or folder")
+            if place(path) in sources:
+                raise UsageError(f"{path}: this output would replace an input image; choose another name or folder")

@@ -15,7 +15,15 @@ import torch
 
 from distilldepth.device import autocast, resolve_device
 from distilldepth.errors import DistillDepthError
-from distilldepth.inference import FAILURES, LoadedImage, check_side, estimate_batch, load_batches, reason
+from distilldepth.inference import (
+    FAILURES,
+    LoadedImage,
+    check_side,
+    estimate_batch,
+    load_batches,
+    reason,
+    without_relief,
+)
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import target_size
 from distilldepth.predict.colormaps import colorize
@@ -40,6 +48,8 @@ class PredictReport:
     """Sources whose outputs were there already."""
     failures: list[tuple[str, str]] = field(default_factory=list)
     """Source and what was wrong with it."""
+    constant: list[str] = field(default_factory=list)
+    """Sources whose maps are constant; see `without_relief`."""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,6 +62,7 @@ class PredictReport:
             "notes": list(self.notes),
             "seconds": round(self.seconds, 3),
             "written": self.written,
+            "constant": self.constant,
             "skipped": self.skipped,
             "failures": [{"source": source, "error": error} for source, error in self.failures],
         }
@@ -145,7 +156,10 @@ def predict_files(
 
     def finish(job: Job, writing: Future) -> None:
         try:
-            report.written.append(writing.result())
+            entry = writing.result()
+            report.written.append(entry)
+            if entry.pop("constant"):
+                report.constant.append(entry["source"])
         except FAILURES as error:
             fail(job, error)
         else:
@@ -185,6 +199,7 @@ def predict_files(
     report.seconds = time.perf_counter() - began
     order = {str(job.source): index for index, job in enumerate(jobs)}
     report.written.sort(key=lambda entry: order[entry["source"]])
+    report.constant.sort(key=order.__getitem__)
     report.failures.sort(key=lambda failure: order[failure[0]])
     return report
 
@@ -233,19 +248,22 @@ class _Writer:
             "height": values.shape[0],
             "width": values.shape[1],
             "resize_policy": policy,
+            "constant": bool(without_relief(torch.from_numpy(values)[None])),
             "outputs": {name: str(path) for name, path in job.outputs.items()},
         }
 
 
 def _settle_existing(jobs: list[Job], existing: str, is_file: bool) -> tuple[list[Job], list[Job]]:
     """Split the jobs into those to do and those to skip."""
+    from distilldepth.data.images import path_exists
+
     if existing == "skip":
         todo, done = [], []
         for job in jobs:
-            (done if all(path.exists() for path in job.outputs.values()) else todo).append(job)
+            (done if all(path_exists(path) for path in job.outputs.values()) else todo).append(job)
         return todo, done
     if existing == "refuse" and not is_file:
-        there = [path for job in jobs for path in job.outputs.values() if path.exists()]
+        there = [path for job in jobs for path in job.outputs.values() if path_exists(path)]
         if there:
             count = "this output exists" if len(there) == 1 else f"this and {len(there) - 1} more outputs exist"
             raise ValueError(f"{there[0]}: {count} already; add --skip-existing or --overwrite")
