@@ -11,6 +11,7 @@ from distilldepth.evaluate.published import (
     TASKS,
     format_published,
     make_published_table,
+    method_of,
     protocol_of,
     published_kinds,
     published_rows,
@@ -97,7 +98,7 @@ def test_digits_as_printed():
 def test_the_table_is_marked_as_theirs():
     text = text_of(make_published_table(["scannet", "driving-stereo"]))
     assert "nothing here was measured by this program" in text
-    assert "[1] Distill Any Depth, Table 5" in text
+    assert "[1] Distill Any Depth" in text
     assert "arXiv 2502.19204v1, Table 5: scale and shift aligned" in text
     assert "given sparse depth" in text
     assert "0.032" in text
@@ -111,3 +112,16 @@ def test_typos_are_answered_with_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean 'stereo'"):
         published_rows("nyuv2", tasks=("sterio",))
     assert published_rows("scenes") == []
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_no_name_is_broken(width):
+    console = Console(width=width, file=io.StringIO())
+    console.print(make_published_table())
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    words = {word for line in lines for word in line.split()}
+    for kind in published_kinds():
+        for row in published_rows(kind, tasks=TASKS):
+            assert set(method_of(row).split()) <= words
+            assert kind in words

@@ -70,6 +70,7 @@ def make_published_table(kinds: Sequence[str] | None = None) -> Any:
     Raises:
         ValueError: a benchmark without published numbers.
     """
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
@@ -81,14 +82,16 @@ def make_published_table(kinds: Sequence[str] | None = None) -> Any:
     protocols = list(dict.fromkeys(protocol_of(row) for row in rows))
     caption = ["Published by their authors under their own protocols; nothing here was measured by this program."]
     caption += [f"[{number}] {protocol}" for number, protocol in enumerate(protocols, 1)]
-    table = Table(title="Published numbers", caption=Text("\n".join(caption)), caption_justify="left")
-    table.add_column("dataset", overflow="fold")
-    table.add_column("method", overflow="fold")
+    table = Table(
+        title="Published numbers", box=box.SIMPLE_HEAD, caption=Text("\n".join(caption)), caption_justify="left"
+    )
+    for heading, texts in (("dataset", [row["dataset"] for row in rows]), ("method", map(method_of, rows))):
+        # No word is broken: a name is there to be read and typed.
+        table.add_column(heading, min_width=max(len(word) for text in texts for word in text.split()))
     shown = [name for name in HEADINGS if any(name in row["metrics"] for row in rows)]
     for name in shown:
         table.add_column(HEADINGS[name], justify="right", no_wrap=True)
-    table.add_column("other metrics", overflow="fold")
-    table.add_column("published in", overflow="fold")
+    table.add_column("source", no_wrap=True)
     previous = ""
     for row in rows:
         if row["dataset"] != previous and previous:
@@ -98,10 +101,9 @@ def make_published_table(kinds: Sequence[str] | None = None) -> Any:
         cells = [Text(format_published(name, metrics)) for name in shown]
         table.add_row(
             Text(row["dataset"] if row["dataset"] != previous else ""),
-            Text(method_of(row)),
+            Text("\n".join(filter(None, (method_of(row), other_metrics(metrics))))),
             *cells,
-            Text(other_metrics(metrics)),
-            Text(f"[{number}] {short_source(row)}"),
+            Text(f"[{number}]"),
         )
         previous = row["dataset"]
     return table
