@@ -17,8 +17,8 @@ from distilldepth.files import write_atomically
 MARK = ".distilldepth.json"
 """File that says which of our kinds of folder this is."""
 LOCK = ".lock"
-_OWN = (MARK, LOCK, ".distilldepth-*", "*/.distilldepth-*", "*/*/.distilldepth-*")
-"""In every folder of ours, what a killed process left half written included."""
+_LEFT = ".distilldepth-*"
+"""What a killed process left half written."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ class FolderKind:
         return items
 
     def _is_own(self, path: PurePath, is_folder: bool) -> bool:
-        for pattern in (*self.contents, *_OWN):
+        if not is_folder and (str(path) in (MARK, LOCK) or fnmatchcase(path.name, _LEFT)):
+            return True
+        for pattern in self.contents:
             parts = pattern.split("/")
             fits = len(path.parts) < len(parts) if is_folder else len(path.parts) == len(parts)
             if fits and all(map(fnmatchcase, path.parts, parts)):
