@@ -86,6 +86,8 @@ def distill(
     demo = not (preset or config_file or settings or set(flags) - {"teachers", "out", "overwrite", "resume", "offline"})
     if demo:
         preset = "demo"
+    if config_file == "":
+        raise click.UsageError("--config must name a file, got an empty text")
     config = load_config(preset=preset, file=config_file, settings=settings, flags=flags)
     used = [*config.images, *([config_file] if config_file else []), Path(config.out, "student", "config.json")]
     options.check_json_target(json_target, used)

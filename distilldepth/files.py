@@ -56,8 +56,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / f"content{path.suffix}"
             yield temporary
-            with temporary.open("rb") as content, path.open("wb") as target:
-                shutil.copyfileobj(content, target)
+            try:
+                with temporary.open("rb") as content, path.open("wb") as target:
+                    shutil.copyfileobj(content, target)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     # Short and without the stem, so that a stem of the longest legal length still works.

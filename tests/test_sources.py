@@ -229,6 +229,8 @@ def test_pickle_threads_and_worker_processes(tmp_path):
 class Numbers:
     """Images that are their own index; some are unreadable, or gone."""
 
+    names = None
+
     def __init__(self, count, bad=(), gone=(), depth=False):
         self.count, self.bad, self.gone, self.has_depth = count, bad, gone, depth
         self.description = f"{count} numbers"

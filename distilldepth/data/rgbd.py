@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 
+from distilldepth.data.arrays import read_npy
 from distilldepth.data.images import list_images, natural_key, open_file, open_image, read_image
 from distilldepth.documents import parse_json, read_json, read_text
 from distilldepth.errors import DistillDepthError, shown
@@ -214,12 +215,7 @@ def decode_depth(file: BinaryIO, name: str) -> np.ndarray:
         DistillDepthError: it cannot be read, or is not one map.
     """
     if name.lower().endswith(".npy"):
-        try:
-            values = np.load(file, allow_pickle=False)
-        except Exception as error:
-            # A hostile header makes numpy stumble over anything, up to its parser; a pickle is refused by itself.
-            why = str(error) if isinstance(error, (ValueError, OSError, EOFError)) else "damaged header"
-            raise DistillDepthError(f"{name}: cannot be read as .npy ({' '.join(why.split())})") from error
+        values = read_npy(file, name)
     else:
         with open_image(file, name) as image:
             if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):

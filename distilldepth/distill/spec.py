@@ -55,6 +55,8 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
                 f"distill: the weight of teacher '{model}' must be positive and finite, at most {MAX_WEIGHT:g}, "
                 f"got {shown(number)}"
             )
+        if model.endswith("@"):
+            raise UsageError(f"distill: teacher '{model}' must name a file or folder behind the @")
         if any(spec.model == model for spec in specs):
             raise UsageError(f"distill: teacher '{model}' is given twice; name it once with a weight, as {model}=2")
         specs.append(TeacherSpec(model, weight))

@@ -58,7 +58,7 @@ from distilldepth.distill.run_folder import (
 )
 from distilldepth.distill.spec import TeacherSpec, check_known, parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs
-from distilldepth.distill.teachers import Teacher, load_teachers
+from distilldepth.distill.teachers import Teacher, load_teachers, nearest_size
 from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.files import atomic_path
 from distilldepth.folders import claim_folder
@@ -178,6 +178,8 @@ def _distill(
     told, usual_lr = config, usual_rate(student)[0]
     config = dataclasses.replace(config, optimiser=settle_optimiser(config.optimiser, student))
     warning = rate_warning(config.optimiser, student)
+
+    check_single_batch(student, config)
 
     stopwatch = Stopwatch(device)
     objective = make_objective(config, student, teachers.teachers, training)
@@ -405,6 +407,24 @@ def check_capacity(config: DistillConfig, device: torch.device) -> None:
         device=device,
         error=UsageError,
     )
+
+
+@torch.no_grad()
+def check_single_batch(student: DepthModel, config: DistillConfig) -> None:
+    """Raise UsageError if batches of one image leave a batch normalisation a single value, which has no spread."""
+    if config.batch_size > 1:
+        return
+    height, width = nearest_size(*config.height_width, student.preprocessing.multiple)
+    trial = copy.deepcopy(student).train()  # A copy, since a pass changes running means.
+    try:
+        trial(torch.zeros(1, 3, height, width, device=next(trial.parameters()).device))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            f"distill: one image of {height} x {width} is too little for {student.info.name} to normalise over; "
+            "use --batch-size 2 or a larger --size"
+        ) from error
 
 
 def make_accelerator(config: DistillConfig, precision: str) -> Accelerator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distilldepth.errors import did_you_mean
+from distilldepth.errors import UsageError, did_you_mean
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
 
@@ -42,8 +42,8 @@ def load_baseline(kind: str) -> Baseline:
         A `DepthModel` without parameters to train, in evaluation mode; disparity `(B, H, W)` as every other.
 
     Raises:
-        ValueError: no such baseline.
+        UsageError: no such baseline.
     """
     if kind not in BASELINES:
-        raise ValueError(f"load_baseline: kind must be known, got {kind!r}{did_you_mean(kind, BASELINES)}")
+        raise UsageError(f"load_baseline: kind must be known, got {kind!r}{did_you_mean(kind, BASELINES)}")
     return Baseline(kind).eval()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from distilldepth.data.arrays import read_npy
 from distilldepth.data.images import IMAGE_SUFFIXES, open_file, open_image
 from distilldepth.data.truth import Dataset, Item
 from distilldepth.errors import DistillDepthError, did_you_mean
@@ -275,12 +276,7 @@ class StoredPredictions(DepthModel):
 
     def _read_npy(self, path: Path) -> np.ndarray:
         with open_file(path) as (file, name):
-            try:
-                values = np.load(file, allow_pickle=False)
-            except (ValueError, EOFError, OSError, SyntaxError) as error:
-                raise DistillDepthError(f"{name}: cannot be read as .npy ({' '.join(str(error).split())})") from error
-        if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
-            raise DistillDepthError(f"{path}: must hold one array of real numbers")
+            values = read_npy(file, name)
         shape = tuple(side for side in values.shape if side != 1)
         # (1, h, w) and (h, w, 1) are maps too; a map of one row is already two-dimensional.
         return values if values.ndim == 2 else values.reshape(shape)

@@ -120,7 +120,7 @@ def _check_parts(evaluation: Evaluation) -> None:
         "mean": is_table(evaluation.mean),
         "notes": isinstance(evaluation.notes, list) and all(isinstance(note, str) for note in evaluation.notes),
         "datasets": isinstance(evaluation.datasets, list)
-        and all(has_texts(row, "name") and is_table(row.get("metrics")) for row in evaluation.datasets),
+        and all(has_texts(row, "name") and is_table(row.get("metrics", {})) for row in evaluation.datasets),
         "samples": isinstance(evaluation.samples, list)
         and all(has_texts(row, "dataset", "name") and is_table(row.get("metrics")) for row in evaluation.samples),
         "failures": isinstance(evaluation.failures, list)
