@@ -262,7 +262,15 @@ def test_a_prediction_that_is_not_finite_is_a_failure_not_a_number(pairs):
 def test_wrong_arguments_are_one_line(args, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli, ["evaluate", *args])
-    typed_wrongly = ("positive whole", "more than once", "auto, cpu", "nyuv2", "--split", "at least 32")
+    typed_wrongly = (
+        "did you mean 'ramp'",
+        "positive whole",
+        "more than once",
+        "auto, cpu",
+        "nyuv2",
+        "--split",
+        "at least 32",
+    )
     assert result.exit_code == (2 if message.startswith(typed_wrongly) or "nyuv2" in message else 1)
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1

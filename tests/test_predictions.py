@@ -164,7 +164,7 @@ def test_files_that_are_no_map_say_so(tmp_path):
         "colour.png": "grey PNG of 16 bits",
         "two.npy": "one map",
         "words.npy": "real numbers",
-        "torn.npy": "cannot be read as .npy",
+        "torn.npy": "is not a readable .npy file",
         "empty.npy": "is empty",
         "set/other.png": "says that its numbers are disparity",
     }.items():
@@ -281,7 +281,7 @@ def test_missing_and_broken_maps_are_failures(tmp_path):
     errors = {failure["name"]: failure["error"] for failure in result.failures}
     assert errors.keys() == {"1.png", "2.png", "3.png"}
     assert "not finite" in errors["1.png"]
-    assert "cannot be read as .npy" in errors["2.png"]
+    assert "is not a readable .npy file" in errors["2.png"]
     assert "no prediction; looked for 3.npy" in errors["3.png"]
 
 

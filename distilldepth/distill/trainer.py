@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from safetensors.torch import save_file
 from torch import Tensor
@@ -434,6 +435,8 @@ def make_accelerator(config: DistillConfig, precision: str) -> Accelerator:
     if kind == "cuda" and "LOCAL_RANK" not in os.environ:
         torch.cuda.set_device(device)
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+    # It is one for the whole process and refuses another precision; a process may train several students in turn.
+    AcceleratorState._reset_state()
     return Accelerator(
         cpu=kind == "cpu",
         mixed_precision=names[precision],
