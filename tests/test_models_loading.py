@@ -271,6 +271,7 @@ def test_bad_file_is_one_line(tmp_path, tiny, name, message):
         ("licence-type", "licence must be a text, got 5"),
         ("version-type", "format version 'two'"),
         ("preprocessing", "std must be positive"),
+        ("preprocessing-empty", "preprocessing lacks size, multiple"),
         ("preprocessing-type", "not a complete model description"),
         ("foreign-type", "names no model_type"),
         ("unfinished", r"a run without a student.*distill --config .*config\.toml --resume auto"),
@@ -302,6 +303,8 @@ def test_bad_folder_is_one_line(tmp_path, tiny, damage, message):
         config["version"] = "two"
     elif damage == "preprocessing":
         config["preprocessing"]["std"] = [1, 0, 1]
+    elif damage == "preprocessing-empty":
+        config["preprocessing"] = {}
     elif damage == "preprocessing-type":
         config["preprocessing"] = None
     elif damage == "foreign-type":

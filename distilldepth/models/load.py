@@ -441,6 +441,9 @@ def _read_preprocessing(values: Any) -> Preprocessing:
     known = {item.name for item in dataclasses.fields(Preprocessing)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"preprocessing has an unknown entry {shown(unknown[0])}")
+    needed = [item.name for item in dataclasses.fields(Preprocessing) if item.default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"preprocessing lacks {', '.join(missing)}")
     return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
