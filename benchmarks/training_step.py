@@ -31,7 +31,7 @@ from distilldepth.benchmark.metadata import load_average
 from distilldepth.benchmark.timing import quantile, synchronise
 from distilldepth.data.sources import open_source
 from distilldepth.distill.config import load_config
-from distilldepth.distill.data import CropDataset, StepBatches, crop_config, make_loader, split_heldout
+from distilldepth.distill.data import CropDataset, StepBatches, crop_config, loading, split_heldout
 from distilldepth.distill.optimiser import make_optimiser
 from distilldepth.distill.progress import PHASES
 from distilldepth.distill.spec import parse_teachers
@@ -130,7 +130,8 @@ class Step:
         self.module, self.optimiser = self.accelerator.prepare(module, optimiser)
         batches = StepBatches(0, steps, config.batch_size)
         dataset = CropDataset(training, crop_config(config), config.seed)
-        self._loader = iter(make_loader(dataset, batches, config.workers, pin=self.device.type == "cuda"))
+        self._loading = loading(dataset, batches, config.workers, pin=self.device.type == "cuda")
+        self._loader = self._loading.__enter__()
 
     def next_batch(self) -> dict[str, Any]:
         """Wait for data."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -55,3 +57,23 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         pytest.fail("--device cuda was asked for, but torch sees no GPU")
     return device
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Generator[None, None, None]:
+    """A command that ran in this process leaves its handlers, which are not for the next test."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    earlier = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """No test leaves a process behind: Python would wait for it at its end."""
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    if left:
+        print(f"\ntests left processes behind: {left}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

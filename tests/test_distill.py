@@ -30,7 +30,7 @@ from distilldepth.distill.data import (
     SourceView,
     StepBatches,
     crop_config,
-    make_loader,
+    loading,
     next_batch,
     split_heldout,
 )
@@ -380,9 +380,28 @@ def test_what_fails_in_a_worker_is_one_line(tmp_path):
         (tmp_path / "bad" / f"{index}.jpg").write_text("no picture")
     training, _ = split_heldout(open_source(tmp_path / "bad"), 0)
     dataset = CropDataset(training, crop_config(load_config(settings=["size=64"])), seed=0)
-    loader = iter(make_loader(dataset, StepBatches(0, 1, 1), 1, pin=False))
-    with pytest.raises(dd.DistillDepthError, match=r"^3 images in a row cannot be read; the first: [^\n]*$"):
+    with (
+        loading(dataset, StepBatches(0, 1, 1), 1, pin=False) as loader,
+        pytest.raises(dd.DistillDepthError, match=r"^3 images in a row cannot be read; the first: [^\n]*$"),
+    ):
         next_batch(loader)
+
+
+def test_workers_that_nobody_ended_do_not_keep_python_from_ending(tmp_path):
+    # They ignore SIGTERM, which is what multiprocessing sends at the end, and waits.
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (48, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    code = f"""
+from distilldepth.data.sources import open_source
+from distilldepth.distill.config import load_config
+from distilldepth.distill.data import CropDataset, StepBatches, crop_config, loading, split_heldout
+training, _ = split_heldout(open_source({str(tmp_path)!r}), 0)
+dataset = CropDataset(training, crop_config(load_config(settings=["size=32"])), seed=0)
+block = loading(dataset, StepBatches(0, 1000, 1), 1, pin=False)
+next(block.__enter__())
+raise SystemExit("left")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (1, "left")
 
 
 def test_two_teachers_of_one_name_are_kept_apart(tmp_path, finished_run):

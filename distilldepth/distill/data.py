@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import os
@@ -130,9 +131,12 @@ def _start_worker(_worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def make_loader(dataset: CropDataset, batches: StepBatches, workers: int, *, pin: bool) -> DataLoader:
-    """Return a loader that decodes in worker processes."""
-    return DataLoader(
+@contextlib.contextmanager
+def loading(
+    dataset: CropDataset, batches: StepBatches, workers: int, *, pin: bool
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """Give the batches, decoded in worker processes; whatever ends the block or Python, they end with it."""
+    loader = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
@@ -140,23 +144,22 @@ def make_loader(dataset: CropDataset, batches: StepBatches, workers: int, *, pin
         worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
     )
+    batches_of = iter(loader)
 
-
-@contextlib.contextmanager
-def loading(
-    dataset: CropDataset, batches: StepBatches, workers: int, *, pin: bool
-) -> Iterator[Iterator[dict[str, Any]]]:
-    """Give the batches; whatever ends the block, the processes that decode end with it."""
-    batches_of = iter(make_loader(dataset, batches, workers, pin=pin))
-    try:
-        yield batches_of
-    finally:
+    def end() -> None:
         if workers:
-            # They leave SIGTERM to the main process, so they are asked in torch's way first.
             batches_of._shutdown_workers()
             for process in batches_of._workers:
                 if process.is_alive():
                     process.kill()
+
+    # The workers leave SIGTERM to the main process, and Python, which ends its processes with it, would wait for ever.
+    atexit.register(end)
+    try:
+        yield batches_of
+    finally:
+        atexit.unregister(end)
+        end()
 
 
 def next_batch(loader: Iterator[dict[str, Any]]) -> dict[str, Any]:
