@@ -19,6 +19,7 @@ _NAMES = {
     "create_student": "distilldepth.models.load",
     "describe": "distilldepth.models.registry",
     "load_model": "distilldepth.models.load",
+    "model_digest": "distilldepth.models.digest",
     "save_model": "distilldepth.models.load",
     "student_names": "distilldepth.models.registry",
     "teacher_names": "distilldepth.models.registry",
