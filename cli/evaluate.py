@@ -122,7 +122,7 @@ _GROUPS = {
     "--depth-scale",
     type=click.FloatRange(min=0, min_open=True),
     default=None,
-    help="Stored units per metre of PNGs in --predictions that do not say it themselves.",
+    help="Stored units per metre of maps in --predictions that do not say it themselves.",
 )
 @click.option(
     "--compare", nargs=2, default=None, metavar="A B", help="Paired differences of two results (--out folders or JSON)."
