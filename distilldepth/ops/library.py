@@ -30,7 +30,8 @@ _SCHEMAS = {
     "float temperature) -> Tensor",
     "backproject": "(Tensor depth, Tensor intrinsics, Tensor? valid) -> Tensor",
     "point_cloud": "(Tensor depth, Tensor intrinsics, Tensor image, Tensor? valid) -> (Tensor, Tensor)",
-    "backproject_backward": "(Tensor grad_points, Tensor depth, Tensor intrinsics, Tensor? valid) -> (Tensor, Tensor)",
+    "backproject_backward": "(Tensor grad_points, Tensor depth, Tensor intrinsics, Tensor? valid, "
+    "bool need_intrinsics) -> (Tensor, Tensor)",
     "depth_sums": "(Tensor prediction, Tensor truth, Tensor valid, Tensor bounds, int[] box, Tensor? fitted, "
     "bool in_disparity, bool fit_positive, int floor_kind, float floor, float low, float high) -> (Tensor, Tensor)",
 }
@@ -81,9 +82,10 @@ def _fake_point_cloud(depth: Tensor, intrinsics: Tensor, image: Tensor, valid: T
 
 
 def _fake_backproject_backward(
-    grad_points: Tensor, depth: Tensor, intrinsics: Tensor, valid: Tensor | None
+    grad_points: Tensor, depth: Tensor, intrinsics: Tensor, valid: Tensor | None, need_intrinsics: bool
 ) -> tuple[Tensor, Tensor]:
-    return grad_points.new_empty(depth.shape), torch.empty_like(intrinsics)
+    matrices = len(depth) if need_intrinsics else 0
+    return depth.new_empty(depth.shape), intrinsics.new_empty((matrices, 3, 3))
 
 
 def _fake_depth_sums(prediction: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -126,11 +128,12 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backproject_backward(suffix: str) -> Callable[[Any, Tensor], tuple[Tensor, Tensor, None]]:
-    def backward(ctx: Any, grad_points: Tensor) -> tuple[Tensor, Tensor, None]:
+def _backproject_backward(suffix: str) -> Callable[[Any, Tensor], tuple[Tensor, Tensor | None, None]]:
+    def backward(ctx: Any, grad_points: Tensor) -> tuple[Tensor, Tensor | None, None]:
         operator = getattr(torch.ops.distilldepth, f"backproject_backward{suffix}")
-        grad_depth, grad_intrinsics = operator(grad_points.contiguous(), *ctx.saved_tensors)
-        return grad_depth.to(ctx.saved_tensors[0].dtype), grad_intrinsics, None
+        need_intrinsics = ctx.needs_input_grad[1]
+        grad_depth, grad_intrinsics = operator(grad_points.contiguous(), *ctx.saved_tensors, need_intrinsics)
+        return grad_depth, grad_intrinsics if need_intrinsics else None, None
 
     return backward
 
