@@ -1,11 +1,11 @@
 """The operations as torch sees them: schema, what they return without computing it, and their gradients.
 
 `distilldepth::NAME` is implemented by the native libraries (`csrc`), `distilldepth::NAME_triton` by the Triton kernels
-(`distilldepth.kernels`). The reference needs no registration, it is
-plain torch. The normalising losses compute their gradient together with their value, where it is known; their backward
-only scales it. It is kept in float32 for 16-bit maps, in which a gradient of one over a million pixels would vanish.
-`channel_kl` keeps a few numbers per map instead, from which its backward computes the gradient. `depth_sums` is for
-scoring and has no gradient.
+(`distilldepth.kernels`). The reference needs no registration, it is plain torch. The normalising losses compute their
+gradient together with their value, up to a scale that depends on the whole batch and is their third result; their
+backward, `scale_gradient`, only scales it. It is kept in float32 for 16-bit maps, in which a gradient of one over a
+million pixels would vanish. `channel_kl` keeps a few numbers per map instead, from which its backward computes the
+gradient. `depth_sums` is for scoring and has no gradient.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ CONTEXTS = ("range", "quantile", "spatial")
 
 _SCHEMAS = {
     "hybrid_norm": "(Tensor prediction, Tensor target, Tensor? valid, int[] segments, int contexts, float spread_eps, "
-    "bool need_gradient) -> (Tensor, Tensor)",
+    "bool need_gradient) -> (Tensor, Tensor, Tensor)",
     "crop_ssi": "(Tensor prediction, Tensor targets, Tensor boxes, Tensor image_index, Tensor? valid, int[] segments, "
-    "int contexts, float spread_eps, bool need_gradient) -> (Tensor, Tensor)",
+    "int contexts, float spread_eps, bool need_gradient) -> (Tensor, Tensor, Tensor)",
+    "scale_gradient": "(Tensor gradient, Tensor scale, Tensor grad_loss, ScalarType dtype) -> Tensor",
     "channel_kl": "(Tensor student, Tensor teacher, Tensor? valid, float temperature) -> (Tensor, Tensor)",
     "channel_kl_backward": "(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? valid, Tensor statistics, "
     "float temperature) -> Tensor",
@@ -55,10 +56,14 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _fake_normalising(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    dtype = accumulator(student.dtype)
+def _fake_normalising(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     shape = student.shape if arguments[-1] else (0,)
-    return student.new_empty((), dtype=dtype), student.new_empty(shape, dtype=dtype)
+    loss, gradient, scale = (student.new_empty(size, dtype=accumulator(student.dtype)) for size in ((), shape, ()))
+    return loss, gradient, scale
+
+
+def _fake_scale_gradient(gradient: Tensor, scale: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+    return gradient.new_empty(gradient.shape, dtype=dtype)
 
 
 def _fake_channel_kl(
@@ -94,17 +99,32 @@ def _fake_depth_sums(prediction: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return sums, alignment
 
 
-def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.dtype, ctx.others = inputs[0].dtype, len(inputs) - 1
-    ctx.save_for_backward(output[1])
-    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _scale_gradient(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    (gradient,) = ctx.saved_tensors
-    scaled = None if grad_loss is None else (gradient * grad_loss).to(ctx.dtype)
-    return (scaled, *[None] * ctx.others)
+def _normalising_backward(suffix: str) -> Callable[..., tuple[Tensor | None, ...]]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        scaled = None
+        if grad_loss is not None:
+            operator = getattr(torch.ops.distilldepth, f"scale_gradient{suffix}")
+            scaled = operator(*ctx.saved_tensors, grad_loss, ctx.dtype)
+        return (scaled, *[None] * ctx.others)
+
+    return backward
+
+
+def _keep_scaled(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _scale_gradient_backward(ctx: Any, grad_scaled: Tensor) -> tuple[None, None, Tensor, None]:
+    """Of the backward itself, which is linear in the gradient of the loss."""
+    gradient, scale = ctx.saved_tensors
+    return None, None, (grad_scaled * gradient).sum() * scale, None
 
 
 def _keep_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -141,7 +161,9 @@ def _backproject_backward(suffix: str) -> Callable[[Any, Tensor], tuple[Tensor, 
 def _gradient(name: str, suffix: str) -> tuple[Callable[..., None], Callable[..., Any]] | None:
     """What autograd does after an operation has run, and in its backward; None if it is not differentiable."""
     if name in _NORMALISING:
-        return _keep_gradient, _scale_gradient
+        return _keep_gradient, _normalising_backward(suffix)
+    if name == "scale_gradient":
+        return _keep_scaled, _scale_gradient_backward
     if name == "channel_kl":
         return _keep_statistics, _channel_kl_backward(suffix)
     if name == "backproject":
@@ -152,6 +174,7 @@ def _gradient(name: str, suffix: str) -> tuple[Callable[..., None], Callable[...
 _FAKES: dict[str, Callable[..., Any]] = {
     "hybrid_norm": _fake_normalising,
     "crop_ssi": _fake_normalising,
+    "scale_gradient": _fake_scale_gradient,
     "channel_kl": _fake_channel_kl,
     "channel_kl_backward": _fake_channel_kl_backward,
     "backproject": _fake_backproject,
