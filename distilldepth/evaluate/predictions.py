@@ -106,11 +106,13 @@ def write_kitti_png(path: Path, values: np.ndarray, quantity: str) -> None:
     """
     from PIL import Image
 
+    from distilldepth.predict.writers import png_texts
+
     check_metres(quantity)
     known = np.isfinite(values) & (values > 0)
     scaled = np.where(known, np.clip(np.rint(np.where(known, values, 0).astype(np.float64) * KITTI_SCALE), 1, 65535), 0)
     with atomic_path(path) as temporary:
-        Image.fromarray(scaled.astype(np.uint16)).save(temporary, format="PNG")
+        Image.fromarray(scaled.astype(np.uint16)).save(temporary, format="PNG", pnginfo=png_texts())
 
 
 def check_metres(quantity: str) -> None:
