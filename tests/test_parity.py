@@ -15,6 +15,7 @@ from distilldepth.alignment import align
 from distilldepth.evaluate.protocol import choose_protocol
 from distilldepth.evaluate.score import score_batch
 from distilldepth.metrics import boundary_f1_masked
+from distilldepth.models.preprocess import Preprocessing, restore, target_size
 
 
 def maps(seed, height, width, holes):
@@ -80,3 +81,57 @@ def test_the_moge_protocol_scores_as_moge(quantity, official, device):
         scores = score_batch(prediction, quantity, truth, known, True, rules, dense=True).metrics
         got = [float(scores[name]) for name in ("abs_rel", "delta1", "boundary_f1_masked")]
         assert got == pytest.approx(numbers, rel=OFFICIAL)
+
+
+# Depth Anything V2 a561b84: get_size of Resize in depth_anything_v2/util/transform.py (MiDaS 4545977 has the same)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "size", "image", "lower", "upper", "minimal"),
+    [
+        (14, 500, (480, 640), (504, 672), (378, 490), (504, 672)),
+        (14, 500, (375, 1242), (504, 1652), (154, 490), (504, 1652)),
+        (14, 500, (1024, 768), (672, 504), (490, 378), (672, 504)),
+        (14, 500, (333, 517), (504, 770), (322, 490), (322, 504)),
+        (14, 500, (200, 300), (504, 756), (336, 490), (336, 504)),
+        (14, 506, (480, 640), (518, 672), (378, 504), (504, 672)),
+        (14, 506, (375, 1242), (518, 1680), (154, 504), (504, 1680)),
+        (14, 506, (1024, 768), (672, 518), (504, 378), (672, 504)),
+        (14, 506, (333, 517), (518, 784), (322, 504), (322, 504)),
+        (14, 506, (200, 300), (518, 756), (336, 504), (336, 504)),
+        (32, 384, (480, 640), (384, 512), (288, 384), (384, 512)),
+        (32, 384, (375, 1242), (384, 1280), (128, 384), (384, 1280)),
+        (32, 384, (1024, 768), (512, 384), (384, 288), (512, 384)),
+        (32, 384, (333, 517), (384, 608), (256, 384), (384, 608)),
+        (32, 384, (200, 300), (384, 576), (256, 384), (256, 384)),
+        (32, 500, (480, 640), (512, 672), (384, 480), (512, 672)),
+        (32, 500, (375, 1242), (512, 1664), (160, 480), (512, 1664)),
+        (32, 500, (1024, 768), (672, 512), (480, 384), (672, 512)),
+        (32, 500, (333, 517), (512, 768), (320, 480), (320, 512)),
+        (32, 500, (200, 300), (512, 736), (320, 480), (320, 512)),
+    ],
+)
+def test_sizes_are_those_of_depth_anything(multiple, size, image, lower, upper, minimal):
+    wants = Preprocessing(size, multiple)
+    for policy, official in (("lower-bound", lower), ("upper-bound", upper), ("hf", minimal)):
+        assert target_size(*image, wants, policy=policy) == official
+
+
+@pytest.mark.parametrize(
+    ("way", "larger", "smaller"),
+    [
+        # Depth Anything V2 a561b84, the last line of infer_image
+        ("bilinear-corners", 34.66779612060267, 11.709287204219189),
+        # GenPercept 7cff083 calls torchvision's resize with antialias=True; that of 0.28.0 was run
+        ("bilinear-antialias", 42.473102467852925, 9.8609059773156),
+        # transformers 5.23.0: post_process_depth_estimation of its DPT and GLPN processors
+        ("bicubic", 46.189762948450905, 12.999938427432031),
+    ],
+)
+def test_maps_go_back_to_the_image_as_in_official_code(way, larger, smaller, device):
+    """Maps of 6 x 9 brought to 11 x 23 and to 5 x 7, and weighed by random numbers."""
+    maps_ = torch.from_numpy(np.random.default_rng(21).random((1, 6, 9)).astype(np.float32) * 4 + 1).to(device)
+    for seed, size, official in ((22, (11, 23), larger), (23, (5, 7), smaller)):
+        weights = np.random.default_rng(seed).standard_normal(size)
+        got = restore(maps_, size, Preprocessing(14, 14, map_interpolation=way))[0].cpu().numpy()
+        assert float((got * weights).sum()) == pytest.approx(official, rel=OFFICIAL)

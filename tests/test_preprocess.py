@@ -63,6 +63,8 @@ def test_a_policy_or_size_that_does_not_exist_is_named():
         ({"size": "518"}, "size must be a whole number"),
         ({"resize_policy": "lower"}, "resize_policy must be one of"),
         ({"interpolation": "nearest"}, "interpolation must be one of"),
+        ({"interpolation": "bilinear-corners"}, "interpolation must be one of"),
+        ({"map_interpolation": "corners"}, "map_interpolation must be one of"),
         ({"mean": (0.5, 0.5)}, "mean must be three finite numbers"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
     ],
