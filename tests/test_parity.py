@@ -12,8 +12,9 @@ import torch
 from tolerances import OFFICIAL
 
 from distilldepth.alignment import align
+from distilldepth.data.truth import Truth
 from distilldepth.evaluate.protocol import choose_protocol
-from distilldepth.evaluate.score import score_batch
+from distilldepth.evaluate.score import apply_image_crop, score_batch
 from distilldepth.metrics import boundary_f1_masked
 from distilldepth.models.preprocess import Preprocessing, restore, target_size
 
@@ -135,3 +136,58 @@ def test_maps_go_back_to_the_image_as_in_official_code(way, larger, smaller, dev
         weights = np.random.default_rng(seed).standard_normal(size)
         got = restore(maps_, size, Preprocessing(14, 14, map_interpolation=way))[0].cpu().numpy()
         assert float((got * weights).sum()) == pytest.approx(official, rel=OFFICIAL)
+
+
+# NeWCRFs d327bf7: eval of newcrfs/eval.py, after the crop of its loader. BTS 5e3406b: eval of pytorch/bts_eval.py.
+# ZoeDepth d87f17b: compute_metrics of zoedepth/utils/misc.py, after the crop of its loader; a map of half the size.
+
+BTS_NAMES = ("silog", "abs_rel", "log10", "rmse", "sq_rel", "rmse_log", "delta1", "delta2", "delta3")
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "official"),
+    [
+        (
+            "newcrfs",
+            31,
+            (23.294598, 0.40513691, 0.23712918, 24.509785, 10.075634, 0.59180796, 0.10884248, 0.30393916, 0.67606193),
+        ),
+        (
+            "newcrfs",
+            32,
+            (23.199072, 0.40618053, 0.23784079, 24.62772, 10.141832, 0.59309375, 0.10658714, 0.30097717, 0.67429626),
+        ),
+        (
+            "bts",
+            31,
+            (23.270462, 0.4050943, 0.23708047, 24.491676, 10.065561, 0.59163886, 0.10849562, 0.30418921, 0.67624551),
+        ),
+        (
+            "bts",
+            32,
+            (23.254559, 0.40602782, 0.23777805, 24.638418, 10.147132, 0.59314519, 0.10735188, 0.30163771, 0.67363888),
+        ),
+        (
+            "zoedepth",
+            31,
+            (40.549465, 0.43119487, 0.2534928, 26.579348, 11.758349, 0.65980041, 0.15162801, 0.33065947, 0.58969754),
+        ),
+        (
+            "zoedepth",
+            32,
+            (40.42009, 0.43143529, 0.2536712, 26.674723, 11.800905, 0.65972048, 0.14942668, 0.33067764, 0.58852917),
+        ),
+    ],
+)
+def test_the_line_of_bts_scores_as_its_codes(name, seed, official, device):
+    prediction, truth, known = maps(seed, 375, 1242, 0.6)
+    rules = choose_protocol("metric_depth", name=name).rules("kitti-eigen")
+    frame = Truth((10 * truth).where(known, torch.zeros(())).numpy(), known.numpy(), is_metric=True)
+    image, frame = apply_image_crop(np.zeros((375, 1242, 3), np.uint8), frame, rules)
+    values = 10 * prediction[23:375, 13:1229]
+    assert image.shape[:2] == values.shape
+    if name == "zoedepth":
+        values = values[::2, ::2]
+    depth, valid = (torch.from_numpy(part)[None].to(device) for part in (frame.depth, frame.valid))
+    scores = score_batch(values[None].to(device), "metric_depth", depth, valid, True, rules).metrics
+    assert [float(scores[metric]) for metric in BTS_NAMES] == pytest.approx(official, rel=OFFICIAL)

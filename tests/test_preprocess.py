@@ -87,5 +87,6 @@ def test_resize_keeps_what_has_the_size_and_corners_where_they_are():
     larger = resize(maps, (9, 20), "bilinear-corners")
     for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         assert larger[0, 0, row, column] == maps[0, 0, row, column]
-    for interpolation in ("bicubic", "bilinear", "bilinear-antialias"):
+    assert set(resize(maps, (9, 20), "nearest").flatten().tolist()) == set(maps.flatten().tolist())
+    for interpolation in ("bicubic", "bilinear", "bilinear-antialias", "nearest"):
         assert resize(maps, (3, 4), interpolation).shape == (1, 1, 3, 4)

@@ -171,12 +171,14 @@ def _to_multiple(value: float, multiple: int, *, at_least: float = 0, at_most: f
 def resize(maps: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     """Resize `(B, C, H, W)` to `size`; a no-op if it has that size already.
 
-    `interpolation`: one of `MAP_INTERPOLATIONS`.
+    `interpolation`: one of `MAP_INTERPOLATIONS`, or `nearest`.
     """
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     if interpolation == "bilinear-corners":
         return F.interpolate(maps, size, mode="bilinear", align_corners=True)
+    if interpolation == "nearest":
+        return F.interpolate(maps, size, mode="nearest")
     mode, _, antialias = interpolation.partition("-")
     return F.interpolate(maps, size, mode=mode, align_corners=False, antialias=bool(antialias))
 
