@@ -9,5 +9,5 @@ import os
 
 
 def interpreted() -> bool:
-    """Whether Triton runs in its interpreter. The environment says it, since `triton.knobs` came with Triton 3.4 only."""
+    """Whether Triton runs in its interpreter. The environment says it: `triton.knobs` came with Triton 3.4."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
