@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from distilldepth.cli import options
 
@@ -24,7 +25,7 @@ OVERRIDES = {
     "min_depth": (click.FloatRange(min=0), "nearest ground truth that counts, metres"),
     "max_depth": (click.FloatRange(min=0, min_open=True), "farthest ground truth that counts, metres"),
     "bounds": (("strict", "inclusive"), "whether ground truth exactly at these counts"),
-    "image_crop": (("none", "kb"), "crop before the model sees the image"),
+    "image_crop": (("none", "kb", "kb-in-frame"), "crop before the model sees the image"),
     "score_crop": (("none", "eigen-nyu", "eigen", "garg"), "crop of what is scored"),
     "resize": (("bilinear", "bilinear-corners", "nearest"), "how a map is brought to the size of the ground truth"),
 }
@@ -40,9 +41,14 @@ class _ProtocolName(click.ParamType):
     name = "name"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from distilldepth.evaluate.protocol import ALIASES, PROTOCOLS
+
+        return options.NearestChoice((*PROTOCOLS, *ALIASES)).convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from distilldepth.evaluate.protocol import PROTOCOLS
 
-        return options.NearestChoice(tuple(PROTOCOLS)).convert(value, param, ctx)
+        return click.Choice(tuple(PROTOCOLS)).shell_complete(ctx, param, incomplete)
 
 
 def _override_options(function: Callable[..., Any]) -> Callable[..., Any]:

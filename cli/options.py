@@ -184,16 +184,25 @@ def write_json(result: Any, target: str | None) -> None:
     """Write `result` to the file or, for `-`, to standard output. None writes nothing."""
     if target is None:
         return
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     if target == "-":
-        click.echo(text)
+        click.echo(_json_text(result))
         return
-    from distilldepth.predict.writers import atomic_path
-
-    with atomic_path(Path(target)) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    save_json(result, target)
     click.echo(f"wrote {target}", err=True)
+
+
+def save_json(result: Any, target: str) -> None:
+    """Write `result` to the file, whole or not at all, and say nothing."""
+    from distilldepth.files import atomic_path
+
+    text = _json_text(result) + "\n"
+    with atomic_path(Path(target)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _json_text(result: Any) -> str:
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def check_json_target(target: str | None, used: Iterable[str | Path] = ()) -> None:

@@ -401,6 +401,11 @@ struct WritePoint {
   }
 };
 
+// A colour of 16 bytes, complex128. Aligned like its parts: nobody promises that an image begins at a multiple of 16.
+struct Wide {
+  uint64_t parts[2];
+};
+
 // Colours are moved as bytes of their size, whatever they mean.
 template <typename Colour>
 struct WriteColour {
@@ -502,8 +507,12 @@ std::tuple<Tensor, Tensor> point_cloud(const Tensor& depth, const Tensor& intrin
     case 8:
       launch_colours<uint64_t>(image, valid_data, places_data, count, colours, stream);
       break;
+    case 16:
+      launch_colours<Wide>(image, valid_data, places_data, count, colours, stream);
+      break;
     default:
-      STD_TORCH_CHECK(false, "point_cloud: image must have elements of 1, 2, 4 or 8 bytes");
+      STD_TORCH_CHECK(false, "point_cloud: image must have elements of 1, 2, 4, 8 or 16 bytes, got ",
+                      image.element_size());
   }
   return {points, colours};
 }

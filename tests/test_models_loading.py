@@ -32,6 +32,7 @@ from distilldepth.models import (
 )
 from distilldepth.models.base import ModelInfo
 from distilldepth.models.depth_anything import build
+from distilldepth.models.preprocess import resize
 
 TINY = {
     "hidden": 32,
@@ -94,6 +95,24 @@ def test_round_trip(tmp_path, tiny, dtype):
     assert (folder / "README.md").read_text() == "# Tiny"
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert load_model(folder / "model.safetensors").info.name == "tiny"
+
+
+def test_folders_of_before_the_way_back_was_written_down_give_what_they_gave(tmp_path):
+    """Every family predicted with the corner pixels kept in place then; a new student of another family does not."""
+    images = torch.rand(1, 3, 45, 59, generator=torch.Generator().manual_seed(7))
+    student = create_student("light-mini", seed=4).eval()
+    assert student.preprocessing.map_interpolation == "bilinear"
+    folder = save_model(student, tmp_path / "saved")
+    assert load_model(folder).preprocessing == student.preprocessing
+    config = json.loads((folder / "config.json").read_text())
+    del config["preprocessing"]["map_interpolation"]
+    (folder / "config.json").write_text(json.dumps(config))
+    old = load_model(folder)
+    with torch.no_grad():
+        inner = old(resize(images, (256, 320), "bilinear-antialias")).values
+        expected = torch.nn.functional.interpolate(inner[:, None], (45, 59), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(old.estimate(images), expected[:, 0])
+        assert not torch.allclose(student.estimate(images), expected[:, 0])
 
 
 def test_run_folder(tmp_path, tiny):

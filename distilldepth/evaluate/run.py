@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from distilldepth.evaluate.predictions import (
 from distilldepth.evaluate.protocol import Protocol, Rules, choose_protocol
 from distilldepth.evaluate.result import Evaluation, mean_metrics, summarise
 from distilldepth.evaluate.run_folder import RunFolder, check_folder, describe_run
-from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, is_meaningless, score_batch
+from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, is_meaningless, score_batch, to_frame
 from distilldepth.evaluate.table import headline
 from distilldepth.files import expand_user
 from distilldepth.inference import (
@@ -454,7 +454,11 @@ class _Run:
         sample, score = (one.task.dataset.name, one.task.item.name), row["metrics"].get("abs_rel")
         if self.folder is not None and score is not None and self.cases.wants(*sample, score):
             maps = scores.depth[index], one.truth.depth, scores.mask[index]
-            self.cases.offer(*sample, score, one.image, *maps, is_metric=one.truth.is_metric)
+            image: Any = one.image
+            if one.task.rules.image_crop == "kb-in-frame":
+                channels = torch.from_numpy(image).permute(2, 0, 1)
+                image = to_frame(channels, one.truth.depth.shape, "nearest", one.task.rules).permute(1, 2, 0)
+            self.cases.offer(*sample, score, image, *maps, is_metric=one.truth.is_metric)
 
     def record(self, rows: list[tuple[_Task, dict[str, Any]]], saving: dict[_Task, Future]) -> None:
         """Note scored samples, once their maps are written."""
@@ -512,7 +516,7 @@ def _crop_like(values: np.ndarray, image: np.ndarray, cropped: np.ndarray, rules
     if values.shape != full:
         values = resize(torch.from_numpy(values)[None, None], full, "bilinear")[0, 0].numpy()
     valid = np.ones(full, dtype=bool)
-    return apply_image_crop(image, Truth(values, valid, is_metric=False), rules)[1].depth
+    return apply_image_crop(image, Truth(values, valid, is_metric=False), replace(rules, image_crop="kb"))[1].depth
 
 
 def open_model(model: str | Path | DepthModel, offline: bool = False) -> DepthModel:

@@ -102,7 +102,7 @@ def apply_image_crop(image: np.ndarray, truth: Truth, rules: Rules) -> tuple[np.
     Args:
         image: uint8 `(H, W, 3)`.
         truth: of the same size if there is something to crop.
-        rules: `image_crop` is what counts.
+        rules: `image_crop` is what counts; `kb-in-frame` leaves the truth whole.
 
     Raises:
         DistillDepthError: the frame does not fit the crop, or the truth has another size.
@@ -115,11 +115,29 @@ def apply_image_crop(image: np.ndarray, truth: Truth, rules: Rules) -> tuple[np.
             f"of {_size(image.shape)}"
         )
     try:
-        top, bottom, left, right = crop_box(rules.image_crop, *image.shape[:2])
+        top, bottom, left, right = crop_box("kb", *image.shape[:2])
     except ValueError as error:
         raise DistillDepthError(str(error)) from error
     window = (slice(top, bottom), slice(left, right))
+    if rules.image_crop == "kb-in-frame":
+        return image[window], truth
     return image[window], dataclasses.replace(truth, depth=truth.depth[window], valid=truth.valid[window])
+
+
+def to_frame(maps: Tensor, size: tuple[int, int], resize_as: str, rules: Rules) -> Tensor:
+    """Bring maps `(B, H, W)` of the images that a model saw to the size (height, width) of the truth.
+
+    Under `kb-in-frame` a map that has not that size already is one of the crop: it goes to its place, with 0 around it.
+
+    Raises:
+        ValueError: the frame does not fit the crop.
+    """
+    if rules.image_crop != "kb-in-frame" or tuple(maps.shape[1:]) == size:
+        return resize(maps[:, None], size, resize_as)[:, 0]
+    top, bottom, left, right = crop_box("kb", *size)
+    frame = maps.new_zeros((len(maps), *size))
+    frame[:, top:bottom, left:right] = resize(maps[:, None], (bottom - top, right - left), resize_as)[:, 0]
+    return frame
 
 
 def fill_background(depth: Tensor) -> Tensor:
@@ -198,7 +216,7 @@ def score_batch(
     if rules.fill_holes and quantity != "disparity":
         prediction = fill_background(prediction)
     size = tuple(depth.shape[1:])
-    prediction = resize(prediction[:, None], size, rules.resize)[:, 0]
+    prediction = to_frame(prediction, size, rules.resize, rules)
     if space == "disparity":
         prediction = to_disparity(prediction, quantity)
     elif quantity == "disparity":
@@ -281,7 +299,7 @@ def _add_extras(scores: Scores, extras: dict[str, Tensor], dense: bool) -> None:
         exact = boundary_f1(depth, truth)
         scores.metrics["boundary_f1"] = torch.where(valid.flatten(1).all(1), exact, torch.nan)
         scores.metrics["boundary_f1_masked"] = boundary_f1_masked(depth, truth, scores.mask)
-    maps = {name: resize(values.float()[:, None], size, "bilinear")[:, 0] for name, values in extras.items()}
+    maps = {name: to_frame(values.float(), size, "bilinear", scores._context.rules) for name, values in extras.items()}
     truth = scores._context.truth.float()
     if "uncertainty" in maps:
         scores.metrics.update(uncertainty_metrics(scores.depth, truth, maps["uncertainty"], scores.mask))

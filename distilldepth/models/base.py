@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distilldepth.capacity import check_memory, network_bytes
-from distilldepth.models.preprocess import Preprocessing, choose_policy, resize, target_size
+from distilldepth.models.preprocess import Preprocessing, choose_policy, resize, restore, target_size
 
 QUANTITIES = ("disparity", "depth", "metric_depth")
 
@@ -184,8 +184,8 @@ class DepthModel(nn.Module):
             "use a smaller --size or --batch-size",
             device=images.device,
         )
-        output = self(resize(images, inner, self.preprocessing.interpolation)).values.float()
-        return resize(output[:, None], (height, width), "bilinear-corners")[:, 0]
+        output = self(resize(images, inner, self.preprocessing.interpolation))
+        return restore(output.values, (height, width), self.preprocessing)
 
     @torch.inference_mode()
     def predict(

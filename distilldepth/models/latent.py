@@ -235,7 +235,8 @@ def build(
 
 def _preprocessing(size: int = 768, resize_policy: str = "upper-bound") -> Preprocessing:
     half = (0.5, 0.5, 0.5)
-    return Preprocessing(size, 8, resize_policy, mean=half, std=half, interpolation="bilinear-antialias")
+    smooth = "bilinear-antialias"  # both ways, in GenPercept's pipeline
+    return Preprocessing(size, 8, resize_policy, half, half, interpolation=smooth, map_interpolation=smooth)
 
 
 def load_diffusers(

@@ -41,7 +41,7 @@ FAMILIES = {
 """Module of each family, imported when it is needed."""
 
 FORMAT = "distilldepth"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
