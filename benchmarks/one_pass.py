@@ -56,7 +56,12 @@ KERNELS = {
     "tabulate": ("crop_ssi *backward", "crop_ssi *forward"),
     "gather_gradient": ("crop_ssi *backward",),
     # channel_kl_cuda.cu: short and long maps, in vectors and not
-    "measure": ("channel_kl short vector *", "channel_kl short odd *", "channel_kl long vector *", "channel_kl long odd *"),
+    "measure": (
+        "channel_kl short vector *",
+        "channel_kl short odd *",
+        "channel_kl long vector *",
+        "channel_kl long odd *",
+    ),
     "write_gradient": (
         "channel_kl short vector *backward",
         "channel_kl short offset *backward",

@@ -65,7 +65,7 @@ def _override_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _GROUPS = {
     "Model": ("model", "resize_policy", "size", "predictions", "quantity", "depth_scale"),
-    "Data": ("data", "root", "split", "limit", "check"),
+    "Data": ("data", "root", "split", "truth_scale", "limit", "check"),
     "Scoring": ("protocol", *OVERRIDES),
     "Output": ("out", "resume", "overwrite", "save_predictions", "published", "json_file"),
     "Instead of scoring": ("compare", "analysis", "kitti_submission"),
@@ -79,14 +79,15 @@ _GROUPS = {
     "--data",
     multiple=True,
     metavar="BENCHMARK|PATH|scenes[:N]",
-    help="Benchmark (`distilldepth list datasets`), manifest (.jsonl), folder of manifests, folder with images/ and "
-    "depth/, or procedural scenes; repeatable.",
+    help="Benchmark (`distilldepth list datasets`), manifest (.jsonl), list of `image depth` per line (.txt, .csv), "
+    "folder of manifests, folder with images/ or rgb/ and depth/, folder of TUM RGB-D (associations.txt, or rgb.txt "
+    "and depth.txt), or procedural scenes; repeatable.",
 )
 @click.option(
     "--root",
     default=None,
     metavar="FOLDER|TAR",
-    help="Where the benchmark is, or the folder that paths in manifests are relative to.",
+    help="Where the benchmark is, or the folder that paths in manifests and lists are relative to.",
 )
 @click.option("--split", default=None, metavar="FILE", help="List of a benchmark's samples, if it is not in --root.")
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="First so many frames of each dataset.")
@@ -128,7 +129,15 @@ _GROUPS = {
     "--depth-scale",
     type=click.FloatRange(min=0, min_open=True),
     default=None,
-    help="Stored units per metre of maps in --predictions that do not say it themselves.",
+    help="Stored units per metre of maps in --predictions that do not say it themselves; without --predictions, of the "
+    "ground truth of RGB-D sets, as --truth-scale.",
+)
+@click.option(
+    "--truth-scale",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Stored units per metre of whole-number ground truth in RGB-D sets that do not say it. Default: 1000, 5000 "
+    "for TUM RGB-D, 1 in manifests.",
 )
 @click.option(
     "--compare", nargs=2, default=None, metavar="A B", help="Paired differences of two results (--out folders or JSON)."
@@ -203,9 +212,10 @@ def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]
             if given[key] is not None:
                 raise click.UsageError(f"{_option(key)} needs a --model, not --predictions", ctx)
     else:
-        for key in ("quantity", "depth_scale"):
-            if given[key] is not None:
-                raise click.UsageError(f"{_option(key)} is about --predictions, which is not given", ctx)
+        if given["quantity"] is not None:
+            raise click.UsageError("--quantity is about --predictions, which is not given", ctx)
+        if None not in (given["depth_scale"], given["truth_scale"]):
+            raise click.UsageError("--depth-scale and --truth-scale are one without --predictions; give one", ctx)
     if given["out"] is None:
         for key in ("resume", "save_predictions", "overwrite"):
             if given[key] and key not in _USED.get(name, ()):
@@ -224,7 +234,7 @@ def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]
 _USED = {
     "--compare": {"compare"},
     "--published without --data": {"published"},
-    "--analysis": {"analysis", "model", "data", "root", "split", "limit"},
+    "--analysis": {"analysis", "model", "data", "root", "split", "limit", "depth_scale", "truth_scale"},
     "--kitti-submission": {"kitti_submission", "model", "root", "split", "limit", "overwrite", "resize_policy", "size"},
 }
 """What each thing to do takes besides `_ANYWHERE`; `--check` may stand in any command line for scoring."""
@@ -259,7 +269,18 @@ def _require_root(ctx: click.Context, given: dict[str, Any]) -> None:
 def _open(given: dict[str, Any]) -> list[Any]:
     from distilldepth.evaluate.data import open_data
 
-    return open_data(list(given["data"]), root=given["root"], split=given["split"], limit=given["limit"])
+    return open_data(
+        list(given["data"]),
+        root=given["root"],
+        split=given["split"],
+        limit=given["limit"],
+        truth_scale=_truth_scale(given),
+    )
+
+
+def _truth_scale(given: dict[str, Any]) -> float | None:
+    """`--depth-scale` is about predictions if there are some."""
+    return given["truth_scale"] if given["predictions"] is not None else given["truth_scale"] or given["depth_scale"]
 
 
 def _score(given: dict[str, Any]) -> None:
@@ -275,6 +296,7 @@ def _score(given: dict[str, Any]) -> None:
                 _model(given),
                 list(given["data"]),
                 command=command_line(),
+                truth_scale=_truth_scale(given),
                 overrides={key: _LONG_WORDS.get(given[key], given[key]) for key in OVERRIDES if given[key] is not None},
                 resume=given["resume"] or "",
                 start=lambda count: stack.enter_context(options.progress(count, "evaluate")),

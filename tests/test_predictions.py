@@ -154,7 +154,7 @@ def test_zero_is_a_value_of_a_relative_png_and_a_hole_of_a_metric_one(tmp_path):
 def test_files_that_are_no_map_say_so(tmp_path):
     stored = StoredPredictions(tmp_path, "metric_depth")
     save(tmp_path / "mm.png", np.ones(SIZE, np.uint16))
-    save(tmp_path / "colour.png", np.ones((*SIZE, 3), np.uint8))
+    save(tmp_path / "colour.png", np.arange(SIZE[0] * SIZE[1] * 3, dtype=np.uint32).reshape(*SIZE, 3).astype(np.uint8))
     np.save(tmp_path / "two.npy", np.ones((2, 5, 5)))
     np.save(tmp_path / "words.npy", np.array(["a", "b"]))
     (tmp_path / "torn.npy").write_bytes(b"\x93NUMPY")
@@ -162,7 +162,7 @@ def test_files_that_are_no_map_say_so(tmp_path):
     save_prediction(tmp_path, "set", "other.png", depth_of(0), "disparity", form="png16")
     for name, message in {
         "mm.png": "--depth-scale",
-        "colour.png": "grey PNG of 16 bits",
+        "colour.png": "coloured picture and not depth",
         "two.npy": "one map",
         "words.npy": "real numbers",
         "torn.npy": "is not a readable .npy file",

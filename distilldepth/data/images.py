@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from distilldepth.data.listing import (
     glob_files,
@@ -81,6 +81,17 @@ def read_image(path: str | os.PathLike, *, min_side: int | None = None, max_side
     """
     with open_file(path) as (file, name):
         return decode_image(file, name, min_side=min_side, max_side=max_side)
+
+
+def read_oriented(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """Read an image as `read_image` does, and the EXIF orientation that was applied, 1 to 8 (1: none).
+
+    What belongs to the pixels and lies in files of its own has to be turned alike; see `data.orientation`.
+    """
+    with open_file(path) as (file, name), open_image(file, name) as image:
+        orientation = _orientation(image)
+        image.load()
+        return np.array(_to_rgb(_upright(image))), orientation
 
 
 def decode_image(
@@ -344,6 +355,14 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:
         # An EXIF block that cannot be parsed says nothing about the pixels: show them as they are stored.
         return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        return 1  # As in `_upright`.
+    return orientation if orientation in range(2, 9) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -102,6 +102,7 @@ def evaluate(
     overwrite: bool = False,
     save_predictions: str | None = None,
     command: str = "",
+    truth_scale: float | None = None,
     start: Callable[[int], Callable[[int], None]] | None = None,
 ) -> Evaluation:
     """Score a model.
@@ -124,6 +125,7 @@ def evaluate(
         overwrite: replace an evaluation that is in `out`.
         save_predictions: write every map below `out`: `npy`, `png16` or `kitti`; None writes none.
         command: written into the metadata.
+        truth_scale: stored units per metre of ground truth in RGB-D sets whose files do not say it; see `open_data`.
         start: called with the number of frames when the work begins; the function it returns is told how many more are
             done.
 
@@ -137,7 +139,7 @@ def evaluate(
     folder = None if out is None else expand_user(out)
     _check_output(folder, resume, overwrite, save_predictions, model)
     opened = isinstance(data, list) and bool(data) and isinstance(data[0], Dataset)
-    datasets = data if opened else open_data(data, root=root, split=split, limit=limit)
+    datasets = data if opened else open_data(data, root=root, split=split, limit=limit, truth_scale=truth_scale)
     if isinstance(model, DepthModel) and device == "auto":
         place = next(model.buffers()).device
     else:
@@ -163,7 +165,7 @@ def evaluate(
         raise ValueError(f"evaluate: the protocol {protocol.name} does not fit the model: {MEANINGLESS}")
     other = {dataset.kind: rules[dataset.name].field for dataset in datasets if _wrong_field(dataset, rules)}
     if other and not opened:
-        datasets = open_data(data, root=root, split=split, limit=limit, fields=other)
+        datasets = open_data(data, root=root, split=split, limit=limit, fields=other, truth_scale=truth_scale)
     for dataset in datasets:
         if _wrong_field(dataset, rules):
             wanted = rules[dataset.name].field
@@ -183,6 +185,8 @@ def evaluate(
     run.advance = start(len(run.tasks)) if start is not None else run.advance
     if folder is not None:
         settings = {"resize_policy": resize_policy, "size": size, "precision": precision}
+        if truth_scale is not None:
+            settings["truth_scale"] = truth_scale
         if save_predictions is not None:
             settings["save_predictions"] = save_predictions
         kinds = {dataset.name: rules[dataset.name].to_dict() for dataset in datasets}

@@ -6,7 +6,6 @@ line per output: its path, its digest and its origin.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -15,14 +14,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from distilldepth.data.images import open_file, open_image
+from distilldepth.data.images import check_regular, open_file, open_image
 from distilldepth.data.listing import is_own_file
 from distilldepth.documents import parse_json, read_text
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import file_digest
 
 INDEX = ".predict.jsonl"
 _BYTES = 1 << 30
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Outputs:
         if entry is None:
             return State.FOREIGN
         try:
-            if entry.get("sha256") != file_digest(path):
+            if entry.get("sha256") != digest_of(path):
                 return State.CHANGED
         except (DistillDepthError, OSError):
             return State.CHANGED
@@ -101,7 +100,7 @@ class Outputs:
         """
         if not path.is_file():
             return  # A pipe: nothing stays.
-        entry = {"path": self._key(path), "sha256": file_digest(path), "origin": asdict(origin)}
+        entry = {"path": self._key(path), "sha256": digest_of(path), "origin": asdict(origin)}
         # Appended and in one piece, so that several commands may fill one folder.
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         with self._lock, open(os.open(self._index, flags, 0o666), "r+b", buffering=0) as file:
@@ -115,17 +114,15 @@ class Outputs:
         return path.relative_to(self.folder).as_posix()
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a regular file's bytes, in hexadecimal digits.
+def digest_of(path: Path) -> str:
+    """Return the digest of a regular file's bytes.
 
     Raises:
-        FileNotFoundError, DistillDepthError: as `open_file`.
+        FileNotFoundError, DistillDepthError: as `check_regular`.
+        OSError: it cannot be read.
     """
-    digest = hashlib.sha256()
-    with open_file(path) as (file, _):
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    check_regular(path)
+    return file_digest(path)
 
 
 def _compare(known: dict[str, Any], origin: Origin) -> State:

@@ -31,7 +31,7 @@ from distilldepth.models.base import DepthModel
 from distilldepth.models.digest import model_digest
 from distilldepth.models.preprocess import target_size
 from distilldepth.predict.colormaps import colorize
-from distilldepth.predict.origin import Origin, Outputs, State, file_digest
+from distilldepth.predict.origin import Origin, Outputs, State, digest_of
 from distilldepth.predict.plan import Job, plan_jobs
 from distilldepth.predict.point_cloud import PointCloudOptions, write_point_cloud
 from distilldepth.predict.writers import check_png_scale, check_writable, write_color_png, write_depth_png, write_npy
@@ -208,7 +208,7 @@ def predict_files(
         pending: deque[tuple[Job, Future]] = deque()
         batches = load_batches(
             jobs,
-            lambda job: (read_image(job.source), file_digest(job.source)),
+            lambda job: (read_image(job.source), digest_of(job.source)),
             model,
             workers,
             fail,
@@ -327,7 +327,7 @@ def _leave_out_what_is_there(jobs: list[Job], maker: _Maker, outputs: Outputs, r
             todo.append(job)
             continue
         try:
-            digest = file_digest(job.source)
+            digest = digest_of(job.source)
         except FAILURES:
             digest = ""  # It cannot be read, which is found when it is.
         states = {path: outputs.state(path, maker.origin(name, digest)) for name, path in job.outputs.items()}
