@@ -81,18 +81,21 @@ def open_data(
     return datasets
 
 
-def check_any_readable(datasets: Sequence[Dataset], max_tries: int = 100) -> None:
+def check_any_readable(datasets: Sequence[Dataset], max_tries: int = 100) -> dict[str, list[str]]:
     """Raise if none of a dataset's samples can be read, before a model is loaded for them.
-
-    Warns if what the first of them hold can hardly be metres; see `scale_notes`.
 
     Args:
         datasets: each has to have a sample that can be read.
         max_tries: of more samples so many are tried, spread evenly.
 
+    Returns:
+        By dataset, lines on metres that can hardly be metres in the first of them; see `scale_notes`. They are warned
+        of, too: before the run, which may take hours.
+
     Raises:
         DistillDepthError: none can be read; the message has the count and the first reason.
     """
+    notes: dict[str, list[str]] = {}
     for dataset in datasets:
         first: Exception | None = None
         tried = spread(dataset.items, max_tries)
@@ -105,7 +108,8 @@ def check_any_readable(datasets: Sequence[Dataset], max_tries: int = 100) -> Non
             # Benchmarks and scenes say their scale; one frame shows that there is something to score.
             if truths and (len(truths) == _WEIGHED or truths[0].scale is None or not truths[0].is_metric):
                 break
-        for note in truth_notes(truths):
+        notes[dataset.name] = truth_notes(truths)
+        for note in notes[dataset.name]:
             warnings.warn(f"{dataset.name}: {note}", UserWarning, stacklevel=2)
         if not truths:
             count = len(dataset.items)
@@ -114,6 +118,7 @@ def check_any_readable(datasets: Sequence[Dataset], max_tries: int = 100) -> Non
                 raise DistillDepthError(
                     f"{dataset.name}: {some} cannot be read; the first: {' '.join(str(first).split())}"
                 )
+    return notes
 
 
 def truth_notes(truths: Sequence[Truth]) -> list[str]:

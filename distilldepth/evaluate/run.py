@@ -23,6 +23,7 @@ from distilldepth.evaluate.data import check_any_readable, open_data
 from distilldepth.evaluate.doubts import (
     DIRECTION,
     SHAPE,
+    TRUTH_SCALE,
     TRUTH_SHAPE,
     describe_misfit,
     find_wrong_direction,
@@ -145,7 +146,7 @@ def evaluate(
     else:
         place = resolve_device(device)
     precision = resolve_precision(precision, place)
-    check_any_readable(datasets)
+    scale_notes = check_any_readable(datasets)
     model = open_model(model, offline).to(place)
     if save_predictions == "kitti":
         check_metres(model.info.quantity)
@@ -177,6 +178,7 @@ def evaluate(
     if save_predictions is not None:
         check_distinct(datasets, save_predictions)
     run = _Run(model, protocol, rules, place, precision, resize_policy, size, batch_size)
+    run.scale_notes = scale_notes
     run.tasks = [
         _Task(item, index, dataset, rules[dataset.name], found.get((dataset.name, index)))
         for dataset in datasets
@@ -187,6 +189,8 @@ def evaluate(
         settings = {"resize_policy": resize_policy, "size": size, "precision": precision}
         if truth_scale is not None:
             settings["truth_scale"] = truth_scale
+        if isinstance(model, StoredPredictions) and model.depth_scale is not None:
+            settings["depth_scale"] = model.depth_scale
         if save_predictions is not None:
             settings["save_predictions"] = save_predictions
         kinds = {dataset.name: rules[dataset.name].to_dict() for dataset in datasets}
@@ -257,6 +261,7 @@ class _Run:
         self.place, self.precision, self.policy, self.size = place, precision, policy, size
         self.batch_size = batch_size
         self.tasks: list[_Task] = []
+        self.scale_notes: dict[str, list[str]] = {}
         self.folder: RunFolder | None = None
         self.cases = Cases()
         self.save_as: str | None = None
@@ -576,7 +581,10 @@ def _summarise(run: _Run, datasets: list[Dataset], metadata: dict[str, Any]) -> 
             for task in tasks
             if task in run.errors
         ]
-        summaries.append(summarise(dataset, rows, run.rules[dataset.name], run.model.info.quantity))
+        summary = summarise(dataset, rows, run.rules[dataset.name], run.model.info.quantity)
+        for note in run.scale_notes.get(dataset.name, ()):
+            summary["doubts"].append({"kind": TRUTH_SCALE, "frames": len(rows), "text": note})
+        summaries.append(summary)
     constant = sum(bool(row.get("constant")) for row in samples)
     notes = list(run.model.info.notes)
     if constant:
