@@ -123,7 +123,7 @@ _GROUPS = {
     "--depth-scale",
     type=click.FloatRange(min=0, min_open=True),
     default=None,
-    help="Stored units per metre of PNGs in --predictions that do not say it themselves; without --predictions, of the "
+    help="Stored units per metre of maps in --predictions that do not say it themselves; without --predictions, of the "
     "ground truth of RGB-D sets, as --truth-scale.",
 )
 @click.option(

@@ -157,9 +157,9 @@ def test_a_prediction_is_brought_to_the_size_of_the_truth():
 
 
 def test_bounds_that_are_overridden_count_and_change_the_label():
-    depth = np.array([[1.0, 2.0, 3.0, 80.0]], dtype=np.float32)
-    image = np.array([[10, 20, 30, 10]], dtype=np.uint8)[..., None].repeat(3, -1)
-    data = in_memory((image, Truth(depth, np.ones((1, 4), bool), is_metric=True)))
+    depth = np.array([[1.0, 2.0, 3.0, 80.0]] * 5, dtype=np.float32)
+    image = np.array([[10, 20, 30, 10]] * 5, dtype=np.uint8)[..., None].repeat(3, -1)
+    data = in_memory((image, Truth(depth, np.ones((5, 4), bool), is_metric=True)))
     model = Brightness("metric_depth", lambda x: 25.5 * x)
     assert evaluate(model, data).datasets[0]["metrics"]["abs_rel"] > 0.2
     bounded = evaluate(model, data, overrides={"min_depth": 0.5, "max_depth": 80.0, "bounds": "strict"})

@@ -120,6 +120,24 @@ def test_lists_as_people_write_them():
     refused(1, "l.txt:1: no such file: ~nobody-of-this-name/x.png", "predict", "l.txt", "-o", "out")
 
 
+def test_a_folder_that_begins_with_a_tilde_and_no_user_is_a_name_like_any_other():
+    refused(
+        1,
+        "~nobody-of-this-name/maps: no such folder",
+        "evaluate",
+        "--predictions",
+        "~nobody-of-this-name/maps",
+        "--data",
+        "scenes:1",
+    )
+    refused(1, "~nobody-of-this-name/a: no such file", "evaluate", "--compare", "~nobody-of-this-name/a", "b")
+    scored = CliRunner().invoke(
+        cli, ["evaluate", "--model", "baseline:ramp", "--data", "scenes:1", "--out", "~nobody-of-this-name/o"]
+    )
+    assert scored.exit_code == 0, scored.stderr
+    assert Path("~nobody-of-this-name/o/result.json").is_file()
+
+
 # --- archives and patterns ---
 
 

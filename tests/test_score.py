@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_sparse_truth_and_odd_sizes(share, shape, device):
     valid[:, 3, 5] = True
     depth[:, 3, 4:6] = 2.5
     depth = depth + 0.1 * (depth == 0)  # positive, but not valid
-    rules = choose_protocol("disparity").rules()
+    rules = choose_protocol("disparity", overrides={"min_pixels": 2}).rules()
     # Views that are not contiguous give the same.
     maps = [torch.stack([m, m], -1)[..., 0] for m in (disparity, depth, valid)]
     scores, again = score_batch(disparity, "disparity", depth, valid, True, rules), None
@@ -162,12 +163,37 @@ def test_images_with_problems_leave_the_others_alone(method, device):
     assert scores.problems == {
         1: "no valid pixel in the ground truth",
         2: "the prediction is not finite on every valid pixel",
-        3: "only 1 valid pixels in the ground truth, the protocol asks for 3",
+        3: "only 1 valid pixel in the ground truth, the protocol asks for 3",
     }
     for name in NAMES:
         assert scores.metrics[name].isnan().tolist() == [False, True, True, True, False], name
         torch.testing.assert_close(scores.metrics[name][[0, 4]], clean.metrics[name][[0, 4]], rtol=1e-12, atol=0)
     assert scores.by_depth.shape == (5, 20, 5)
+
+
+def test_a_fit_to_as_many_pixels_as_it_has_parameters_is_no_score(device):
+    # Scale and shift meet any two pixels: a perfect frame, whatever the map.
+    disparity, depth, valid = make((3, 20, 30), device=device)
+    for image, count in enumerate((1, 9, 10)):
+        valid[image] = False
+        valid[image].view(-1)[7 : 7 + count], depth[image] = True, depth[image].clamp(min=1)
+    usual = score_batch(disparity, "disparity", depth, valid, True, Rules(space="disparity"))
+    assert set(usual.problems) == {0, 1}
+    assert "only 9 valid pixels" in usual.problems[1]
+    assert "asks for 10" in usual.problems[1]
+    # Nobody can ask for fewer than are fitted.
+    for method, fewest in (("least-squares", 2), ("l1", 2), ("ransac", 2), ("median", 1)):
+        rules = Rules(align=method, space="disparity", min_pixels=1)
+        assert set(score_batch(disparity, "disparity", depth, valid, True, rules).problems) == set(range(fewest - 1))
+
+
+def test_a_fit_without_a_positive_prediction_is_a_problem(device):
+    disparity, depth, valid = make(device=device)
+    rules = Rules(space="disparity", fit_on="positive-prediction")
+    disparity[1] = -disparity[1].abs()
+    scores = score_batch(disparity, "disparity", depth, valid, True, rules)
+    assert list(scores.problems) == [1]
+    assert "no valid pixel where the prediction is positive" in scores.problems[1]
 
 
 def test_what_cannot_be_scored_at_all_says_why(device):
@@ -197,7 +223,7 @@ def test_bounds_are_strict_or_inclusive(device):
     valid = torch.ones_like(depth, dtype=torch.bool)
     found = {}
     for bounds in ("strict", "inclusive"):
-        rules = Rules(align="none", space="depth", min_depth=1, max_depth=80, bounds=bounds)
+        rules = Rules(align="none", space="depth", min_depth=1, max_depth=80, bounds=bounds, min_pixels=1)
         scores = score_batch(values, "metric_depth", depth, valid, True, rules)
         found[bounds] = (float(scores.sums["count"]), float(scores.metrics["abs_rel"]))
         assert int(scoring_mask(depth, valid, rules).sum()) == found[bounds][0]
@@ -221,12 +247,12 @@ def test_the_fit_uses_positive_predictions_and_the_score_all(device):
     depth = torch.tensor([[[1.0, 2.0, 4.0, 5.0]]], device=device)
     values = torch.tensor([[[1.0, 0.5, 0.25, -7.0]]], device=device)
     valid = torch.ones_like(depth, dtype=torch.bool)
-    rules = Rules(space="disparity", fit_on="positive-prediction", disparity_floor=1e-3)
+    rules = Rules(space="disparity", fit_on="positive-prediction", disparity_floor=1e-3, min_pixels=4)
     scores = score_batch(values, "disparity", depth, valid, True, rules)
     assert float(scores.scale) == pytest.approx(1, rel=SCORE)
     # The negative one is floored at 0.001 1/m: 1000 m instead of 5.
     assert float(scores.metrics["abs_rel"]) == pytest.approx(199 / 4, rel=SCORE)
-    clipped = Rules(space="disparity", fit_on="positive-prediction", disparity_floor=1e-3, clip_low=1e-3, clip_high=10)
+    clipped = dataclasses.replace(rules, clip_low=1e-3, clip_high=10)
     scores = score_batch(values, "disparity", depth, valid, True, clipped)
     assert float(scores.metrics["abs_rel"]) == pytest.approx(1 / 4, rel=SCORE)
 
@@ -237,11 +263,11 @@ def test_floors(device):
     values = torch.tensor([[[2.0, 0.5, 0.25, -1e6]]], device=device)
     worst = {}
     for floor in ("relative", "farthest", 0.01, None):
-        rules = Rules(align="median", space="disparity", disparity_floor=floor)
+        rules = Rules(align="median", space="disparity", disparity_floor=floor, min_pixels=3)
         # The lower median of both is 1/4 here, and 0.2 against -1e6 there; scale from the former.
         scores = score_batch(values[..., :3], "disparity", depth[..., :3], valid[..., :3], True, rules)
         assert float(scores.metrics["abs_rel"]) == pytest.approx(0, abs=1e-6)
-        fixed = Rules(align="none", space="disparity", disparity_floor=floor)
+        fixed = Rules(align="none", space="disparity", disparity_floor=floor, min_pixels=4)
         metric = score_batch(1 / values.clamp(min=1e-6), "metric_depth", depth, valid, True, fixed)
         worst[floor] = float(metric.depth[0, 0, 3])
     assert worst["relative"] == pytest.approx(500)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from distilldepth.distill.ema import WeightAverage
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import file_digest
 from distilldepth.machine import PRECISIONS
 
 _STATE = "run_state.json"
@@ -152,7 +152,7 @@ def _write(trained: Trained, folder: Path, state: dict[str, Any]) -> None:
     for name, tensors in trained.tensors().items():
         # Copies, since the format refuses tensors that share memory.
         save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, folder / name)
-        digests[name] = _digest(folder / name)
+        digests[name] = file_digest(folder / name)
         _flush(folder / name)
     if trained.scaler is not None:
         state = {**state, "scaler": trained.scaler.state_dict()}
@@ -266,7 +266,7 @@ def read_tensors(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
     files = {}
     for name, digest in digests.items():
         try:
-            if _digest(checkpoint / name) != digest:
+            if file_digest(checkpoint / name) != digest:
                 raise _damaged(checkpoint, f"{name} is not what was written")
             files[name] = load_file(checkpoint / name)
         except (OSError, ValueError, SafetensorError) as error:
@@ -317,14 +317,6 @@ def _damaged(checkpoint: Path, why: str) -> DistillDepthError:
     others = [path for path in list_checkpoints(checkpoint.parent) if path.name < checkpoint.name]
     remedy = f"remove it, and --resume auto continues from {others[-1].name}" if others else "start with --overwrite"
     return DistillDepthError(f"distill: checkpoint {checkpoint} is damaged ({why}); {remedy}")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _reason(error: BaseException) -> str:

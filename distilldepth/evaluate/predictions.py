@@ -17,7 +17,7 @@ from distilldepth.data.images import IMAGE_SUFFIXES, open_file, open_image
 from distilldepth.data.rgbd import one_channel, read_grey
 from distilldepth.data.truth import Dataset, Item
 from distilldepth.errors import DistillDepthError, did_you_mean
-from distilldepth.files import atomic_path, write_atomically
+from distilldepth.files import atomic_path, expand_user, file_digest, write_atomically
 from distilldepth.models.base import QUANTITIES, DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.load import read_json
 from distilldepth.models.preprocess import Preprocessing
@@ -151,10 +151,10 @@ class StoredPredictions(DepthModel):
     | `rgb_0001` (and the other forms) | only if no other sample of the dataset has this file name |
 
     `.npy`: `(h, w)`, or with sides of length 1 around it, any real dtype. `.png`: 16-bit (or 8-bit) grey. Both may
-    repeat it in three or four equal channels. One written
-    here says itself what its numbers mean. Another one is stored / `depth_scale`; 0 is unknown if the quantity is
-    metric depth, and a value like any other if not. Without `depth_scale` PNGs of KITTI's datasets are read as
-    metres x 256, and those of relative quantities as they are, since their scale is fitted anyway.
+    repeat the map in three or four equal channels. A PNG written here says itself what its numbers mean. Another one is
+    stored / `depth_scale`; in a PNG 0 is unknown if the quantity is metric depth, and a value like any other if not.
+    Without `depth_scale` an `.npy` is taken to be in metres, PNGs of KITTI's datasets are read as metres x 256, and
+    those of relative quantities as they are, since their scale is fitted anyway.
 
     Beside a map, `..._uncertainty.npy` (larger = less certain) and `..._std.npy` (metres) are read as well, and scored
     as uncertainty.
@@ -173,13 +173,13 @@ class StoredPredictions(DepthModel):
             folder: where the maps are, or the folder of a run that kept them.
             quantity: `disparity`, `depth` or `metric_depth`; None for what `predictions.json` in the folder says, or
                 the texts of the PNGs.
-            depth_scale: stored units per metre (or per unit) of PNGs that do not say it themselves.
+            depth_scale: stored units per metre (or per unit) of maps that do not say it themselves.
 
         Raises:
             FileNotFoundError: no such folder.
             ValueError: no quantity, or another one than the folder says; a scale that is not positive.
         """
-        folder = Path(folder).expanduser()
+        folder = expand_user(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder of predictions")
         if depth_scale is not None and not (0 < depth_scale < float("inf")):
@@ -205,6 +205,8 @@ class StoredPredictions(DepthModel):
         super().__init__(info, Preprocessing(size=1, multiple=1, resize_policy="square"))
         self.folder = folder
         self.depth_scale = depth_scale
+        if depth_scale is not None and index.get("format") in FORMATS:
+            raise ValueError(f"{says} says how its maps are stored; leave --depth-scale out")
         self._is_kitti = index.get("format") == "kitti"
 
     def forward(self, images: Any, *, features: bool = False) -> DepthOutput:
@@ -275,15 +277,22 @@ class StoredPredictions(DepthModel):
         Raises:
             DistillDepthError: one cannot be read, or is not one map.
         """
-        files = {name: path.with_name(f"{path.stem}_{name}.npy") for name in EXTRAS}
-        return {name: self.read(file) for name, file in files.items() if file.exists()}
+        return {name: self.read(file) for name, file in _extra_files(path).items()}
+
+    def digest(self, path: Path) -> str:
+        """Return a digest of the files that `read` and `read_extras` read for a prediction; empty if it is gone."""
+        try:
+            return "-".join(file_digest(file)[:16] for file in (path, *_extra_files(path).values()))
+        except OSError:
+            return ""
 
     def _read_npy(self, path: Path) -> np.ndarray:
         with open_file(path) as (file, name):
             values = read_npy(file, name)
         shape = tuple(side for side in values.shape if side != 1)
         # (1, h, w) and (h, w, 1) are maps too; a map of one row is already two-dimensional.
-        return values if values.ndim == 2 else one_channel(values.reshape(shape), str(path))
+        values = values if values.ndim == 2 else one_channel(values.reshape(shape), str(path))
+        return values if self.depth_scale is None else values / self.depth_scale
 
     def _read_png(self, path: Path, kind: str) -> np.ndarray:
         with open_file(path) as (file, name), open_image(file, name) as image:
@@ -305,6 +314,12 @@ class StoredPredictions(DepthModel):
             )
         values = stored / (scale or 1)
         return np.where(stored > 0, values, np.nan) if metric else values
+
+
+def _extra_files(path: Path) -> dict[str, Path]:
+    """The maps of uncertainty that lie beside a prediction."""
+    files = {name: path.with_name(f"{path.stem}_{name}.npy") for name in EXTRAS}
+    return {name: file for name, file in files.items() if file.exists()}
 
 
 class _Listing:

@@ -27,6 +27,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """The words that a rule can be."""
 FLOORS = ("relative", "farthest")
+PARAMETERS = {"least-squares": 2, "median": 1, "l1": 2, "ransac": 2, "none": 0}
+"""Numbers that each way of alignment fits to an image: fewer pixels are met exactly and say nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Rules:
     """Crop of image and truth before the model sees the image: `kb`, the lower middle 352 x 1216."""
     score_crop: str = ""
     """Crop of what counts, on the frame after `image_crop`: `eigen-nyu`, `eigen` or `garg`."""
-    min_pixels: int = 1
-    """An image with fewer valid pixels cannot be scored."""
+    min_pixels: int = 10
+    """An image with fewer valid pixels cannot be scored; neither can one with fewer than what is fitted."""
     fit_on: str = "valid"
     """Pixels of the fit: all valid ones, or those of them where the prediction is positive."""
     align_max_res: int = 0

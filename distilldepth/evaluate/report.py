@@ -32,6 +32,7 @@ from distilldepth.evaluate.published import (
 from distilldepth.evaluate.table import (
     COLUMNS,
     INTERVALS,
+    doubts,
     format_metric,
     frames_of,
     headline,
@@ -106,7 +107,7 @@ def _page(evaluation: Any, cases: Cases, trouble: str) -> str:
     sections = "".join(
         _dataset_section(evaluation, dataset, index, cases) for index, dataset in enumerate(evaluation.datasets)
     )
-    warnings = [*evaluation.notes, *([trouble] if trouble else [])]
+    warnings = [*doubts(evaluation), *evaluation.notes, *([trouble] if trouble else [])]
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in warnings)
     body = f"""<h1>{html.escape(info["name"])}: depth evaluation {_badge(evaluation)}</h1>
 {notes}

@@ -11,10 +11,12 @@ from typing import Any
 from distilldepth.data.truth import Dataset
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError
+from distilldepth.evaluate.doubts import summarise_doubts
 from distilldepth.evaluate.protocol import Protocol, Rules
 from distilldepth.evaluate.run_folder import RESULT
 from distilldepth.evaluate.score import pool
 from distilldepth.evaluate.statistics import mean_intervals
+from distilldepth.files import expand_user
 from distilldepth.inference import reason
 
 _MOST_BYTES = 1 << 30
@@ -30,13 +32,14 @@ class Evaluation:
     datasets: list[dict[str, Any]]
     """Per dataset: `name`, `kind`, `domain`, `field`, `frames` (scored), `failed`, `expected` (the benchmark's count or
     None), `metrics` (means over its frames), `intervals` (95 % bootstrap, `[low, high]` by metric), `pooled` (over all
-    pixels of all frames) and `rules` (the protocol's for this kind of dataset)."""
+    pixels of all frames), `rules` (the protocol's for this kind of dataset) and `doubts` (see `summarise_doubts`)."""
     mean: dict[str, float | None]
     """Unweighted mean over the datasets, by the protocol's aggregation."""
     samples: list[dict[str, Any]]
-    """Per frame: `dataset`, `name`, `metrics`, `sums` (what pixel-pooled metrics are made of), `scale`, `shift`, and
-    in a run with a folder `error_by_depth`: from, to (metres), pixels, sum of |d - g| / g and pixels within a factor
-    1.25, for every bin of depth with pixels."""
+    """Per frame: `dataset`, `name`, `metrics`, `sums` (what pixel-pooled metrics are made of), `scale`, `shift`,
+    `doubts` (what is wrong with the frame, text by kind), `ratio` (for metres: median predicted by median true), and in
+    a run with a folder `error_by_depth`: from, to (metres), pixels, sum of |d - g| / g and pixels within a factor 1.25,
+    for every bin of depth with pixels."""
     failures: list[dict[str, str]]
     """Frames that could not be scored: `dataset`, `name`, `error`."""
     notes: list[str]
@@ -46,6 +49,11 @@ class Evaluation:
     def complete(self) -> bool:
         """Whether every frame was scored."""
         return not self.failures
+
+    @property
+    def doubts(self) -> list[str]:
+        """Sentences on what makes the numbers doubtful, with the dataset; empty where nothing was noticed."""
+        return [f"{row['name']}: {doubt['text']}" for row in self.datasets for doubt in row.get("doubts", ())]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary for JSON; None stands for numbers that are not finite."""
@@ -90,7 +98,7 @@ def read_evaluation(path: str | Path) -> Evaluation:
         FileNotFoundError: no such file.
         DistillDepthError: it is not the result of an evaluation.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if path.is_dir():
         path = path / RESULT
     if not path.is_file():
@@ -120,7 +128,8 @@ def _check_parts(evaluation: Evaluation) -> None:
         "mean": is_table(evaluation.mean),
         "notes": isinstance(evaluation.notes, list) and all(isinstance(note, str) for note in evaluation.notes),
         "datasets": isinstance(evaluation.datasets, list)
-        and all(has_texts(row, "name") and is_table(row.get("metrics", {})) for row in evaluation.datasets),
+        and all(has_texts(row, "name") and is_table(row.get("metrics", {})) for row in evaluation.datasets)
+        and all(has_texts(doubt, "text") for row in evaluation.datasets for doubt in row.get("doubts", ())),
         "samples": isinstance(evaluation.samples, list)
         and all(has_texts(row, "dataset", "name") and is_table(row.get("metrics")) for row in evaluation.samples),
         "failures": isinstance(evaluation.failures, list)
@@ -131,7 +140,7 @@ def _check_parts(evaluation: Evaluation) -> None:
         raise ValueError(f"{wrong[0]} does not hold what an evaluation writes")
 
 
-def summarise(dataset: Dataset, rows: list[dict[str, Any]], rules: Rules) -> dict[str, Any]:
+def summarise(dataset: Dataset, rows: list[dict[str, Any]], rules: Rules, quantity: str) -> dict[str, Any]:
     """Return the numbers of one dataset as they stand in `Evaluation.datasets`, from the rows of its scored frames."""
     metrics = [row["metrics"] for row in rows]
     return {
@@ -146,6 +155,7 @@ def summarise(dataset: Dataset, rows: list[dict[str, Any]], rules: Rules) -> dic
         "intervals": mean_intervals(metrics),
         "pooled": _pool([row["sums"] for row in rows]),
         "rules": rules.to_dict(),
+        "doubts": summarise_doubts(rows, quantity, rules),
     }
 
 

@@ -20,6 +20,14 @@ from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.baselines import load_baseline
 from distilldepth.evaluate.cases import Cases
 from distilldepth.evaluate.data import check_any_readable, open_data
+from distilldepth.evaluate.doubts import (
+    DIRECTION,
+    SHAPE,
+    TRUTH_SHAPE,
+    describe_misfit,
+    find_wrong_direction,
+    fits_slope,
+)
 from distilldepth.evaluate.predictions import (
     StoredPredictions,
     check_distinct,
@@ -32,6 +40,7 @@ from distilldepth.evaluate.result import Evaluation, mean_metrics, summarise
 from distilldepth.evaluate.run_folder import RunFolder, check_folder, describe_run
 from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, is_meaningless, score_batch
 from distilldepth.evaluate.table import headline
+from distilldepth.files import expand_user
 from distilldepth.inference import (
     FAILURES,
     LoadedImage,
@@ -69,6 +78,8 @@ class _Predicted:
     values: Tensor
     extras: dict[str, Tensor]
     """Further maps of the same size, such as an uncertainty."""
+    digest: str
+    """Of the files of the maps; empty if a model made them."""
 
 
 def evaluate(
@@ -125,7 +136,7 @@ def evaluate(
         ValueError, FileNotFoundError, DistillDepthError: wrong arguments, no such data or model, or a folder that holds
             something else.
     """
-    folder = None if out is None else Path(out).expanduser()
+    folder = None if out is None else expand_user(out)
     _check_output(folder, resume, overwrite, save_predictions, model)
     opened = isinstance(data, list) and bool(data) and isinstance(data[0], Dataset)
     datasets = data if opened else open_data(data, root=root, split=split, limit=limit, truth_scale=truth_scale)
@@ -273,6 +284,7 @@ class _Run:
             return
         self.cases = Cases.load(self.folder.folder)
         places = {(task.dataset.name, task.index): task for task in self.tasks}
+        changed: list[str] = []
         for row in self.folder.done:
             task = places.get((row["dataset"], row.pop("index")))
             if task is not None and task.item.name != row["name"]:
@@ -282,17 +294,26 @@ class _Run:
                 )
             if task is not None and task not in self.rows:
                 self.rows[task] = row
+                if task.stored is not None and self.model.digest(task.stored) != row.get("digest"):
+                    changed.append(str(task.stored))
+        if changed:
+            raise DistillDepthError(
+                f"{self.folder.folder}: {len(changed)} of {len(self.rows)} maps are others now than when they were "
+                f"scored (first: {changed[0]}); choose another --out, or start anew with --overwrite"
+            )
         self.resumed_after = len(self.rows)
         self.advance(len(self.rows))
 
-    def read(self, task: _Task) -> tuple[np.ndarray, tuple[Truth, dict[str, np.ndarray]]]:
+    def read(self, task: _Task) -> tuple[np.ndarray, tuple[Truth, dict[str, np.ndarray], str]]:
         """Read a sample; runs in a worker while the model computes."""
         image, truth = task.item.read()
         cropped, truth = apply_image_crop(image, truth, task.rules)
         if task.stored is None:
-            return cropped, (truth, {})
+            return cropped, (truth, {}, "")
+        digest = self.model.digest(task.stored)
         maps = {"": self.model.read(task.stored, task.dataset.kind), **self.model.read_extras(task.stored)}
-        return cropped, (truth, {name: _crop_like(values, image, cropped, task.rules) for name, values in maps.items()})
+        maps = {name: _crop_like(values, image, cropped, task.rules) for name, values in maps.items()}
+        return cropped, (truth, maps, digest)
 
     def score_all(self) -> None:
         """Score every sample that is neither done nor failed."""
@@ -332,14 +353,14 @@ class _Run:
         self.model_seconds += time.perf_counter() - began
         groups: dict[tuple, list[_Predicted]] = {}
         for loaded, values in zip(batch, maps, strict=True):
-            task, (truth, stored) = loaded.item, loaded.extra
+            task, (truth, stored, digest) = loaded.item, loaded.extra
             if isinstance(values, Exception):
                 self.fail(task, values)
                 continue
             extras = {name: torch.from_numpy(stored[name]).to(self.place) for name in stored if name}
             sizes = tuple((name, tuple(other.shape)) for name, other in (("", values), *extras.items()))
             key = (task.dataset.name, truth.depth.shape, sizes, truth.is_metric, truth.dense)
-            groups.setdefault(key, []).append(_Predicted(task, loaded.image, truth, values, extras))
+            groups.setdefault(key, []).append(_Predicted(task, loaded.image, truth, values, extras, digest))
         saving = self.save([predicted for group in groups.values() for predicted in group])
         rows = [row for group in groups.values() for row in self.score_group(group)]
         self.record(rows, saving)
@@ -367,6 +388,32 @@ class _Run:
             return [False] * len(group)
         return without_relief(torch.stack([one.values for one in group])).cpu().tolist()
 
+    def find_doubts(self, group: list[_Predicted], scores: Scores) -> list[dict[str, Any]]:
+        """What each row says of doubts: texts by kind, the ratio of metres, and which file was scored."""
+        rules, count = group[0].task.rules, len(group)
+        in_metres = group[0].truth.is_metric and self.model.info.quantity == "metric_depth"
+        none = scores.scale.new_full((count,), torch.nan)
+        columns = (none if fits_slope(rules) else scores.correlation, scores.scale, scores.ratio if in_metres else none)
+        correlation, scale, ratio = torch.stack([column.double() for column in columns]).cpu().tolist()
+        is_baseline = self.model.info.name.startswith("baseline:")
+        against = [""] * count if is_baseline else find_wrong_direction(correlation, scale, rules)
+        found: list[dict[str, Any]] = []
+        for one, direction, factor in zip(group, against, ratio, strict=True):
+            size, frame = tuple(one.values.shape), one.image.shape[:2]
+            is_like_truth = size == one.truth.depth.shape
+            doubts = {
+                SHAPE: "" if is_like_truth else describe_misfit(size, frame),
+                TRUTH_SHAPE: describe_misfit(one.truth.depth.shape, frame),
+                DIRECTION: direction,
+            }
+            row: dict[str, Any] = {"doubts": {kind: text for kind, text in doubts.items() if text}}
+            if math.isfinite(factor):
+                row["ratio"] = factor
+            if one.digest:
+                row["digest"] = one.digest
+            found.append(row)
+        return found
+
     def score_group(self, group: list[_Predicted]) -> list[tuple[_Task, dict[str, Any]]]:
         """Rows of the samples that could be scored; all have one size of truth and one set of rules."""
         first = group[0]
@@ -389,6 +436,7 @@ class _Run:
             half = len(group) // 2
             return self.score_group(group[:half]) + self.score_group(group[half:])
         constant = self.find_constant(group)
+        doubts = self.find_doubts(group, scores)
         rows = []
         # Error against depth is for the report, and costs as much as the scores themselves.
         by_depth = scores.by_depth.cpu().tolist() if self.folder is not None and first.truth.is_metric else None
@@ -400,6 +448,7 @@ class _Run:
                     row["error_by_depth"] = [depth_bin for depth_bin in by_depth[index] if depth_bin[2] > 0]
                 if constant[index]:
                     row["constant"] = True
+                row |= doubts[index]
                 rows.append((one.task, {"dataset": one.task.dataset.name, "name": one.task.item.name, **row}))
                 self.offer_case(one, row, scores, index)
         return rows
@@ -523,7 +572,7 @@ def _summarise(run: _Run, datasets: list[Dataset], metadata: dict[str, Any]) -> 
             for task in tasks
             if task in run.errors
         ]
-        summaries.append(summarise(dataset, rows, run.rules[dataset.name]))
+        summaries.append(summarise(dataset, rows, run.rules[dataset.name], run.model.info.quantity))
     constant = sum(bool(row.get("constant")) for row in samples)
     notes = list(run.model.info.notes)
     if constant:

@@ -15,6 +15,7 @@ from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
 from distilldepth.folders import LOCK, FolderKind, claim_folder
 from distilldepth.models.base import DepthModel
+from distilldepth.models.digest import model_digest
 
 if TYPE_CHECKING:
     from distilldepth.evaluate.result import Evaluation
@@ -30,9 +31,6 @@ EVALUATION = FolderKind(
 )  # fmt: skip
 """What carries our mark, and all that an evaluation writes, but for saved maps, which bear the samples' names."""
 RESUME = ("", "auto")
-
-_SAMPLED_WEIGHTS = 64
-"""Numbers of each weight tensor that tell one model from another; all of a large one would take seconds."""
 
 
 def check_folder(folder: Path, resume: str, overwrite: bool) -> None:
@@ -88,7 +86,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """Return what must be the same for two runs to be one: model with weights, protocol, samples, settings."""
     return {
-        "model": f"{model.info.name} ({model.info.quantity}, weights {_weights_digest(model)})",
+        "model": f"{model.info.name} ({model.info.quantity}, weights {model_digest(model)[:16]})",
         "protocol": protocol,
         "data": {
             dataset.name: {
@@ -100,16 +98,6 @@ def describe_run(
         },
         **settings,
     }
-
-
-def _weights_digest(model: DepthModel) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        flat = tensor.detach().flatten()
-        step = max(len(flat) // _SAMPLED_WEIGHTS, 1)
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(flat[::step].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _digest(data: bytes) -> str:
@@ -231,7 +219,10 @@ def _is_row(row: dict[str, Any]) -> bool:
         and all(
             isinstance(row.get(key), dict) and all(map(_is_number, row[key].values())) for key in ("metrics", "sums")
         )
-        and all(_is_number(row.get(key)) for key in ("scale", "shift", "seconds"))
+        and all(_is_number(row.get(key)) for key in ("scale", "shift", "seconds", "ratio"))
+        and isinstance(row.get("digest", ""), str)
+        and isinstance(row.get("doubts", {}), dict)
+        and all(isinstance(text, str) for text in row.get("doubts", {}).values())
         and all(
             isinstance(part, list) and len(part) == 5 and all(map(_is_number, part))
             for part in _list(row.get("error_by_depth"))

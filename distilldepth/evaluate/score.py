@@ -13,10 +13,11 @@ from torch import Tensor
 from distilldepth.data.truth import Truth
 from distilldepth.depth import to_disparity
 from distilldepth.errors import DistillDepthError
+from distilldepth.evaluate.doubts import median_ratio, rank_correlation
 from distilldepth.evaluate.measure import Context, measure, scoring_mask, to_depth
-from distilldepth.evaluate.protocol import Rules, crop_box
+from distilldepth.evaluate.protocol import PARAMETERS, Rules, crop_box
 from distilldepth.metrics import boundary_f1, boundary_f1_masked, calibration_error, uncertainty_metrics
-from distilldepth.metrics.depth import DELTAS, SUMS, metrics_from_sums
+from distilldepth.metrics.depth import DELTAS, LEAST_DEPTH, SUMS, metrics_from_sums
 from distilldepth.models.preprocess import resize
 
 DEPTH_EDGES = tuple(0.1 * 10 ** (step / 6) for step in range(21))
@@ -43,14 +44,35 @@ class Scores:
     @cached_property
     def depth(self) -> Tensor:
         """float32 `(B, h, w)`: the aligned prediction as depth on the whole frame; made when it is first asked for."""
+        return self.depth_above(self._context.floor)
+
+    def depth_above(self, floor: Tensor) -> Tensor:
+        """Return `depth` with another lower clip `(B,)` of the aligned map."""
         context = self._context
         aligned = context.prediction.double() * self.scale[:, None, None] + self.shift[:, None, None]
-        return to_depth(aligned, context.floor[:, None, None], context.space, context.rules)
+        return to_depth(aligned, floor.to(aligned)[:, None, None], context.space, context.rules)
 
     @cached_property
     def mask(self) -> Tensor:
         """bool `(B, h, w)`: the pixels that were scored."""
         return scoring_mask(self._context.truth, self._context.valid, self._context.rules)
+
+    @cached_property
+    def correlation(self) -> Tensor:
+        """float32 `(B,)`: how the predictions run before the fit; see `rank_correlation`."""
+        return rank_correlation(self._context.prediction, self._wanted, self._context.valid)
+
+    @cached_property
+    def ratio(self) -> Tensor:
+        """float32 `(B,)`: median predicted by median true depth before the fit; for predictions in metres."""
+        ratio = median_ratio(self._context.prediction, self._wanted, self._context.valid)
+        return 1 / ratio if self._context.space == "disparity" else ratio
+
+    @property
+    def _wanted(self) -> Tensor:
+        """The truth in the space of the fit; not finite where there is none."""
+        truth = self._context.truth
+        return 1 / truth if self._context.space == "disparity" else truth
 
     @cached_property
     def by_depth(self) -> Tensor:
@@ -161,7 +183,7 @@ def score_batch(
         extras: `uncertainty` `(B, H, W)` (larger = less certain) adds `ause_*` and `aurg_*`; `std` `(B, H, W)` (metres)
             adds `calibration_error`.
         dense: truth at every visible surface: adds `boundary_f1` (NaN where the truth has holes) and
-            `boundary_f1_masked`.
+            `boundary_f1_masked` of the pixels that count.
 
     Returns:
         `Scores`. An image that cannot be scored has NaN metrics and an entry in `problems`.
@@ -190,16 +212,20 @@ def score_batch(
         return Scores(metrics_from_sums(empty), empty, unknown, unknown, problems, whole)
     sums, scale, shift, floor, count, finite = measure(context)
     problems = {}
-    for index, (number, is_finite) in enumerate(zip(count.tolist(), finite.tolist(), strict=True)):
+    fewest = max(rules.min_pixels, PARAMETERS[rules.align])
+    table = torch.stack([count, finite.double(), (scale + shift).isfinite().double()]).tolist()
+    for index, (number, is_finite, is_fitted) in enumerate(zip(*table, strict=True)):
         if number == 0:
             problems[index] = "no valid pixel in the ground truth"
-        elif number < rules.min_pixels:
-            problems[index] = (
-                f"only {number:.0f} valid pixels in the ground truth, the protocol asks for {rules.min_pixels}"
-            )
+        elif number < fewest:
+            pixels = "1 valid pixel" if number == 1 else f"{number:.0f} valid pixels"
+            problems[index] = f"only {pixels} in the ground truth, the protocol asks for {fewest}"
         elif not is_finite:
             problems[index] = "the prediction is not finite on every valid pixel"
-    scores = Scores(metrics_from_sums(sums), sums, scale, shift, problems, dataclasses.replace(context, floor=floor))
+        elif not is_fitted:
+            problems[index] = "scale and shift cannot be fitted: no valid pixel where the prediction is positive"
+    context = dataclasses.replace(context, floor=floor)
+    scores = Scores(metrics_from_sums(sums), sums, scale, shift, problems, context)
     _add_extras(scores, extras or {}, dense)
     if problems:
         for values in (*scores.metrics.values(), *scores.sums.values()):
@@ -247,10 +273,14 @@ def _no_way(quantity: str, space: str, size: tuple[int, int], is_metric: bool, r
 def _add_extras(scores: Scores, extras: dict[str, Tensor], dense: bool) -> None:
     size = tuple(scores._context.truth.shape[1:])
     if dense:
-        truth, valid = scores._context.truth.float(), scores._context.valid
-        exact = boundary_f1(scores.depth, truth)
+        context = scores._context
+        truth, valid, depth = context.truth.float(), context.valid, scores.depth
+        if context.rules.disparity_floor == "farthest" and context.space == "disparity":
+            # In MoGe's code errors know this floor, boundaries do not: it would flatten what lies beyond the truth.
+            depth = scores.depth_above(torch.full_like(context.floor, LEAST_DEPTH))
+        exact = boundary_f1(depth, truth)
         scores.metrics["boundary_f1"] = torch.where(valid.flatten(1).all(1), exact, torch.nan)
-        scores.metrics["boundary_f1_masked"] = boundary_f1_masked(scores.depth, truth, valid)
+        scores.metrics["boundary_f1_masked"] = boundary_f1_masked(depth, truth, scores.mask)
     maps = {name: resize(values.float()[:, None], size, "bilinear")[:, 0] for name, values in extras.items()}
     truth = scores._context.truth.float()
     if "uncertainty" in maps:

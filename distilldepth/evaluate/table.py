@@ -90,6 +90,7 @@ class _Table:
             f"no room for {', '.join(left_out)}; --json has them" if left_out else "",
             _interval_note(self.evaluation) if separator else "",
             incompleteness(self.evaluation),
+            *doubts(self.evaluation),
         ]
         caption = Text("\n".join(filter(None, caption)))
         table = Table(box=box.ROUNDED if separator == " " else box.SIMPLE_HEAD, caption=caption)
@@ -148,6 +149,11 @@ def incompleteness(evaluation: Any) -> str:
     return "; ".join(parts)
 
 
+def doubts(evaluation: Any) -> list[str]:
+    """Return the lines that say what makes the numbers doubtful; none if nothing was noticed."""
+    return [f"DOUBTFUL: {text}" for text in evaluation.doubts]
+
+
 def format_metric(
     name: str, metrics: dict[str, Any], intervals: dict[str, Any] | None = None, separator: str = " "
 ) -> str:
@@ -173,6 +179,8 @@ def to_markdown(evaluation: Any) -> str:
     lines += [_markdown(line) + "  " for line in protocol_lines(evaluation)]
     if missing := incompleteness(evaluation):
         lines += ["", f"**{_markdown(missing)}.**"]
+    for doubt in doubts(evaluation):
+        lines += ["", f"**{_markdown(doubt)}**"]
     headings = ["dataset", "frames", *COLUMNS.values()]
     lines += ["", f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
     for cells in _rows(evaluation):
@@ -193,6 +201,7 @@ def to_latex(evaluation: Any) -> str:
     caption = [_model_line(evaluation), *protocol_lines(evaluation)]
     if missing := incompleteness(evaluation):
         caption.append(missing)
+    caption += doubts(evaluation)
     if note := _interval_note(evaluation):
         caption.append(note[0].upper() + note[1:])
     sentences = " ".join(_latex(line.rstrip(".") + ".") for line in caption)
@@ -216,22 +225,24 @@ def to_latex(evaluation: Any) -> str:
 def to_csv(evaluation: Any) -> str:
     """Return one line per frame by RFC 4180, failed ones too: a table without them would look complete.
 
-    Columns: dataset, name, error (empty if scored), scale, shift, seconds, every metric, protocol. Numbers have all
-    their digits; what does not exist or is not finite is empty. Text that a spreadsheet would run as a formula begins
-    with an apostrophe.
+    Columns: dataset, name, error (empty if scored), doubts (empty if none), scale, shift, ratio, seconds, every
+    metric, protocol. Numbers have all their digits; what does not exist or is not finite is empty. Text that a
+    spreadsheet would run as a formula begins with an apostrophe.
     """
     metrics = list(dict.fromkeys(name for sample in evaluation.samples for name in sample["metrics"]))
-    extra = [key for key in ("scale", "shift", "seconds") if any(key in sample for sample in evaluation.samples)]
+    extra = [
+        key for key in ("scale", "shift", "ratio", "seconds") if any(key in sample for sample in evaluation.samples)
+    ]
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["dataset", "name", "error", *extra, *metrics, "protocol"])
+    writer.writerow(["dataset", "name", "error", "doubts", *extra, *metrics, "protocol"])
     label = _csv_text(evaluation.protocol.name)
     for sample in evaluation.samples:
         numbers = [sample.get(key) for key in extra] + [sample["metrics"].get(name) for name in metrics]
-        writer.writerow(
-            [_csv_text(sample["dataset"]), _csv_text(sample["name"]), "", *map(_csv_number, numbers), label]
-        )
-    empty = [""] * (len(extra) + len(metrics))
+        wrong = "; ".join(f"{kind}: {text}" for kind, text in sample.get("doubts", {}).items())
+        texts = [_csv_text(sample["dataset"]), _csv_text(sample["name"]), "", _csv_text(wrong)]
+        writer.writerow([*texts, *map(_csv_number, numbers), label])
+    empty = [""] * (1 + len(extra) + len(metrics))
     for failure in evaluation.failures:
         texts = [_csv_text(failure[key]) for key in ("dataset", "name", "error")]
         writer.writerow([*texts, *empty, label])

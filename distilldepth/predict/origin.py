@@ -6,7 +6,6 @@ line per output: its path, its digest and its origin.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -15,14 +14,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from distilldepth.data.images import open_file, open_image
+from distilldepth import files
+from distilldepth.data.images import check_regular, open_file, open_image
 from distilldepth.data.listing import is_own_file
 from distilldepth.documents import parse_json, read_text
 from distilldepth.errors import DistillDepthError
 
 INDEX = ".predict.jsonl"
 _BYTES = 1 << 30
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -116,16 +115,13 @@ class Outputs:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a regular file's bytes, in hexadecimal digits.
+    """Return the SHA-256 of a regular file's bytes, in hexadecimal digits; a pipe would never end.
 
     Raises:
-        FileNotFoundError, DistillDepthError: as `open_file`.
+        OSError, DistillDepthError: it is none, or cannot be read.
     """
-    digest = hashlib.sha256()
-    with open_file(path) as (file, _):
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    check_regular(path)
+    return files.file_digest(path)
 
 
 def _compare(known: dict[str, Any], origin: Origin) -> State:
