@@ -203,7 +203,9 @@ def test_metres_of_another_size_are_named(tmp_path, pairs, factor, words):
     assert words in doubt["text"]
 
 
-@pytest.mark.parametrize(("scale", "words"), [(1, "likely right is 1000 (3.46 m)"), (100_000, "likely right is 1000 (3.46 m)")])
+@pytest.mark.parametrize(
+    ("scale", "words"), [(1, "likely right is 1000 (3.46 m)"), (100_000, "likely right is 1000 (3.46 m)")]
+)
 def test_truth_in_other_units_is_named(pairs, scale, words):
     result = evaluate("--model", "baseline:ramp", "--data", pairs, "--truth-scale", scale, "--json", "-")
     (doubt,) = json.loads(result.stdout)["datasets"][0]["doubts"]

@@ -151,7 +151,7 @@ class StoredPredictions(DepthModel):
     | `rgb_0001` (and the other forms) | only if no other sample of the dataset has this file name |
 
     `.npy`: `(h, w)`, or with sides of length 1 around it, any real dtype. `.png`: 16-bit (or 8-bit) grey. Both may
-    repeat it in three or four equal channels. One written here says itself what its numbers mean. Another one is
+    repeat the map in three or four equal channels. A PNG written here says itself what its numbers mean. Another one is
     stored / `depth_scale`; in a PNG 0 is unknown if the quantity is metric depth, and a value like any other if not.
     Without `depth_scale` an `.npy` is taken to be in metres, PNGs of KITTI's datasets are read as metres x 256, and
     those of relative quantities as they are, since their scale is fitted anyway.
