@@ -502,8 +502,11 @@ std::tuple<Tensor, Tensor> point_cloud(const Tensor& depth, const Tensor& intrin
     case 8:
       launch_colours<uint64_t>(image, valid_data, places_data, count, colours, stream);
       break;
+    case 16:
+      launch_colours<Pack<uint64_t, 2>>(image, valid_data, places_data, count, colours, stream);
+      break;
     default:
-      STD_TORCH_CHECK(false, "point_cloud: image must have elements of 1, 2, 4 or 8 bytes");
+      STD_TORCH_CHECK(false, "point_cloud: image must have elements of 1, 2, 4, 8 or 16 bytes");
   }
   return {points, colours};
 }
