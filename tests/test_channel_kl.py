@@ -120,12 +120,13 @@ def test_maps_of_every_length(shape, masked, device):
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e4])
-def test_maps_that_are_almost_alike(shift, device):
+def test_maps_that_are_almost_alike(shift, device, request):
     _, teacher, _ = make((2, 1, 41, 33), device=device)
     student = (teacher + 0.01 * make((2, 1, 41, 33), seed=1)[0].to(device) + shift).float()
     teacher = teacher.float()
     truth = loss_and_gradient(reference.channel_kl_loss, student.double(), teacher.double())
-    if student.device.type != "cpu" or active_backend("channel_kl", student) != "native":
+    emulated = request.config.getoption("--backend") == "emulated"
+    if student.device.type != "cpu" or active_backend("channel_kl", student) != "native" or emulated:
         pytest.skip("promised by the native CPU library, whose sums are in double where digits cancel")
     got, gradient = loss_and_gradient(ops.channel_kl_loss, student, teacher)
     assert_loss(got, truth[0], torch.float32)
