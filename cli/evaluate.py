@@ -136,8 +136,8 @@ _GROUPS = {
     "--truth-scale",
     type=click.FloatRange(min=0, min_open=True),
     default=None,
-    help="Stored units per metre of whole-number ground truth in RGB-D sets that do not say it. Default: 1000, 5000 "
-    "for TUM RGB-D, 1 in manifests.",
+    help="Stored units per metre of ground truth in RGB-D sets that do not say it. Default for whole numbers: 1000, "
+    "5000 for TUM RGB-D, 1 in manifests; floating point is metres.",
 )
 @click.option(
     "--compare", nargs=2, default=None, metavar="A B", help="Paired differences of two results (--out folders or JSON)."

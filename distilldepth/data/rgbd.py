@@ -73,7 +73,7 @@ class RGBDEntry:
     depth: Path
     kind: str = "depth"
     scale: float | None = 1.0
-    """value = stored / scale; None: `depth_scale` for whole numbers of more than 8 bits, 1 for floating point."""
+    """value = stored / scale; None: what the source says."""
     invalid: tuple[float, ...] = ()
     """Stored values that are not ground truth."""
     right: Path | None = None
@@ -91,14 +91,22 @@ class RGBDSource:
     """
 
     def __init__(
-        self, entries: list[RGBDEntry], description: str, *, skipped: int = 0, depth_scale: float | None = None
+        self,
+        entries: list[RGBDEntry],
+        description: str,
+        *,
+        skipped: int = 0,
+        depth_scale: float | None = None,
+        usual: float = DEPTH_SCALE,
     ):
         self.entries = entries
         self.description = description
         self.skipped = skipped
         """How many lines of the manifests have no ground truth."""
         self.depth_scale = depth_scale
-        """Stored units per metre of whole numbers in files that do not say it; None: 1000, and 8 bits are refused."""
+        """Stored units per metre where neither the file nor a manifest says it; None: see `usual`."""
+        self.usual = usual
+        """Then so many for whole numbers, metres for floating point, and 8 bits are refused."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -120,7 +128,7 @@ class RGBDSource:
                 "if it is one, give --depth-scale, stored units per metre, or a manifest with `scale`"
             )
         if scale is None:
-            scale = (self.depth_scale or DEPTH_SCALE) if stored.dtype.kind in "ui" else 1.0
+            scale = self.depth_scale or (self.usual if stored.dtype.kind in "ui" else 1.0)
         valid = np.isfinite(stored)
         for value in entry.invalid:
             valid &= stored != value
@@ -187,8 +195,9 @@ def open_rgbd(
     Args:
         path: one of the above.
         root: folder that the paths in manifests are relative to; None for the manifest's own.
-        depth_scale: units per metre of whole numbers in files for which nothing else says it: in lists and folders,
-            and lines of manifests without `scale`. None: 1000 (millimetres), 5000 for TUM RGB-D, 1 in manifests.
+        depth_scale: stored units per metre where nothing else says it: in lists and folders, and lines of manifests
+            without `scale`. None: for whole numbers 1000 (millimetres), 5000 for TUM RGB-D, 1 in manifests; floating
+            point is metres.
             Floating point files hold metres.
 
     Raises:
@@ -460,7 +469,7 @@ def _from_pairs(
     ]
     skipped = len(pairs) - len(known)
     description = f"{path} ({len(entries)} samples with ground truth" + (f", {skipped} without)" if skipped else ")")
-    return RGBDSource(entries, description, skipped=skipped, depth_scale=depth_scale or implied)
+    return RGBDSource(entries, description, skipped=skipped, depth_scale=depth_scale, usual=implied or DEPTH_SCALE)
 
 
 def _pair_folders(folder: Path) -> tuple[list[RGBDEntry], str]:
