@@ -15,7 +15,7 @@ import numpy as np
 from distilldepth.data.arrays import read_npy
 from distilldepth.data.images import list_images, natural_key, open_file, open_image, read_image
 from distilldepth.documents import parse_json, read_json, read_text
-from distilldepth.errors import DistillDepthError, shown
+from distilldepth.errors import DistillDepthError, refuse_url, shown
 from distilldepth.files import expand_user
 
 KINDS = ("depth", "stereo_disparity")
@@ -283,6 +283,8 @@ def _parse_line(fields: dict[str, Any], dataset: str, root: Path) -> RGBDEntry:
     right = fields.get("right")
     if right is not None and not isinstance(right, str):
         raise ValueError(f"`right` must be a path or null, got {shown(right)}")
+    for path in filter(None, (fields["image"], fields["depth"], right)):
+        refuse_url(path)
     kind = fields.get("kind", "depth")
     if kind not in KINDS:
         raise ValueError(f"`kind` must be {' or '.join(KINDS)}, got {shown(kind)}")

@@ -16,7 +16,7 @@ from distilldepth.data.arrays import read_npy
 from distilldepth.data.images import IMAGE_SUFFIXES, open_file, open_image
 from distilldepth.data.truth import Dataset, Item
 from distilldepth.errors import DistillDepthError, did_you_mean
-from distilldepth.files import atomic_path, write_atomically
+from distilldepth.files import atomic_path, expand_user, write_atomically
 from distilldepth.models.base import QUANTITIES, DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.load import read_json
 from distilldepth.models.preprocess import Preprocessing
@@ -175,7 +175,7 @@ class StoredPredictions(DepthModel):
             FileNotFoundError: no such folder.
             ValueError: no quantity, or another one than the folder says; a scale that is not positive.
         """
-        folder = Path(folder).expanduser()
+        folder = expand_user(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder of predictions")
         if depth_scale is not None and not (0 < depth_scale < float("inf")):

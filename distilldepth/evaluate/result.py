@@ -15,6 +15,7 @@ from distilldepth.evaluate.protocol import Protocol, Rules
 from distilldepth.evaluate.run_folder import RESULT
 from distilldepth.evaluate.score import pool
 from distilldepth.evaluate.statistics import mean_intervals
+from distilldepth.files import expand_user
 from distilldepth.inference import reason
 
 _MOST_BYTES = 1 << 30
@@ -90,7 +91,7 @@ def read_evaluation(path: str | Path) -> Evaluation:
         FileNotFoundError: no such file.
         DistillDepthError: it is not the result of an evaluation.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if path.is_dir():
         path = path / RESULT
     if not path.is_file():

@@ -32,6 +32,7 @@ from distilldepth.evaluate.result import Evaluation, mean_metrics, summarise
 from distilldepth.evaluate.run_folder import RunFolder, check_folder, describe_run
 from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, is_meaningless, score_batch
 from distilldepth.evaluate.table import headline
+from distilldepth.files import expand_user
 from distilldepth.inference import (
     FAILURES,
     LoadedImage,
@@ -123,7 +124,7 @@ def evaluate(
         ValueError, FileNotFoundError, DistillDepthError: wrong arguments, no such data or model, or a folder that holds
             something else.
     """
-    folder = None if out is None else Path(out).expanduser()
+    folder = None if out is None else expand_user(out)
     _check_output(folder, resume, overwrite, save_predictions, model)
     opened = isinstance(data, list) and bool(data) and isinstance(data[0], Dataset)
     datasets = data if opened else open_data(data, root=root, split=split, limit=limit)

@@ -16,6 +16,7 @@ from distilldepth.data.truth import Item
 from distilldepth.device import autocast, resolve_device
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.predictions import check_metres, write_kitti_png
+from distilldepth.files import expand_user
 from distilldepth.inference import FAILURES, estimate_batch, load_batches, reason
 from distilldepth.models.base import DepthModel
 
@@ -77,7 +78,7 @@ def write_kitti_submission(
         DistillDepthError: a file of a map's name is something else, such as the image itself.
     """
     check_metres(model.info.quantity)
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     targets = {item.name: folder / f"{PurePosixPath(item.name).stem}.png" for item in images}
     if len(set(targets.values())) < len(images):
         raise ValueError("write_kitti_submission: images must have different file names; give the test images only")
