@@ -64,7 +64,7 @@ def _override_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _GROUPS = {
-    "Model": ("model", "resize_policy", "size", "predictions", "quantity", "depth_scale"),
+    "Model": ("model", "model_max_depth", "resize_policy", "size", "predictions", "quantity", "depth_scale"),
     "Data": ("data", "root", "split", "truth_scale", "limit", "check"),
     "Scoring": ("protocol", *OVERRIDES),
     "Output": ("out", "resume", "overwrite", "save_predictions", "published", "json_file"),
@@ -75,6 +75,7 @@ _GROUPS = {
 
 @click.command(cls=options.GroupedCommand, groups=_GROUPS)
 @options.model_option()
+@options.model_max_depth_option
 @click.option(
     "--data",
     multiple=True,
@@ -179,6 +180,7 @@ def evaluate(ctx: click.Context, **given: Any) -> None:
     """
     mode = _mode(ctx, given)
     options.check_json_target(given["json_file"], _files_in_use(given))
+    given["model"] = options.with_max_depth(given["model"], given["model_max_depth"])
     mode(given)
 
 
@@ -208,7 +210,7 @@ def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]
     if given["predictions"] is not None:
         if ctx.get_parameter_source("model") is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError("--model and --predictions contradict each other", ctx)
-        for key in ("size", "resize_policy"):
+        for key in ("size", "resize_policy", "model_max_depth"):
             if given[key] is not None:
                 raise click.UsageError(f"{_option(key)} needs a --model, not --predictions", ctx)
     else:
@@ -234,9 +236,11 @@ def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]
 _USED = {
     "--compare": {"compare"},
     "--published without --data": {"published"},
-    "--analysis": {"analysis", "model", "data", "root", "split", "limit", "depth_scale", "truth_scale"},
-    "--kitti-submission": {"kitti_submission", "model", "root", "split", "limit", "overwrite", "resize_policy", "size"},
-}
+    "--analysis": {"analysis", "model", "model_max_depth", "data", "root", "split", "limit", "depth_scale", "truth_scale"},
+    "--kitti-submission": {
+        "kitti_submission", "model", "model_max_depth", "root", "split", "limit", "overwrite", "resize_policy", "size",
+    },
+}  # fmt: skip
 """What each thing to do takes besides `_ANYWHERE`; `--check` may stand in any command line for scoring."""
 _ANYWHERE = {"json_file", "offline", "device", "precision", "batch_size"}
 """Options that change how something is done and never what."""

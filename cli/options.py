@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -115,6 +115,27 @@ def model_option(default: str | None = DEFAULT_MODEL) -> Callable[[F], F]:
         show_default=default is not None,
         help="Name (see `distilldepth list teachers`), folder of a run, .safetensors or .pth file, or hub id.",
     )
+
+
+def model_max_depth_option(function: F) -> F:
+    """`--model-max-depth`; see `with_max_depth`."""
+    return click.option(
+        "--model-max-depth",
+        type=click.FloatRange(min=0, min_open=True),
+        default=None,
+        metavar="METRES",
+        help="--model is a file of a metric Depth Anything, trained up to this depth (as dav2-metric:METRES@FILE).",
+    )(function)
+
+
+def with_max_depth(model: str, metres: float | None) -> str:
+    """Return the model's name with the depth that `--model-max-depth` says, as every command takes it."""
+    if metres is None:
+        return model
+    name, at, path = model.partition("@")
+    if at and name not in ("dav2", "dav2-metric"):
+        raise UsageError(f"--model-max-depth: '{name}' says itself what its numbers are; leave one of the two out")
+    return f"dav2-metric:{metres!r}@{path if at else model}"
 
 
 def device_option(function: F) -> F:
@@ -220,6 +241,7 @@ def check_json_target(target: str | None, used: Iterable[str | Path] = ()) -> No
     from distilldepth.files import place, places
     from distilldepth.predict.writers import check_writable
 
+    refuse_url(target)
     path = Path(target)
     if path.is_dir():
         raise UsageError(f"--json must name a file or be -, got the folder {target}")

@@ -18,6 +18,7 @@ COLORMAPS = ("spectral", "turbo", "inferno", "magma", "viridis", "gray")
 @click.argument("inputs", nargs=-1, required=True, metavar="IMAGE|FOLDER|GLOB...")
 @click.option("--out", "-o", required=True, metavar="FILE|FOLDER", help="A .png, .npy or .ply file, or a folder.")
 @options.model_option()
+@options.model_max_depth_option
 @click.option(
     "--as",
     "formats",
@@ -79,6 +80,7 @@ def predict(
     inputs: tuple[str, ...],
     out: str,
     model: str,
+    model_max_depth: float | None,
     formats: tuple[tuple[str, ...], ...],
     png_scale: float | None,
     colormap: str,
@@ -138,7 +140,7 @@ def predict(
         report = predict_files(
             inputs,
             out,
-            model=model,
+            model=options.with_max_depth(model, model_max_depth),
             formats=[name for words in formats for name in words] or None,
             png_scale=png_scale,
             colormap=colormap,

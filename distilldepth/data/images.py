@@ -26,7 +26,7 @@ from distilldepth.data.listing import (
     without_own,
 )
 from distilldepth.documents import read_text
-from distilldepth.errors import DistillDepthError, shown
+from distilldepth.errors import DistillDepthError, UsageError, refuse_url, shown
 from distilldepth.files import expand_user
 
 IMAGE_SUFFIXES = (
@@ -121,7 +121,9 @@ def check_regular(path: str | os.PathLike) -> os.stat_result:
     Raises:
         FileNotFoundError: there is no such file.
         DistillDepthError: it is a folder, a device, a pipe or a socket, or its folder is closed.
+        UsageError: it is a URL.
     """
+    refuse_url(path)
     name = printable(path)
     try:
         status = os.stat(path)
@@ -153,6 +155,8 @@ def open_file(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, str]]:
             raise DistillDepthError(f"{name}: is empty")
         with open(path, "rb") as file:
             yield file, name
+    except UsageError:
+        raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such file") from None
     except PermissionError:
@@ -406,7 +410,10 @@ def _read_list(path: Path) -> list[Path]:
         if not entry or entry.startswith("#"):
             continue
         # Blanks around a path are somebody's habit, but may also be part of a name.
-        written = [expand_user(text) for text in dict.fromkeys((entry, line))]
+        try:
+            written = [expand_user(text) for text in dict.fromkeys((entry, line))]
+        except UsageError as error:
+            raise DistillDepthError(f"{name}:{number}: {error}") from None
         candidates = [place for text in written for place in (path.parent / text, text)]
         existing = next((candidate for candidate in candidates if path_exists(candidate)), None)
         if existing is None:

@@ -18,7 +18,7 @@ from distilldepth.data.images import list_images, natural_key, open_file, open_i
 from distilldepth.data.orientation import QUARTERS, belongs_to_stored_pixels, turn, turn_intrinsics
 from distilldepth.data.rgbd_lists import ASSOCIATIONS, LIST_SUFFIXES, TUM_SCALE, Pair, read_pairs, read_timed_pairs
 from distilldepth.documents import parse_json, read_json, read_text
-from distilldepth.errors import DistillDepthError, UsageError, shown
+from distilldepth.errors import DistillDepthError, UsageError, refuse_url, shown
 from distilldepth.files import expand_user
 
 KINDS = ("depth", "stereo_disparity")
@@ -370,6 +370,8 @@ def _parse_line(fields: dict[str, Any], dataset: str, root: Path, default: float
     right = fields.get("right")
     if right is not None and not isinstance(right, str):
         raise ValueError(f"`right` must be a path or null, got {shown(right)}")
+    for path in filter(None, (fields["image"], fields["depth"], right)):
+        refuse_url(path)
     kind = fields.get("kind", "depth")
     if kind not in KINDS:
         raise ValueError(f"`kind` must be {' or '.join(KINDS)}, got {shown(kind)}")

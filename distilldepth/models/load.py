@@ -19,7 +19,7 @@ from torch import nn
 from distilldepth import documents
 from distilldepth.data.images import path_exists
 from distilldepth.device import resolve_device
-from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
 from distilldepth.files import expand_user, write_atomically
 from distilldepth.models import hub, registry, unit
 from distilldepth.models.base import DepthModel, ModelInfo
@@ -239,6 +239,9 @@ class _Given:
 def _resolve(spec: str | Path, given: _Given) -> DepthModel:
     if isinstance(spec, str) and not spec.strip():
         raise UsageError("load_model: spec must be a name or a path, got an empty string")
+    if hub_id := re.match(r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?$", str(spec)):
+        raise UsageError(f"load_model: {spec}: URLs are not supported; name the hub id {hub_id[1]}")
+    refuse_url(spec)
     if isinstance(spec, str):
         if registry.lookup(spec):
             return _load_named(spec, given)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distilldepth.errors import UsageError, did_you_mean
+from distilldepth.errors import UsageError, did_you_mean, refuse_url
 from distilldepth.files import expand_user, place, places
 
 FORMATS = ("png16", "color", "npy", "ply")
@@ -59,6 +59,7 @@ def plan_jobs(
     if str(out) in ("", "-"):
         # "" is what an unset variable of a shell becomes, and would be the current folder.
         raise UsageError(f"-o must name a file or a folder, got '{out}'")
+    refuse_url(out)
     out = Path(out)
     for name in formats or ():
         if name not in FORMATS:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from distilldepth import __version__
-from distilldepth.errors import DistillDepthError, UsageError
+from distilldepth.errors import DistillDepthError, UsageError, refuse_url
 from distilldepth.files import atomic_path
 from distilldepth.predict.colormaps import colorize
 
@@ -23,7 +23,9 @@ def check_writable(folder: Path) -> None:
 
     Raises:
         OSError: it cannot, with the path.
+        UsageError: a URL.
     """
+    refuse_url(folder)
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".distilldepth-{secrets.token_hex(6)}"
     try:
