@@ -34,4 +34,4 @@ def use(emulator: Emulator, words: str) -> None:
     """Choose by a text `GPU:ORDER:SEED`, of which everything may be missing."""
     gpu, _, rest = words.partition(":")
     order, _, seed = rest.partition(":")
-    emulator.use(gpu or "sm_90", order or "forward", int(seed or 0))
+    emulator.use(gpu or "sm_90", order or "newest", int(seed or 0))

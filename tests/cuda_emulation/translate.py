@@ -24,7 +24,7 @@ def translate(path: Path) -> str:
     source = _Source(path.name, path.read_text(encoding="utf-8"))
     for step in (_refuse, _mark_kernels, _translate_shared, _translate_launches, _translate_tensors, _refuse_rest):
         step(source)
-    head = '#include "emulated_torch.h"\n' if path.suffix == ".cu" else ""
+    head = '#include "emulated_torch.h"\n' if "STABLE_TORCH_LIBRARY" in source.code else ""
     # A header's own #pragma once works on the file, wherever it says it is.
     return f'{head}#line 1 "{path.name}"\n{source.text}'
 
