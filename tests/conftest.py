@@ -22,7 +22,9 @@ settings.load_profile("any machine")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the operations are tested: cpu or cuda")
     parser.addoption(
-        "--backend", default="", help="what runs the operations: native, triton, reference, or the CUDA kernels emulated"
+        "--backend",
+        default="",
+        help="what runs the operations: native, triton, reference, or the CUDA kernels emulated",
     )
     parser.addoption("--emulate", default="", metavar="GPU:ORDER:SEED", help="see tests/cuda_emulation/__init__.py")
 

@@ -1,6 +1,6 @@
 """Launches every CUDA kernel in the emulation and prints what was launched.
 
-    python -m tests.cuda_emulation [--one-order] [--json FILE] [--shape B,H,W]
+    python -m tests.cuda_emulation [--only OPERATION] [--one-order] [--json FILE] [--shape B,H,W]
 
 First what each operation launches, forward and backward (the normalising losses make their gradient in the forward);
 then every kernel of `csrc` with what `selection` launched of it. Exit code 1 if a result is wrong or a kernel was never
@@ -27,6 +27,7 @@ from .selection import run_cases
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="OPERATION", help="run the calls of one operation, print nothing")
     parser.add_argument("--one-order", action="store_true", help="every call once, in the fastest order")
     parser.add_argument("--json", type=Path, help="write what is printed, and all instantiations, to a file")
     parser.add_argument("--shape", default="2,48,64", help="of the maps in the table of operations: B,H,W")
@@ -38,9 +39,12 @@ def main() -> int:
     torch.set_num_threads(1)
     emulator = load_operations()
     began = time.monotonic()
+    tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    if options.only:
+        return int(run_cases(emulator, tell, options.only, orders=not options.one_order) == 0)
     operations = measure(emulator, tuple(map(int, options.shape.split(","))))
     emulator.reset()
-    calls = run_cases(emulator, lambda line: print(line, file=sys.stderr, flush=True), orders=not options.one_order)
+    calls = run_cases(emulator, tell, orders=not options.one_order)
     counts = emulator.counts()
 
     print(f"{'operation':14} {'GPU':11} {'pass':9} launches memsets  bytes set   threads   atomics")

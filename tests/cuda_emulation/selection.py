@@ -161,10 +161,16 @@ def cases() -> Iterator[Case]:
         yield _cloud("sm_90", dtype, torch.bool, masked=dtype == f16)
 
 
-def run_cases(emulator: Emulator, tell: Callable[[str], None], orders: bool = True) -> int:
-    """Run them all; return how many calls that were. `orders`: some in every order, else all in one."""
+def run_cases(emulator: Emulator, tell: Callable[[str], None], only: str = "", orders: bool = True) -> int:
+    """Run all, or those of an operation; return how many calls that were. With `orders` some run in every order.
+
+    Raises:
+        SystemExit: a call failed, or returned something else than it should.
+    """
     calls = 0
     for case in cases():
+        if not case.name.startswith(only):
+            continue
         first: Result | None = None
         for order, seed in SCHEDULES if case.all_orders and orders else SCHEDULES[:1]:
             emulator.use(case.gpu, order, seed)
@@ -175,7 +181,9 @@ def run_cases(emulator: Emulator, tell: Callable[[str], None], orders: bool = Tr
                 if first is None:
                     case.check(result)
                     first = result
-                for one, other in zip((*result.values, *result.gradients), (*first.values, *first.gradients), strict=True):
+                for one, other in zip(
+                    (*result.values, *result.gradients), (*first.values, *first.gradients), strict=True
+                ):
                     assert torch.equal(one.nan_to_num(7), other.nan_to_num(7)), "other bits than in the first order"
             except (AssertionError, RuntimeError) as error:
                 raise SystemExit(f"{where}: {error}") from error
