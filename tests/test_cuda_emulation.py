@@ -155,8 +155,23 @@ def test_a_mistake_ends_the_launch_with_an_error(name, misuse):
 
 
 @needs_emulation
+def test_the_sanitized_build_notices_what_is_undefined():
+    code = (
+        "import ctypes, sys\nfrom pathlib import Path\nfrom tests import cuda_emulation as cuda\n"
+        "emulator = cuda.Emulator(cuda.build([Path(sys.argv[1])], flags=cuda.SANITIZED))\n"
+        "function = emulator.function('misuse')\nfunction.restype = ctypes.c_char_p\n"
+        "for name in (b'grants', b'misaligned_vector'):\n    print(name, function(name), flush=True)\n"
+    )
+    command = [sys.executable, "-c", code, str(MISUSE)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout == "b'grants' b''\n"
+    assert re.search(r"misuse.cu:\d+:\d+: runtime error: .*misaligned address", done.stderr), done.stderr
+
+
+@needs_emulation
 def test_every_mistake_is_tried():
-    assert {*NOTICED, "grants"} == set(re.findall(r'^      \{"(\w+)"', MISUSE.read_text(), re.M))
+    assert {*NOTICED, "misaligned_vector", "grants"} == set(re.findall(r'^      \{"(\w+)"', MISUSE.read_text(), re.M))
 
 
 def translated(tmp_path: Path, code: str) -> str:

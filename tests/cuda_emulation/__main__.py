@@ -21,7 +21,7 @@ import torch
 
 from distilldepth import ops
 
-from . import CSRC, Counts, Emulator, kernels, load_operations, obstacle, sources
+from . import Counts, Emulator, kernels, load_operations, obstacle, sources
 from .selection import run_cases
 
 
@@ -37,7 +37,7 @@ def main() -> int:
         raise SystemExit(f"cuda_emulation: {reason}")
     os.environ["DISTILLDEPTH_BACKEND"] = "native"
     torch.set_num_threads(1)
-    emulator = load_operations()
+    emulator = load_operations(options.only)
     began = time.monotonic()
     tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     if options.only:
@@ -68,7 +68,7 @@ def main() -> int:
 
 def by_kernel(counts: Counts) -> dict[str, dict]:
     """What every kernel in the sources did, all of its instantiations together."""
-    names = [name for path in sources(CSRC) for name in kernels(path)]
+    names = [name for path in sources() for name in kernels(path)]
     table: dict[str, dict] = {
         name: {"variants": [], "launches": 0, "blocks": 0, "threads": 0, "atomics": 0, "shared_bytes": 0,
                "cluster_sizes": []}

@@ -38,9 +38,10 @@ def obstacle() -> str | None:
     return None
 
 
-def sources(csrc: Path = CSRC) -> list[Path]:
-    """Return the CUDA sources and headers."""
-    return sorted([*csrc.glob("*.cu"), *csrc.glob("*.cuh")])
+def sources(op: str = "") -> list[Path]:
+    """Return the CUDA sources and headers; of one operation if it is named."""
+    source = {"point_cloud": "backproject"}.get(op, op) or "*"
+    return sorted([*CSRC.glob(f"{source}_cuda.cu"), *CSRC.glob("*.cuh")])
 
 
 def build(

@@ -63,6 +63,14 @@ __global__ void beyond_a_shared_variable(float* out) {
   out[threadIdx.x] = after[threadIdx.x == 9];
 }
 
+// Only the sanitized build notices.
+__global__ void misaligned_vector(float* out) {
+  __shared__ float values[kThreads];
+  values[threadIdx.x] = 1;
+  __syncthreads();
+  if (threadIdx.x == 0) out[0] = reinterpret_cast<const float4*>(values + 1)->x;
+}
+
 __global__ void beyond_a_tensor(float* out) { out[threadIdx.x + (threadIdx.x == 63)] = 1; }
 
 __global__ void null_pointer(float* out) { out[0] = *static_cast<float*>(nullptr); }
@@ -149,6 +157,7 @@ const std::map<std::string, Launch>& launches() {
       {"beyond_dynamic_shared_memory", {beyond_dynamic_shared_memory}},
       {"before_dynamic_shared_memory", {before_dynamic_shared_memory}},
       {"beyond_a_shared_variable", {beyond_a_shared_variable}},
+      {"misaligned_vector", {misaligned_vector}},
       {"beyond_a_tensor", {beyond_a_tensor}},
       {"null_pointer", {null_pointer}},
       {"beyond_the_stack", {beyond_the_stack}},
