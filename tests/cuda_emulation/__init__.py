@@ -22,13 +22,12 @@ time. Inputs have no guard pages. Constructs that the headers in `include` lack 
 
 from __future__ import annotations
 
-from .build import CSRC, SANITIZED, build, obstacle, sources
+from .build import SANITIZED, build, obstacle, sources
 from .library import GPUS, ORDERS, Counts, Emulator
 from .operations import load_operations, use
 from .translate import TranslationError, kernels, translate
 
 __all__ = [
-    "CSRC",
     "GPUS",
     "ORDERS",
     "SANITIZED",

@@ -38,9 +38,10 @@ def obstacle() -> str | None:
     return None
 
 
-def sources(csrc: Path = CSRC) -> list[Path]:
-    """Return the CUDA sources and headers."""
-    return sorted([*csrc.glob("*.cu"), *csrc.glob("*.cuh")])
+def sources(op: str = "") -> list[Path]:
+    """Return the CUDA sources and headers; of one operation if it is named."""
+    source = {"point_cloud": "backproject"}.get(op, op) or "*"
+    return sorted([*CSRC.glob(f"{source}_cuda.cu"), *CSRC.glob("*.cuh")])
 
 
 def build(
@@ -55,7 +56,8 @@ def build(
     compiler = native.find_compiler() or []
     torch_folder = native._torch_folder()
     options = ["-std=c++20", "-O1", "-g1", "-march=native", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
-    options += [*flags, f"-I{HERE / 'include'}", f"-I{torch_folder / 'include'}"]
+    options += flags
+    includes = [f"-I{HERE / 'include'}", f"-I{torch_folder / 'include'}"]
     own = {path.name: path.read_text(encoding="utf-8") for path in [*HERE.glob("include/*.h"), HERE / "emulator.cpp"]}
     texts = {path.name: translate.translate(path) for path in files}
     headers = {name: text for name, text in texts.items() if name.endswith(".cuh")}
@@ -65,9 +67,13 @@ def build(
     made_with += [importlib.metadata.version("torch"), own]
     keys = {name: _hash([made_with, text, headers if name != "emulator.cpp" else {}]) for name, text in units.items()}
 
+    libraries: list[str] = []
+    if any("STABLE_TORCH_LIBRARY" in text for text in units.values()):
+        libraries = [f"-L{torch_folder / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+
     folder = cache_folder() / "emulation"
     folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"{_hash([keys, 'library'])}.so"
+    library = folder / f"{_hash([keys, libraries])}.so"
     with (
         native._exclusive(folder / "lock", _TIMEOUT_S, progress),
         tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as temporary,
@@ -78,7 +84,7 @@ def build(
             for name, text in {**units, **headers}.items():
                 (work / name).write_text(text, encoding="utf-8")
             commands = {
-                name: [*compiler, *options, "-x", "c++", "-c", name, "-o", f"{keys[name]}.o"]
+                name: [*compiler, *options, *includes, "-x", "c++", "-c", name, "-o", f"{keys[name]}.o"]
                 for name in sorted(units, key=lambda name: -len(units[name]))
                 if not objects[name].exists()
             }
@@ -87,8 +93,7 @@ def build(
             native._run_all(commands, work, jobs, deadline, log, progress)
             for name in commands:
                 os.replace(work / objects[name].name, objects[name])
-            link = [*compiler, *flags, "-shared", *map(str, objects.values()), f"-L{torch_folder / 'lib'}"]
-            link += ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-o", "library"]
+            link = [*compiler, *flags, "-shared", *map(str, objects.values()), *libraries, "-o", "library"]
             native._run_all({"linking": link}, work, 1, deadline, log, progress)
             os.replace(work / "library", library)
         for path in [library, *(folder / f"{key}.o" for key in keys.values())]:

@@ -46,7 +46,7 @@ constexpr size_t kStack = 128 * 1024;
 constexpr size_t kArena = size_t{1} << 30;  // addresses for shared memory, of which little is used
 constexpr size_t kDefaultShared = 48 * 1024;
 constexpr size_t kMostShared = 256 * 1024;  // of a block, in whole pages of any size
-constexpr unsigned kMostThreads = 4096;  // of the blocks that run at once, unless one cluster has more
+constexpr unsigned kMostThreads = 2048;  // of the blocks that run at once, unless one cluster has more
 constexpr unsigned char kPoison = 0xff;
 
 const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -126,16 +126,20 @@ class Queue {
   }
   size_t size() const { return count_; }
   void push(Fiber* fiber) { fibers_[place(count_++)] = fiber; }
+  void push_first(Fiber* fiber) {
+    head_ = place(fibers_.size() - 1);
+    fibers_[head_] = fiber;
+    ++count_;
+  }
   Fiber* first() {
     Fiber* fiber = fibers_[head_];
     head_ = place(1);
     --count_;
     return fiber;
   }
-  Fiber* last() { return fibers_[place(--count_)]; }
   Fiber* any(size_t i) {
-    std::swap(fibers_[place(i)], fibers_[place(count_ - 1)]);
-    return last();
+    std::swap(fibers_[place(i)], fibers_[head_]);
+    return first();
   }
 
  private:
@@ -184,6 +188,8 @@ std::vector<Kernel*>& kernels() {
   return all;
 }
 
+bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0); }
+
 Fiber* me() { return static_cast<Fiber*>(current); }
 
 uint64_t random_number() {
@@ -197,8 +203,7 @@ uint64_t random_number() {
 
 Fiber* next_fiber() {
   if (queue.size() == 0) return nullptr;
-  if (order == Order::random) return queue.any(random_number() % queue.size());
-  return order == Order::newest ? queue.last() : queue.first();
+  return order == Order::random ? queue.any(random_number() % queue.size()) : queue.first();
 }
 
 [[noreturn]] void go_on(Fiber* fiber) {
@@ -229,13 +234,23 @@ void wait_for(const void* awaited, const char* operation, Site site) {
 void wake_if_waiting(Fiber* fiber, const void* awaited) {
   if (fiber->awaited != awaited) return;
   fiber->awaited = nullptr;
-  queue.push(fiber);
+  if (order == Order::newest) {
+    queue.push_first(fiber);
+  } else {
+    queue.push(fiber);
+  }
 }
 
 // Calls f(i) for i < count, in the order in which threads are let run.
 template <typename F>
 void each(size_t count, F f) {
   for (size_t i = 0; i < count; ++i) f(order == Order::reverse ? count - 1 - i : i);
+}
+
+// The same for those who are woken: of the newest, the last one to be put in front is the first to run.
+template <typename F>
+void each_woken(size_t count, F f) {
+  for (size_t i = 0; i < count; ++i) f(order == Order::forward || order == Order::random ? i : count - 1 - i);
 }
 
 void run_body() {
@@ -592,8 +607,7 @@ int sync_block(const char* operation, Site site, Vote vote, int value) {
     block.operation = operation;
     block.site = site;
     block.votes = 0;
-  } else if (block.site.line != site.line || strcmp(block.site.file, site.file) != 0 ||
-             strcmp(block.operation, operation) != 0) {
+  } else if (!same(block.site, site) || strcmp(block.operation, operation) != 0) {
     fail("threads of a block are at different barriers: %s at %s:%d and %s at %s:%d", block.operation, block.site.file,
          block.site.line, operation, site.file, site.line);
   }
@@ -604,7 +618,7 @@ int sync_block(const char* operation, Site site, Vote vote, int value) {
     const unsigned votes = block.votes, threads = static_cast<unsigned>(block.fibers.size());
     block.result = vote == Vote::any ? votes != 0 : vote == Vote::all ? votes == threads : votes;
     block.arrived = 0;
-    each(threads, [&](size_t t) { wake_if_waiting(block.fibers[t], &block); });
+    each_woken(threads, [&](size_t t) { wake_if_waiting(block.fibers[t], &block); });
   }
   return static_cast<int>(block.result);
 }
@@ -621,8 +635,7 @@ Meeting& meet(unsigned mask, const char* operation, Site site, const void* value
   for (Meeting* open : warp.open) {
     if (!(open->mask & mask)) continue;
     if (open->mask != mask) refuse("lanes that meet have different masks");
-    if (open->site.line != site.line || strcmp(open->site.file, site.file) != 0 ||
-        strcmp(open->operation, operation) != 0) {
+    if (!same(open->site, site) || strcmp(open->operation, operation) != 0) {
       fail("lanes of a warp are at different operations: %s at %s:%d and %s at %s:%d", open->operation,
            open->site.file, open->site.line, operation, site.file, site.line);
     }
@@ -648,7 +661,7 @@ Meeting& meet(unsigned mask, const char* operation, Site site, const void* value
   } else {
     warp.open.erase(std::find(warp.open.begin(), warp.open.end(), meeting));
     const unsigned first = fiber->number - fiber->lane;
-    each(kWarp, [&](size_t lane) { wake_if_waiting(block.fibers[first + lane], meeting); });
+    each_woken(kWarp, [&](size_t lane) { wake_if_waiting(block.fibers[first + lane], meeting); });
   }
   return *meeting;
 }
@@ -662,7 +675,7 @@ void preempt() {
   // Now and then in any order, so that a thread that looks until another has written does not look for ever.
   const bool now = order == Order::random ? random_number() % 4 == 0 : ++since_switch % 256 == 0;
   if (current == nullptr || !now || queue.size() == 0) return;
-  Fiber* next = order == Order::newest ? queue.first() : next_fiber();
+  Fiber* next = next_fiber();
   queue.push(me());
   change_to(next);
 }
@@ -687,7 +700,7 @@ void arrive_at_cluster(Site site) {
   if (cluster.alive != cluster.threads) fail("cluster barrier at %s:%d: threads have ended", site.file, site.line);
   if (block.at_cluster == 0) {
     block.cluster_site = site;
-  } else if (block.cluster_site.line != site.line || strcmp(block.cluster_site.file, site.file) != 0) {
+  } else if (!same(block.cluster_site, site)) {
     fail("threads of a block are at different cluster barriers: %s:%d and %s:%d", block.cluster_site.file,
          block.cluster_site.line, site.file, site.line);
   }
@@ -697,9 +710,9 @@ void arrive_at_cluster(Site site) {
   if (++cluster.arrived < cluster.threads) return;
   cluster.arrived = 0;
   ++cluster.phase;
-  each(cluster.blocks.size(), [&](size_t rank) {
+  each_woken(cluster.blocks.size(), [&](size_t rank) {
     Block& other = cluster.blocks[rank];
-    each(other.fibers.size(), [&](size_t t) { wake_if_waiting(other.fibers[t], &cluster); });
+    each_woken(other.fibers.size(), [&](size_t t) { wake_if_waiting(other.fibers[t], &cluster); });
   });
 }
 

@@ -8,7 +8,7 @@ import shlex
 
 from distilldepth import native
 
-from .build import build
+from .build import build, sources
 from .library import Emulator
 
 FLAGS = "CUDA_EMULATION_FLAGS"
@@ -16,15 +16,15 @@ FLAGS = "CUDA_EMULATION_FLAGS"
 
 
 @functools.cache
-def load_operations() -> Emulator:
-    """Compile the kernels unless that is done, and let them stand for the native CPU library in this process."""
+def load_operations(op: str = "") -> Emulator:
+    """Compile the kernels, of one operation if it is named, and let them stand for the native CPU library here."""
     import torch
 
     from distilldepth.ops import library  # noqa: F401  # defines the operations
 
     if native._statuses.get("cpu", native.Status("cpu", False)).loaded:
         raise RuntimeError("the native CPU library is loaded already; the emulation needs a process of its own")
-    path = build(flags=shlex.split(os.environ.get(FLAGS, "")))
+    path = build(sources(op), flags=shlex.split(os.environ.get(FLAGS, "")))
     torch.ops.load_library(str(path))
     native._statuses["cpu"] = native.Status("cpu", True, path)
     return Emulator(path)
@@ -34,4 +34,4 @@ def use(emulator: Emulator, words: str) -> None:
     """Choose by a text `GPU:ORDER:SEED`, of which everything may be missing."""
     gpu, _, rest = words.partition(":")
     order, _, seed = rest.partition(":")
-    emulator.use(gpu or "sm_90", order or "forward", int(seed or 0))
+    emulator.use(gpu or "sm_90", order or "newest", int(seed or 0))

@@ -24,7 +24,7 @@ def translate(path: Path) -> str:
     source = _Source(path.name, path.read_text(encoding="utf-8"))
     for step in (_refuse, _mark_kernels, _translate_shared, _translate_launches, _translate_tensors, _refuse_rest):
         step(source)
-    head = '#include "emulated_torch.h"\n' if path.suffix == ".cu" else ""
+    head = '#include "emulated_torch.h"\n' if "STABLE_TORCH_LIBRARY" in source.code else ""
     # A header's own #pragma once works on the file, wherever it says it is.
     return f'{head}#line 1 "{path.name}"\n{source.text}'
 
@@ -64,7 +64,10 @@ class _Source:
 
 
 _TOKEN = re.compile(
-    r"""//(?:[^\n\\]|\\.|\\\n)* | /\*.*?\*/ | R"([^()\\\s]*)\(.*?\)\1" | "(?:[^"\\\n]|\\.)*" | (?<![0-9A-Fa-f])'(?:[^'\\\n]|\\.)+'""",
+    r"""
+    //(?:[^\n\\]|\\.|\\\n)* | /\*.*?\*/
+    | R"([^()\\\s]*)\(.*?\)\1" | "(?:[^"\\\n]|\\.)*" | (?<![0-9A-Fa-f])'(?:[^'\\\n]|\\.)+'
+    """,
     re.VERBOSE | re.DOTALL,
 )
 
@@ -83,7 +86,7 @@ def _refuse(source: _Source) -> None:
         raise source.error(match.start(), f"{match[1]} is not emulated")
     for match in re.finditer(r"__CUDA_ARCH__", source.code):
         line = source.code[source.code.rfind("\n", 0, match.start()) + 1 : source.code.find("\n", match.end())]
-        # Host and device are compiled in one, without __CUDA_ARCH__; only `not a device, or a new one` is right for both.
+        # Host and device are compiled as one, without __CUDA_ARCH__: only `no device, or a new one` is right for both.
         if "!defined(__CUDA_ARCH__)" not in line:
             raise source.error(match.start(), "__CUDA_ARCH__ is emulated only behind `!defined(__CUDA_ARCH__) ||`")
 
@@ -149,9 +152,7 @@ def _translate_shared(source: _Source) -> None:
         end = source.code.find(";", match.end())
         words = source.code[begin : match.start()] + source.code[match.end() : end]
         if end < 0 or begin > match.start() or re.search(r"[={}#]", words):
-            raise source.error(
-                match.start(), "__shared__ is emulated in declarations of variables without a value only"
-            )
+            raise source.error(match.start(), "__shared__ is emulated in declarations without a value only")
         lines = "\n" * source.text.count("\n", begin, end)
         if re.match(r"extern\b", words):
             edits.append((*_whole_lines(source, begin, end), _extern(source, begin, end, words)))
