@@ -56,12 +56,7 @@ KERNELS = {
     "tabulate": ("crop_ssi *backward", "crop_ssi *forward"),
     "gather_gradient": ("crop_ssi *backward",),
     # channel_kl_cuda.cu: short and long maps, in vectors and not
-    "measure": (
-        "channel_kl short vector *",
-        "channel_kl short odd *",
-        "channel_kl long vector *",
-        "channel_kl long odd *",
-    ),
+    "measure": tuple(f"channel_kl {size} {kind} *" for size in ("short", "long") for kind in ("vector", "odd")),
     "write_gradient": (
         "channel_kl short vector *backward",
         "channel_kl short offset *backward",

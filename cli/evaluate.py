@@ -236,7 +236,9 @@ def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]
 _USED = {
     "--compare": {"compare"},
     "--published without --data": {"published"},
-    "--analysis": {"analysis", "model", "model_max_depth", "data", "root", "split", "limit", "depth_scale", "truth_scale"},
+    "--analysis": {
+        "analysis", "model", "model_max_depth", "data", "root", "split", "limit", "depth_scale", "truth_scale",
+    },
     "--kitti-submission": {
         "kitti_submission", "model", "model_max_depth", "root", "split", "limit", "overwrite", "resize_policy", "size",
     },

@@ -393,13 +393,6 @@ def test_committed_results_have_the_schema():
         check_schema(json.loads(path.read_text()))
 
 
-def test_the_gpu_script_parses_and_names_files_that_exist():
-    script = REPOSITORY / "benchmarks" / "gpu.sh"
-    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
-    for name in re.findall(r"\b(?:tests|benchmarks)/\w+\.(?:py|sh)\b", script.read_text()):
-        assert (REPOSITORY / name).is_file(), name
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_killed_leaves_its_rows(number, tmp_path):
     target = tmp_path / "bench.json"
