@@ -263,7 +263,10 @@ def main() -> None:
     if not chosen:
         sys.exit(f"one_pass: no case holds {options.only!r}")
     began = time.monotonic()
-    for case in chosen:
+    for number, case in enumerate(chosen):
+        if number and number % 25 == 0:
+            # Sanitizers are slow: what is stopped has said how far it came.
+            print(f"{number} of {len(chosen)}, {time.monotonic() - began:.0f} s, next is {case.name}", flush=True)
         try:
             case.run()
             if options.device == "cuda":
