@@ -135,6 +135,8 @@ def with_max_depth(model: str, metres: float | None) -> str:
     name, at, path = model.partition("@")
     if at and name not in ("dav2", "dav2-metric"):
         raise UsageError(f"--model-max-depth: '{name}' says itself what its numbers are; leave one of the two out")
+    if not at and "/" not in model and not Path(model).exists() and not Path(model).suffix:
+        raise UsageError(f"--model-max-depth needs a file of weights, and '{model}' says itself what its numbers are")
     return f"dav2-metric:{metres!r}@{path if at else model}"
 
 

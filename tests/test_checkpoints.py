@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import warnings
@@ -501,3 +502,72 @@ def test_reference_is_transformers_own(images):
     network = tiny_network()
     square = images[..., :70]
     torch.testing.assert_close(load_built(network)(square).values, reference_values(tiny_network(), square))
+
+
+# --- the command line ---
+
+
+def test_the_option_of_predict_and_evaluate(state, images):
+    from click.testing import CliRunner
+    from PIL import Image
+
+    from distilldepth.cli.main import cli
+
+    Image.fromarray((images[0, :, :30, :40].permute(1, 2, 0) * 255).byte().numpy()).save("a.png")
+    torch.save(official_latest(state), "latest.pth")
+    for model in (
+        ["--model", "latest.pth", "--model-max-depth", "2.5"],
+        ["--model", "dav2@latest.pth", "--model-max-depth", "2.5"],
+        ["--model", "dav2-metric:2.5@latest.pth"],
+    ):
+        done = CliRunner().invoke(cli, ["predict", "a.png", "-o", "a.npy", *model])
+        assert done.exit_code == 0, done.output
+        assert ": metric_depth" in done.stderr
+        values = np.load("a.npy")
+        expected = load_model("latest.pth", max_depth=2.5).predict("a.png").values
+        np.testing.assert_allclose(values, expected, rtol=1e-5)
+    done = CliRunner().invoke(cli, ["evaluate", "--data", "scenes:1", "--json", "r.json", *model[:2], "--size", "70"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(Path("r.json").read_text())["metadata"]["model"]["quantity"] == "metric_depth"
+    arguments = ["--model", "latest.pth", "--model-max-depth", "2.5", "--size", "70", "--json", "s.json"]
+    done = CliRunner().invoke(cli, ["evaluate", "--data", "scenes:1", *arguments])
+    assert done.exit_code == 0, done.output
+    assert json.loads(Path("s.json").read_text())["mean"] == json.loads(Path("r.json").read_text())["mean"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--model", "latest.pth"], 1, "is metric"),
+        (["--model", "latest.pth", "--model-max-depth", "0"], 2, "--model-max-depth"),
+        (["--model", "dav2-mini", "--model-max-depth", "9"], 2, "--model-max-depth needs a file"),
+        (["--model", "dav2-metric:8@latest.pth", "--model-max-depth", "9"], 2, "leave one of the two out"),
+    ],
+)
+@pytest.mark.parametrize("command", [["predict", "a.png", "-o", "b.png"], ["evaluate", "--data", "scenes:1"]])
+def test_the_option_is_refused_where_it_makes_no_sense(state, command, arguments, code, words):
+    from click.testing import CliRunner
+    from PIL import Image
+
+    from distilldepth.cli.main import cli
+
+    Image.new("RGB", (40, 30)).save("a.png")
+    torch.save(official_latest(state), "latest.pth")
+    done = CliRunner().invoke(cli, [*command, *arguments, "--offline"])
+    assert done.exit_code == code, done.output
+    assert words in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "error:" in line]) == 1
+
+
+def test_teachers_are_told_one_by_one(state):
+    from distilldepth.distill.spec import check_known, parse_teachers
+    from distilldepth.distill.teachers import load_teachers
+
+    torch.save(official_latest(state), "latest.pth")
+    torch.save(changed(state), "other.pth")
+    specs = parse_teachers("dav2-metric:2.5@latest.pth=3,dav2-relative@other.pth")
+    check_known(specs)
+    pool = load_teachers(specs, device=torch.device("cpu"), offline=True, has_depth=False, seed=0)
+    assert [teacher.info.quantity for teacher in pool.teachers] == ["metric_depth", "disparity"]
+    assert [teacher.weight for teacher in pool.teachers] == [3, 1]
+    assert pool.teachers[0].model.architecture["max_depth"] == 2.5

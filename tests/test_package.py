@@ -190,6 +190,22 @@ def test_import_is_cheap(statement, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_package_is_the_command(tmp_path):
+    for arguments, words in (
+        (["--version"], "distilldepth 0."),
+        (["predict", "--help"], "Usage: distilldepth predict "),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "distilldepth", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(words)
+
+
 def test_help_needs_no_torch(tmp_path):
     # An entry of None makes every import of that name fail.
     code = "import sys\nsys.modules['torch'] = None\nsys.argv = ['distilldepth', '--help']\n"
