@@ -155,7 +155,8 @@ FAULTS = (
     ),
     Fault(
         "missing barrier in a reduction", "emulated", "csrc/cuda.cuh",
-        "  __syncthreads();  // an earlier call's readers are done\n", "", "channel_kl",
+        "per_warp[threadIdx.x / kWarp][n] = x[n];\n  }\n  __syncthreads();\n",
+        "per_warp[threadIdx.x / kWarp][n] = x[n];\n  }\n", "channel_kl",
     ),
     Fault(
         "missing barrier of a warp", "emulated", "csrc/backproject_cuda.cu",
