@@ -35,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     backend = config.getoption("--backend")
     if backend == "emulated":
+        if cuda_emulation.obstacle() is not None:
+            raise pytest.UsageError(f"--backend emulated: {cuda_emulation.obstacle()}")
         emulator = cuda_emulation.load_operations()
         cuda_emulation.use(emulator, config.getoption("--emulate"))
         backend = "native"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from distilldepth import native
 from distilldepth.cache import cache_folder
+from distilldepth.ops.backend import OPS
 
 from . import translate
 
@@ -39,9 +40,9 @@ def obstacle() -> str | None:
 
 
 def sources(op: str = "") -> list[Path]:
-    """Return the CUDA sources and headers; of one operation if it is named."""
-    source = {"point_cloud": "backproject"}.get(op, op) or "*"
-    return sorted([*CSRC.glob(f"{source}_cuda.cu"), *CSRC.glob("*.cuh")])
+    """Return the CUDA sources and headers; without those of other operations if one is named."""
+    others = {f"{other}_cuda" for other in OPS if op and other != {"point_cloud": "backproject"}.get(op, op)}
+    return sorted(path for path in [*CSRC.glob("*.cu"), *CSRC.glob("*.cuh")] if path.stem not in others)
 
 
 def build(

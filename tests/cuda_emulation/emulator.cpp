@@ -45,6 +45,7 @@ constexpr unsigned kWarp = 32;
 constexpr size_t kStack = 128 * 1024;
 constexpr size_t kArena = size_t{1} << 30;  // addresses for shared memory, of which little is used
 constexpr size_t kDefaultShared = 48 * 1024;
+constexpr size_t kGuard = size_t{1} << 20;  // before and behind tensors: indices may be far wrong
 constexpr size_t kMostShared = 256 * 1024;  // of a block, in whole pages of any size
 constexpr unsigned kMostThreads = 2048;  // of the blocks that run at once, unless one cluster has more
 constexpr unsigned char kPoison = 0xff;
@@ -469,7 +470,7 @@ void on_fault(int signal_number, siginfo_t* info, void*) {
     const auto* stack = static_cast<unsigned char*>(me()->start.uc_stack.ss_sp);
     if (address < stack && address >= stack - page) what = "beyond its stack";
     for (const auto& [data, bytes] : guarded) {
-      if (address >= data - 2 * page && address < data + bytes + 2 * page) what = "outside of a tensor";
+      if (address >= data - kGuard - page && address < data + bytes + page + kGuard) what = "outside of a tensor";
     }
   }
   fail("a thread reads or writes %s", what);
@@ -790,14 +791,12 @@ void count_memset(size_t bytes) {
 
 void* allocate_guarded(size_t bytes) {
   const size_t pages = whole_pages(bytes);
-  void* got =
-      mmap(nullptr, pages + 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* got = mmap(nullptr, pages + 2 * kGuard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (got == MAP_FAILED) throw std::bad_alloc();
-  auto* begin = static_cast<unsigned char*>(got);
-  mprotect(begin, page, PROT_NONE);
-  mprotect(begin + page + pages, page, PROT_NONE);
-  memset(begin + page, kPoison, pages);
-  unsigned char* data = begin + page + pages - (bytes + 15) / 16 * 16;
+  unsigned char* begin = static_cast<unsigned char*>(got) + kGuard;
+  allow(begin, pages);
+  memset(begin, kPoison, pages);
+  unsigned char* data = begin + pages - (bytes + 15) / 16 * 16;
   const std::lock_guard<std::mutex> lock(running);
   guarded[data] = bytes;
   return data;
@@ -814,7 +813,7 @@ void free_guarded(void* memory) {
     // Torch calls this, and it cannot tell Python; the next launch does, or whoever asks for it at the end.
     pending = "cuda emulation: an earlier kernel wrote beside a tensor of " + std::to_string(bytes) + " bytes";
   }
-  munmap(begin - page, pages + 2 * page);
+  munmap(begin - kGuard, pages + 2 * kGuard);
 }
 
 }  // namespace cuda_emulation

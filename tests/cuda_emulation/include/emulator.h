@@ -201,7 +201,7 @@ void allow_shared(const void* kernel, int bytes);
 void allow_large_clusters(const void* kernel);
 void count_memset(size_t bytes);
 
-// Memory with guard pages on both sides, filled with 0xFF. It ends where the page behind it begins, up to 15 bytes.
+// Memory full of 0xFF, with addresses on both sides that may not be touched: right behind it, but for up to 15 bytes.
 void* allocate_guarded(size_t bytes);
 void free_guarded(void* data);
 
