@@ -3,8 +3,10 @@
     python -m pytest --backend emulated tests/test_channel_kl.py     # the tests of an operation
     python -m tests.cuda_emulation                                   # every kernel, and launches per operation
 
-`--emulate sm_80`, `--emulate sm_90:random:7`, `--emulate :newest` choose the GPU, the order in which threads run, and
-its seed; `library.GPUS` and `library.ORDERS` say which there are.
+All tests of channel_kl or of backproject take half a minute of processor time that way, those of hybrid_norm many
+minutes; `tests/test_cuda_emulation.py` runs a choice. `--emulate sm_80`, `--emulate sm_90:random:7` or
+`--emulate :reverse` choose the GPU, the order in which threads run, and its seed; `library.GPUS` and `library.ORDERS`
+say which there are.
 
 What it shows: whether kernels and their launches compute what they should, in every order in which threads may run;
 barriers that some threads miss or pass elsewhere, warp operations without some of their lanes, deadlocks; reads of
