@@ -21,6 +21,9 @@ def markdown(result: dict) -> str:
         f"{metadata['device']}, torch {metadata['torch']}, threads: {metadata['threads']}, "
         f"copy {metadata['copy_bytes_per_s'] / 1e9:.0f} GB/s, commit {metadata['commit']}"
     )
+    # Results from before rows were written one by one do not say it: they were written at their end.
+    if metadata.get("finished", "before") is None:
+        head += ", cut off before its end"
     if len(shapes) > 1:
         return f"{rows[0]['dtype']}, {head}\n\n{_growth(rows)}"
     return f"{'x'.join(map(str, rows[0]['shape']))} {rows[0]['dtype']}, {head}\n\n{_comparison(rows)}"

@@ -111,6 +111,9 @@ def bench(
     number of runs of both timings, is above 10 % is marked as noisy; above 50 % it is not told. The error is the
     largest difference from the float64 reference, relative to the largest entry: of the value for forward, of the
     gradient for forward+backward.
+
+    The file of --json is written after every row: a run that is cut off leaves what it has measured, and `finished` in
+    its metadata is null.
     """
     if scaling and plot_file is not None:
         raise click.UsageError("--scaling and --plot contradict each other: the roofline is drawn for one shape")
@@ -128,6 +131,9 @@ def bench(
         where = f"{_kernel(row)} {row['backend']} {row['direction']} {_shape(row)}"
         click.echo(f"{where}: {digits(row['median_ms'])} ms", err=True)
 
+    def save(result: dict[str, Any]) -> None:
+        options.save_json(result, json_file)
+
     arguments = {
         "contexts": _words(contexts, CONTEXTS, ("range",)),
         "backends": _words(backends, BACKENDS, None),
@@ -136,6 +142,7 @@ def bench(
         "cold": cold,
         "command": benchmark.command_line(),
         "on_row": tell,
+        "on_result": save if json_file not in (None, "-") else None,
     }
     names = _words(kernels, KERNELS, KERNELS)
     if scaling:

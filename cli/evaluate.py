@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from distilldepth.cli import options
 
@@ -24,7 +25,7 @@ OVERRIDES = {
     "min_depth": (click.FloatRange(min=0), "nearest ground truth that counts, metres"),
     "max_depth": (click.FloatRange(min=0, min_open=True), "farthest ground truth that counts, metres"),
     "bounds": (("strict", "inclusive"), "whether ground truth exactly at these counts"),
-    "image_crop": (("none", "kb"), "crop before the model sees the image"),
+    "image_crop": (("none", "kb", "kb-in-frame"), "crop before the model sees the image"),
     "score_crop": (("none", "eigen-nyu", "eigen", "garg"), "crop of what is scored"),
     "resize": (("bilinear", "bilinear-corners", "nearest"), "how a map is brought to the size of the ground truth"),
 }
@@ -40,9 +41,14 @@ class _ProtocolName(click.ParamType):
     name = "name"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from distilldepth.evaluate.protocol import ALIASES, PROTOCOLS
+
+        return options.NearestChoice((*PROTOCOLS, *ALIASES)).convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from distilldepth.evaluate.protocol import PROTOCOLS
 
-        return options.NearestChoice(tuple(PROTOCOLS)).convert(value, param, ctx)
+        return click.Choice(tuple(PROTOCOLS)).shell_complete(ctx, param, incomplete)
 
 
 def _override_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,8 +64,8 @@ def _override_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _GROUPS = {
-    "Model": ("model", "resize_policy", "size", "predictions", "quantity", "depth_scale"),
-    "Data": ("data", "root", "split", "limit", "check"),
+    "Model": ("model", "model_max_depth", "resize_policy", "size", "predictions", "quantity", "depth_scale"),
+    "Data": ("data", "root", "split", "truth_scale", "limit", "check"),
     "Scoring": ("protocol", *OVERRIDES),
     "Output": ("out", "resume", "overwrite", "save_predictions", "published", "json_file"),
     "Instead of scoring": ("compare", "analysis", "kitti_submission"),
@@ -69,18 +75,20 @@ _GROUPS = {
 
 @click.command(cls=options.GroupedCommand, groups=_GROUPS)
 @options.model_option()
+@options.model_max_depth_option
 @click.option(
     "--data",
     multiple=True,
     metavar="BENCHMARK|PATH|scenes[:N]",
-    help="Benchmark (`distilldepth list datasets`), manifest (.jsonl), folder of manifests, folder with images/ and "
-    "depth/, or procedural scenes; repeatable.",
+    help="Benchmark (`distilldepth list datasets`), manifest (.jsonl), list of `image depth` per line (.txt, .csv), "
+    "folder of manifests, folder with images/ or rgb/ and depth/, folder of TUM RGB-D (associations.txt, or rgb.txt "
+    "and depth.txt), or procedural scenes; repeatable.",
 )
 @click.option(
     "--root",
     default=None,
     metavar="FOLDER|TAR",
-    help="Where the benchmark is, or the folder that paths in manifests are relative to.",
+    help="Where the benchmark is, or the folder that paths in manifests and lists are relative to.",
 )
 @click.option("--split", default=None, metavar="FILE", help="List of a benchmark's samples, if it is not in --root.")
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="First so many frames of each dataset.")
@@ -122,7 +130,15 @@ _GROUPS = {
     "--depth-scale",
     type=click.FloatRange(min=0, min_open=True),
     default=None,
-    help="Stored units per metre of maps in --predictions that do not say it themselves.",
+    help="Stored units per metre of maps in --predictions that do not say it themselves; without --predictions, of the "
+    "ground truth of RGB-D sets, as --truth-scale.",
+)
+@click.option(
+    "--truth-scale",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Stored units per metre of ground truth in RGB-D sets that do not say it. Default for whole numbers: 1000, "
+    "5000 for TUM RGB-D, 1 in manifests; floating point is metres.",
 )
 @click.option(
     "--compare", nargs=2, default=None, metavar="A B", help="Paired differences of two results (--out folders or JSON)."
@@ -164,6 +180,7 @@ def evaluate(ctx: click.Context, **given: Any) -> None:
     """
     mode = _mode(ctx, given)
     options.check_json_target(given["json_file"], _files_in_use(given))
+    given["model"] = options.with_max_depth(given["model"], given["model_max_depth"])
     mode(given)
 
 
@@ -193,13 +210,14 @@ def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]
     if given["predictions"] is not None:
         if ctx.get_parameter_source("model") is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError("--model and --predictions contradict each other", ctx)
-        for key in ("size", "resize_policy"):
+        for key in ("size", "resize_policy", "model_max_depth"):
             if given[key] is not None:
                 raise click.UsageError(f"{_option(key)} needs a --model, not --predictions", ctx)
     else:
-        for key in ("quantity", "depth_scale"):
-            if given[key] is not None:
-                raise click.UsageError(f"{_option(key)} is about --predictions, which is not given", ctx)
+        if given["quantity"] is not None:
+            raise click.UsageError("--quantity is about --predictions, which is not given", ctx)
+        if None not in (given["depth_scale"], given["truth_scale"]):
+            raise click.UsageError("--depth-scale and --truth-scale are one without --predictions; give one", ctx)
     if given["out"] is None:
         for key in ("resume", "save_predictions", "overwrite"):
             if given[key] and key not in _USED.get(name, ()):
@@ -218,9 +236,13 @@ def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]
 _USED = {
     "--compare": {"compare"},
     "--published without --data": {"published"},
-    "--analysis": {"analysis", "model", "data", "root", "split", "limit"},
-    "--kitti-submission": {"kitti_submission", "model", "root", "split", "limit", "overwrite", "resize_policy", "size"},
-}
+    "--analysis": {
+        "analysis", "model", "model_max_depth", "data", "root", "split", "limit", "depth_scale", "truth_scale",
+    },
+    "--kitti-submission": {
+        "kitti_submission", "model", "model_max_depth", "root", "split", "limit", "overwrite", "resize_policy", "size",
+    },
+}  # fmt: skip
 """What each thing to do takes besides `_ANYWHERE`; `--check` may stand in any command line for scoring."""
 _ANYWHERE = {"json_file", "offline", "device", "precision", "batch_size"}
 """Options that change how something is done and never what."""
@@ -253,7 +275,18 @@ def _require_root(ctx: click.Context, given: dict[str, Any]) -> None:
 def _open(given: dict[str, Any]) -> list[Any]:
     from distilldepth.evaluate.data import open_data
 
-    return open_data(list(given["data"]), root=given["root"], split=given["split"], limit=given["limit"])
+    return open_data(
+        list(given["data"]),
+        root=given["root"],
+        split=given["split"],
+        limit=given["limit"],
+        truth_scale=_truth_scale(given),
+    )
+
+
+def _truth_scale(given: dict[str, Any]) -> float | None:
+    """`--depth-scale` is about predictions if there are some."""
+    return given["truth_scale"] if given["predictions"] is not None else given["truth_scale"] or given["depth_scale"]
 
 
 def _score(given: dict[str, Any]) -> None:
@@ -269,6 +302,7 @@ def _score(given: dict[str, Any]) -> None:
                 _model(given),
                 list(given["data"]),
                 command=command_line(),
+                truth_scale=_truth_scale(given),
                 overrides={key: _LONG_WORDS.get(given[key], given[key]) for key in OVERRIDES if given[key] is not None},
                 resume=given["resume"] or "",
                 start=lambda count: stack.enter_context(options.progress(count, "evaluate")),

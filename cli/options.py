@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -117,6 +117,29 @@ def model_option(default: str | None = DEFAULT_MODEL) -> Callable[[F], F]:
     )
 
 
+def model_max_depth_option(function: F) -> F:
+    """`--model-max-depth`; see `with_max_depth`."""
+    return click.option(
+        "--model-max-depth",
+        type=click.FloatRange(min=0, min_open=True),
+        default=None,
+        metavar="METRES",
+        help="--model is a file of a metric Depth Anything, trained up to this depth (as dav2-metric:METRES@FILE).",
+    )(function)
+
+
+def with_max_depth(model: str, metres: float | None) -> str:
+    """Return the model's name with the depth that `--model-max-depth` says, as every command takes it."""
+    if metres is None:
+        return model
+    name, at, path = model.partition("@")
+    if at and name not in ("dav2", "dav2-metric"):
+        raise UsageError(f"--model-max-depth: '{name}' says itself what its numbers are; leave one of the two out")
+    if not at and "/" not in model and not Path(model).exists() and not Path(model).suffix:
+        raise UsageError(f"--model-max-depth needs a file of weights, and '{model}' says itself what its numbers are")
+    return f"dav2-metric:{metres!r}@{path if at else model}"
+
+
 def device_option(function: F) -> F:
     """`--device`."""
     return click.option(
@@ -184,16 +207,25 @@ def write_json(result: Any, target: str | None) -> None:
     """Write `result` to the file or, for `-`, to standard output. None writes nothing."""
     if target is None:
         return
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     if target == "-":
-        click.echo(text)
+        click.echo(_json_text(result))
         return
-    from distilldepth.predict.writers import atomic_path
-
-    with atomic_path(Path(target)) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    save_json(result, target)
     click.echo(f"wrote {target}", err=True)
+
+
+def save_json(result: Any, target: str) -> None:
+    """Write `result` to the file, whole or not at all, and say nothing."""
+    from distilldepth.files import atomic_path
+
+    text = _json_text(result) + "\n"
+    with atomic_path(Path(target)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _json_text(result: Any) -> str:
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def check_json_target(target: str | None, used: Iterable[str | Path] = ()) -> None:
@@ -211,6 +243,7 @@ def check_json_target(target: str | None, used: Iterable[str | Path] = ()) -> No
     from distilldepth.files import place, places
     from distilldepth.predict.writers import check_writable
 
+    refuse_url(target)
     path = Path(target)
     if path.is_dir():
         raise UsageError(f"--json must name a file or be -, got the folder {target}")

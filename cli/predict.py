@@ -18,12 +18,21 @@ COLORMAPS = ("spectral", "turbo", "inferno", "magma", "viridis", "gray")
 @click.argument("inputs", nargs=-1, required=True, metavar="IMAGE|FOLDER|GLOB...")
 @click.option("--out", "-o", required=True, metavar="FILE|FOLDER", help="A .png, .npy or .ply file, or a folder.")
 @options.model_option()
+@options.model_max_depth_option
 @click.option(
     "--as",
     "formats",
     type=options.WordList(FORMATS, aliases={"png": "png16", "colour": "color"}),
     multiple=True,
     help="What to write; repeatable or separated by commas. Default: what the suffix of -o says, else png16.",
+)
+@click.option(
+    "--png-scale",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    metavar="UNITS",
+    help="For 16-bit PNGs of models that predict metres: stored = metres x UNITS in every image, 0 = unknown; 1000 for "
+    "millimetres, 256 as KITTI has it. Default: the finest of 1000, 256 or less that holds the image's farthest point.",
 )
 @click.option(
     "--colormap", type=options.NearestChoice(COLORMAPS), default="spectral", show_default=True, help="For --as color."
@@ -58,7 +67,12 @@ COLORMAPS = ("spectral", "turbo", "inferno", "magma", "viridis", "gray")
 @options.batch_size_option()
 @options.device_option
 @options.precision_option
-@click.option("--skip-existing", is_flag=True, help="Leave out images whose outputs are all there.")
+@click.option(
+    "--skip-existing",
+    is_flag=True,
+    help="Leave out images whose outputs are there and would come out the same: same weights, photograph and options. "
+    "Older outputs are made again; a file that predict did not make stays, and is reported.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace outputs in a folder; a single -o file is always replaced.")
 @options.json_option
 @options.offline_option
@@ -66,7 +80,9 @@ def predict(
     inputs: tuple[str, ...],
     out: str,
     model: str,
+    model_max_depth: float | None,
     formats: tuple[tuple[str, ...], ...],
+    png_scale: float | None,
     colormap: str,
     percentiles: tuple[float, float],
     fov: float | None,
@@ -91,7 +107,9 @@ def predict(
 
     A folder is searched for images and its tree is kept below -o; a .txt file names one image per line. The 16-bit PNG
     says in its text chunks what its numbers mean: value = stored * scale + offset, stored 0 = unknown; for disparity
-    near is bright. A bad image is listed at the end, the rest is done, and the exit code is 1.
+    near is bright. Maps lie upright, as a viewer shows the photograph, whatever orientation its EXIF data gives the
+    stored pixels. PNGs that this program made are not taken for photographs. A bad image is listed at the end, the rest
+    is done, and the exit code is 1.
     """
     if skip_existing and overwrite:
         raise click.UsageError("--skip-existing and --overwrite contradict each other")
@@ -122,8 +140,9 @@ def predict(
         report = predict_files(
             inputs,
             out,
-            model=model,
+            model=options.with_max_depth(model, model_max_depth),
             formats=[name for words in formats for name in words] or None,
+            png_scale=png_scale,
             colormap=colormap,
             percentiles=percentiles,
             point_cloud=PointCloudOptions(60.0 if fov is None else fov, intrinsics, depth_range),
@@ -147,8 +166,12 @@ def predict(
         )
     if report.constant:
         click.echo(f"distilldepth: warning: {_constant_line(report)}", err=True)
+    if report.clipped:
+        click.echo(f"distilldepth: warning: {_clipped_line(report, png_scale)}", err=True)
     if report.skipped:
-        click.echo(f"skipped {len(report.skipped)} whose outputs exist", err=True)
+        click.echo(f"skipped {len(report.skipped)} whose outputs are there, made the same way", err=True)
+    for why, count in report.remade.items():
+        click.echo(f"made again {count} whose outputs were {why}", err=True)
     options.write_json(report.to_dict(), json_file)
     options.end_with_failures(report.failures, len(report.written) + len(report.skipped) + len(report.failures))
 
@@ -163,11 +186,24 @@ def _constant_line(report: Any) -> str:
     )
 
 
+def _clipped_line(report: Any, png_scale: float | None) -> str:
+    """What is said of depths that a fixed scale cannot hold."""
+    count, maps = sum(report.clipped.values()), len(report.clipped)
+    named = ", ".join(map(options.printable, list(report.clipped)[:3])) + (", ..." if maps > 3 else "")
+    return (
+        f"--png-scale {png_scale:g} holds {1 / png_scale:.3g} to {65535 / png_scale:.5g} m: {count} pixel"
+        f"{'s' * (count != 1)} of {maps} map{'s' * (maps != 1)} beyond that {'are' if count > 1 else 'is'} stored as "
+        f"the nearest of these ({named})"
+    )
+
+
 def _warn_of_idle_options(formats: tuple[tuple[str, ...], ...], out: str) -> None:
     """Say which options change nothing: `-o depth.png --colormap inferno` writes a grey PNG."""
     made = {name for words in formats for name in words} or {Path(out).suffix.lower().removeprefix(".")}
     context = click.get_current_context()
-    for needed, names in (("color", ("colormap", "percentiles")), ("ply", ("fov", "intrinsics", "depth_range"))):
+    made = {name if name in FORMATS else "png16" for name in made}
+    needs = {"png16": ("png_scale",), "color": ("colormap", "percentiles"), "ply": ("fov", "intrinsics", "depth_range")}
+    for needed, names in needs.items():
         for name in names:
             if needed not in made and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 option = "--" + name.replace("_", "-")

@@ -76,11 +76,13 @@ struct Strip {
     return first >= 0 && first <= problem.pixels - kPixels;
   }
 
-  __device__ __forceinline__ void load(const Problem<Map>& problem) {
+  // Without `with_depth` only what is kept.
+  __device__ __forceinline__ void load(const Problem<Map>& problem, bool with_depth) {
     const Map* depth = problem.depth + image_start;
     const bool* valid = problem.valid == nullptr ? nullptr : problem.valid + image_start;
     if (problem.vectors && complete(problem)) {
-      const auto depths = load_pack<kPixels>(depth, first);
+      Pack<Map, kPixels> depths{};
+      if (with_depth) depths = load_pack<kPixels>(depth, first);
       Pack<bool, kPixels> valids;
       if (valid != nullptr) valids = load_pack<kPixels>(valid, first);
 #pragma unroll
@@ -94,7 +96,7 @@ struct Strip {
         const int pixel = first + k;
         const bool inside = pixel >= 0 && pixel < problem.pixels;
         kept[k] = inside && (valid == nullptr || valid[pixel]);
-        z[k] = kept[k] ? distilldepth::load(depth, pixel) : Acc(0);
+        z[k] = with_depth && kept[k] ? distilldepth::load(depth, pixel) : Acc(0);
       }
     }
   }
@@ -140,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
   const int tile = blockIdx.x % problem.blocks_per_image;
   const Camera<Acc> camera(problem.intrinsics + image * 9);
   Pixels strip(problem, image, tile);
-  strip.load(problem);
+  strip.load(problem, /*with_depth=*/true);
 
   Acc mine[Pixels::kPixels * 3];
   strip.for_each_ray(problem, camera, [&](int k, Acc a, Acc b) {
@@ -202,7 +204,7 @@ __global__ void __launch_bounds__(kThreads)
       }
       store_pack<Pixels::kPixels>(of_warp, in_shared, chunk);
     });
-    strip.load(problem);
+    strip.load(problem, /*with_depth=*/sums != nullptr);
     __syncwarp();
     Acc g[Pixels::kPixels * 3];
 #pragma unroll
@@ -410,6 +412,11 @@ struct WritePoint {
   }
 };
 
+// A colour of 16 bytes, complex128. Aligned like its parts: nobody promises that an image begins at a multiple of 16.
+struct Wide {
+  uint64_t parts[2];
+};
+
 // Colours are moved as bytes of their size, whatever they mean.
 template <typename Colour>
 struct WriteColour {
@@ -511,8 +518,12 @@ std::tuple<Tensor, Tensor> point_cloud(const Tensor& depth, const Tensor& intrin
     case 8:
       launch_colours<uint64_t>(image, valid_data, places_data, count, colours, stream);
       break;
+    case 16:
+      launch_colours<Wide>(image, valid_data, places_data, count, colours, stream);
+      break;
     default:
-      STD_TORCH_CHECK(false, "point_cloud: image must have elements of 1, 2, 4 or 8 bytes");
+      STD_TORCH_CHECK(false, "point_cloud: image must have elements of 1, 2, 4, 8 or 16 bytes, got ",
+                      image.element_size());
   }
   return {points, colours};
 }

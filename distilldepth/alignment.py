@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,9 @@ def align(
     - `least-squares`: scale, shift = argmin sum (scale * prediction + shift - t)^2; the scale may come out negative;
     - `median`: scale = median(t) / median(prediction), shift 0 (lower medians);
     - `l1`: scale, shift = argmin sum |scale * prediction + shift - t| / t, exactly, over the valid pixels nearest to
-      the centres of the cells of a grid, at most one per cell; outliers pull less;
+      the centres of the cells of a grid, at most one per cell; outliers pull less. A cell looks for its pixel in a
+      window of its own size rounded up to whole pixels, which may reach across its border, so that neighbours may find
+      the same pixel, and do where the map has fewer pixels than the grid cells;
     - `ransac`: least squares over the valid pixels within 10 % of the line through two pixels that most pixels are
       within 10 % of; 256 pairs among 4096 valid pixels spread evenly are tried, the same for the same seed;
     - `none`: scale 1, shift 0, the prediction is t in its unit already.
@@ -75,9 +78,9 @@ def align(
         TypeError: a map is not a floating tensor, valid is not bool.
         ValueError: shapes differ; unknown space or method; a negative grid.
 
-    Source: Ranftl et al., Towards Robust Monocular Depth Estimation (2020); for `l1` Wang et al., MoGe (2024), which
-    weighs depth by its inverse on a 64 x 64 grid. The published codes clip at other values (0.001 per metre, the
-    smallest valid inverse depth).
+    Source: Ranftl et al., Towards Robust Monocular Depth Estimation (2020); for `l1` the evaluation code of Wang et
+    al., MoGe (2024), which weighs depth by its inverse on a 64 x 64 grid. The published codes clip at other values
+    (0.001 per metre, the smallest valid inverse depth).
 
     >>> depth = torch.tensor([[1.0, 2.0, 4.0]])
     >>> align(3 / depth + 5, depth).depth
@@ -176,28 +179,31 @@ def _median(values: Tensor, kept: Tensor) -> Tensor:
 
 
 def _grid_pixels(valid: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """Indices `(B, cells)` of the valid pixel nearest to the centre of each cell, and whether the cell has one."""
+    """Indices `(B, cells)` of the valid pixel nearest to the centre of each cell, and whether the cell has one.
+
+    In float32, as in MoGe's code: where two pixels are equally far from a centre, its last digit decides between them.
+    """
     height, width = valid.shape[1:]
-    rows, columns = min(grid, height), min(grid, width)
 
-    def split(side: int, cells: int) -> tuple[Tensor, Tensor]:
-        place = torch.arange(side, device=valid.device)
-        cell = place * cells // side
-        # Twice the distance to the centre, in units of 1 / cells, so that everything stays whole.
-        return cell, (2 * place + 1) * cells - (2 * cell + 1) * side
+    def windows(side: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Along one axis, `(grid, length)`: places in each window, which of them exist, their squared distance."""
+        length = max(1.0, side / grid)
+        center = torch.linspace(0.5 / grid, 1 - 0.5 / grid, grid, device=valid.device) * side
+        place = (center - length / 2).round().long()[:, None] + torch.arange(math.ceil(length), device=valid.device)
+        distance = (place + 0.5 - center[:, None]).square()
+        return place.clamp(0, side - 1), (place >= 0) & (place < side), distance
 
-    (row, above), (column, beside) = split(height, rows), split(width, columns)
-    cell = (row[:, None] * columns + column).flatten()
-    # Exact while the distances fit into 63 bits together with the pixel's index, which settles ties.
-    distance = (above[:, None] * columns) ** 2 + (beside * rows) ** 2
-    distance = torch.div(distance, max(1, rows * columns) ** 2 // 16 + 1, rounding_mode="floor").flatten()
-    pixels = height * width
-    key = distance * pixels + torch.arange(pixels, device=valid.device)
-    none = torch.iinfo(torch.int64).max
-    nearest = torch.full((len(valid), rows * columns), none, device=valid.device)
-    nearest.scatter_reduce_(1, cell.expand(len(valid), -1), torch.where(valid.flatten(1), key, none), "amin")
-    found = nearest < none
-    return torch.where(found, nearest % pixels, 0), found
+    (row, in_rows, above), (column, in_columns, beside) = windows(height), windows(width)
+    pixel = (row[:, None, :, None] * width + column[None, :, None, :]).reshape(grid * grid, -1)
+    inside = (in_rows[:, None, :, None] & in_columns[None, :, None, :]).reshape(pixel.shape)
+    distance = (beside[None, :, None, :] + above[:, None, :, None]).reshape(pixel.shape)
+    chosen, found = [], []
+    for kept in valid.flatten(1):  # an image at a time: a window per cell is the whole map and more
+        usable = kept[pixel] & inside
+        nearest = torch.where(usable, distance, torch.inf).argmin(1, keepdim=True)
+        chosen.append(pixel.gather(1, nearest)[:, 0])
+        found.append(usable.any(1))
+    return torch.stack(chosen), torch.stack(found)
 
 
 def _least_absolute(values: Tensor, wanted: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, refuse_url
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -95,6 +95,7 @@ def parse_toml(text: bytes | str, name: str, *, remedy: str = "") -> dict[str, A
 
 
 def _read(path: Path, remedy: str, limit: int) -> bytes:
+    refuse_url(path)
     try:
         if path.exists() and not path.is_file():
             _fail(str(path), "is not a file", remedy)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable, Set
 
 _AS_NEAR = 0.05
@@ -25,6 +27,21 @@ def shown(value: object, limit: int = 60) -> str:
     """
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 4]}...{text[-1]}"
+
+
+def refuse_url(path: str | os.PathLike) -> None:
+    """Raise UsageError if what should be a path is a URL, of whatever kind.
+
+    >>> refuse_url("photos/a.jpg")
+    >>> refuse_url("https://a.org/b.jpg")
+    Traceback (most recent call last):
+    distilldepth.errors.UsageError: https://a.org/b.jpg: URLs are not supported; download it first, and name the file
+    """
+    text = os.fsdecode(path)
+    # A path object has made one slash of two.
+    if re.match(r"[a-z][a-z0-9+.-]+://|(https?|ftp|s3|gs|hf|file):/|data:\w+/", text, re.IGNORECASE):
+        text = re.sub(r"^(\w+):/(?!/)", r"\1://", text)
+        raise UsageError(f"{shown(text, 200)[1:-1]}: URLs are not supported; download it first, and name the file")
 
 
 def did_you_mean(name: str, choices: Iterable[str], *, otherwise: str | None = None, cutoff: float = 0.5) -> str:

@@ -11,9 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from distilldepth.errors import refuse_url
+
 
 def expand_user(path: str | os.PathLike) -> Path:
-    """Return a path with a leading `~` replaced by the home folder; one that names no known user stays as it is."""
+    """Return a path with a leading `~` replaced by the home folder; one that names no known user stays as it is.
+
+    Every path that a user types comes through here, or through `check_regular` where a file is opened.
+
+    Raises:
+        UsageError: a URL.
+    """
+    refuse_url(path)
     # Path.expanduser raises a RuntimeError for `~nobody/x`, which may well be the name of a folder.
     return Path(os.path.expanduser(path))
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Generator
 
+import cuda_emulation
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -20,15 +21,27 @@ settings.load_profile("any machine")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the operations are tested: cpu or cuda")
-    parser.addoption("--backend", default="", help="what runs the operations: native, triton or reference")
+    parser.addoption(
+        "--backend",
+        default="",
+        help="what runs the operations: native, triton, reference, or the CUDA kernels emulated",
+    )
+    parser.addoption("--emulate", default="", metavar="GPU:ORDER:SEED", help="see tests/cuda_emulation/__init__.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for name in ("COLUMNS", "LINES", "FORCE_COLOR", "CLICOLOR_FORCE", "DISTILLDEPTH_DEBUG"):
         # The look of what is printed is that of a pipe, whatever terminal the tests were started from.
         os.environ.pop(name, None)
-    if config.getoption("--backend"):
-        os.environ["DISTILLDEPTH_BACKEND"] = config.getoption("--backend")
+    backend = config.getoption("--backend")
+    if backend == "emulated":
+        if cuda_emulation.obstacle() is not None:
+            raise pytest.UsageError(f"--backend emulated: {cuda_emulation.obstacle()}")
+        emulator = cuda_emulation.load_operations()
+        cuda_emulation.use(emulator, config.getoption("--emulate"))
+        backend = "native"
+    if backend:
+        os.environ["DISTILLDEPTH_BACKEND"] = backend
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

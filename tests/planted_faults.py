@@ -1,10 +1,11 @@
 """Plants one fault at a time in a copy of the project and checks that the tests notice.
 
-    python tests/planted_faults.py [--only native|triton|reference] [--device cpu|cuda]
+    python tests/planted_faults.py [--only native|emulated|triton|reference] [--device cpu|cuda]
 
 A test that cannot fail is worth nothing: every fault here is a mistake that someone could make, and every one must turn
-the tests of its operation red. Prints a table; exit code 1 if a fault went unnoticed. Takes some minutes, mostly
-compiling.
+the tests of its operation red. Faults of the CUDA kernels are planted for the emulation, unless the device is a GPU;
+those that a GPU shows or not, depending on which thread is faster, for the emulation only. Prints a table; exit code 1
+if a fault went unnoticed. Takes some minutes, mostly compiling.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+
+from distilldepth.cache import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -35,6 +38,7 @@ class Fault(NamedTuple):
 MEDIAN, VALID, AXES = "median off by one", "dropped valid", "swapped box axes"
 TEMPERATURE, CENTER, SWAPPED = "missing temperature", "swapped principal point", "swapped coordinates"
 RELATIVE, SIGN = "error over the prediction", "zero taken as positive"
+BARRIER, LAST_BLOCK, INDEX, CAST = "missing barrier", "wrong last block", "wrong index", "wrong cast"
 FAULTS = (
     Fault(
         MEDIAN, "reference", "distilldepth/reference/hybrid_norm.py",
@@ -132,23 +136,93 @@ FAULTS = (
         CENTER, "native", "csrc/backproject_cuda.cu",
         "cx(matrix[2]), cy(matrix[5])", "cx(matrix[5]), cy(matrix[2])", "backproject",
     ),
+    Fault(
+        BARRIER, "emulated", "csrc/channel_kl_cuda.cu",
+        "  __syncthreads();\n  return last;", "  return last;", "channel_kl",
+    ),
+    Fault(
+        LAST_BLOCK, "emulated", "csrc/channel_kl_cuda.cu",
+        "atomicAdd(counter, 1u) == expected - 1",
+        "atomicAdd(counter, 1u) == expected - (expected > 1 ? 2 : 1)", "channel_kl",
+    ),
+    Fault(
+        "ticket before the result", "emulated", "csrc/channel_kl_cuda.cu",
+        "  if (threadIdx.x == 0) forward.parts[blockIdx.x] = part;\n"
+        "  if (!last_to_arrive(forward.measured + map, problem.tiles_per_map)) return;\n",
+        "  const bool last = last_to_arrive(forward.measured + map, problem.tiles_per_map);\n"
+        "  if (threadIdx.x == 0) forward.parts[blockIdx.x] = part;\n"
+        "  if (!last) return;\n", "channel_kl",
+    ),
+    Fault(
+        "missing barrier in a reduction", "emulated", "csrc/cuda.cuh",
+        "per_warp[threadIdx.x / kWarp][n] = x[n];\n  }\n  __syncthreads();\n",
+        "per_warp[threadIdx.x / kWarp][n] = x[n];\n  }\n", "channel_kl",
+    ),
+    Fault(
+        "missing barrier of a warp", "emulated", "csrc/backproject_cuda.cu",
+        "  __syncwarp();\n  Acc* of_image", "  Acc* of_image", "backproject",
+    ),
+    Fault(
+        BARRIER, "emulated", "csrc/backproject_cuda.cu",
+        "    __syncthreads();  // the last round's readers are done\n", "", "point_cloud",
+    ),
+    Fault(
+        "missing barrier in a scan", "emulated", "csrc/backproject_cuda.cu",
+        "before[threadIdx.x - step] : 0;\n    __syncthreads();\n", "before[threadIdx.x - step] : 0;\n", "point_cloud",
+    ),
+    Fault(
+        INDEX, "emulated", "csrc/backproject_cuda.cu",
+        "pixel < problem.pixels) depth_of_image", "pixel <= problem.pixels) depth_of_image", "backproject",
+    ),
+    Fault(
+        INDEX, "emulated", "csrc/crop_ssi_cuda.cu",
+        "taps[crop * count + i] = {", "taps[crop * count + i + 1] = {", "crop_ssi",
+    ),
+    Fault(
+        CAST, "emulated", "csrc/normalise_cuda.cuh",
+        "slice.offset[at] = static_cast<uint16_t>(i)", "slice.offset[at] = static_cast<uint8_t>(i)", "hybrid_norm",
+    ),
+    Fault(
+        "missing barrier of a cluster", "emulated", "csrc/normalise_cuda.cuh",
+        "memory.narrowed[q / blocks] = query;\n    }\n    cluster.sync();\n",
+        "memory.narrowed[q / blocks] = query;\n    }\n", "hybrid_norm",
+    ),
+    Fault(
+        "block ends while it is read", "emulated", "csrc/normalise_cuda.cuh",
+        "memory.slice, image, gradient);\n  cluster.sync();\n", "memory.slice, image, gradient);\n", "hybrid_norm",
+    ),
+    Fault(
+        "barrier for some threads", "emulated", "csrc/normalise_cuda.cuh",
+        "open = __syncthreads_or(left);", "open = left != 0;", "hybrid_norm",
+    ),
+    Fault(
+        "missing barrier of a warp", "emulated", "csrc/normalise_cuda.cuh",
+        "        __syncwarp();\n        if (valid[k]", "        if (valid[k]", "hybrid_norm",
+    ),
 )  # fmt: skip
+
+
+def is_cuda(fault: Fault) -> bool:
+    return Path(fault.file).suffix in (".cu", ".cuh")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("native", "triton", "reference"))
+    parser.add_argument("--only", choices=("native", "emulated", "triton", "reference"))
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     on_gpu = options.device.startswith("cuda")
     unnoticed = 0
     for fault in FAULTS:
-        cuda = Path(fault.file).suffix in (".cu", ".cuh")
-        if options.only not in (None, fault.backend) or (fault.backend == "native" and cuda != on_gpu):
+        if is_cuda(fault) and not on_gpu:
+            fault = fault._replace(backend="emulated")
+        if options.only not in (None, fault.backend) or (fault.backend == "native" and is_cuda(fault) != on_gpu):
+            continue
+        if fault.backend == "emulated" and on_gpu:
             continue
         result = "noticed" if noticed(fault, options.device) else "NOT NOTICED"
         unnoticed += result != "noticed"
-        print(f"{fault.backend:10} {fault.tests:12} {fault.name:28} {result}", flush=True)
+        print(f"{fault.backend:10} {fault.tests:12} {fault.name:32} {result}", flush=True)
     return int(unnoticed > 0)
 
 
@@ -169,17 +243,27 @@ def noticed(fault: Fault, device: str) -> bool:
         environment = {**os.environ, "PYTHONPATH": str(copy), "DISTILLDEPTH_CACHE": str(copy / "cache")}
         if fault.backend == "triton" and device == "cpu":
             environment["TRITON_INTERPRET"] = "1"
+        if fault.backend == "emulated":
+            # What is compiled is kept under a hash of its sources: a fault compiles only what it is in.
+            environment["DISTILLDEPTH_CACHE"] = str(cache_folder())
+            build = f"from tests import cuda_emulation as cuda; cuda.build(cuda.sources({fault.tests!r}))"
+            subprocess.run([sys.executable, "-c", build], cwd=copy, env=environment, check=True)
         if fault.backend == "native":
             kind = "cpu" if device == "cpu" else "cuda"
             build = f"from distilldepth import native; native.build({kind!r})"
             subprocess.run([sys.executable, "-c", build], cwd=copy, env=environment, check=True)
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/test_{fault.tests}.py"]
         command += ["--backend", fault.backend, "--device", device]
+        if fault.backend == "emulated":
+            command = [sys.executable, "-m", "tests.cuda_emulation", "--only", fault.tests]
         run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        # A kernel that writes anywhere may end the process that emulates it.
+        if fault.backend == "emulated" and run.returncode < 0:
+            return True
         # 1: tests ran and some failed. Anything else is a fault of this script, not a find.
         if run.returncode not in (0, 1):
             raise SystemExit(
-                f"planted_faults: pytest ended with {run.returncode}:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
+                f"planted_faults: the tests ended with {run.returncode}:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
             )
         return run.returncode == 1
 

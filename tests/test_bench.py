@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -392,11 +393,30 @@ def test_committed_results_have_the_schema():
         check_schema(json.loads(path.read_text()))
 
 
-def test_the_gpu_script_parses_and_names_files_that_exist():
-    script = REPOSITORY / "benchmarks" / "gpu.sh"
-    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
-    for name in re.findall(r"\b(?:tests|benchmarks)/\w+\.(?:py|sh)\b", script.read_text()):
-        assert (REPOSITORY / name).is_file(), name
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_killed_leaves_its_rows(number, tmp_path):
+    target = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "distilldepth.cli.main", "bench", "--device", "cpu", "--shape", "1x24x32"]
+    command += ["--scaling", "--kernel", "backproject", "--backend", "reference", "--json", str(target)]
+    # So many repeats that it is not over when two of its rows are.
+    process = subprocess.Popen(
+        [*command, "--repeats", "5000"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    seen = [next(line for line in process.stderr if line.startswith("backproject")) for _ in range(2)]
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    result = json.loads(target.read_text())
+    check_schema(result)
+    assert result["metadata"]["finished"] is None
+    assert [f"{digits(row['median_ms'])} ms" for row in result["results"][:2]] == [
+        x.split(": ")[1].strip() for x in seen
+    ]
+    table = subprocess.run(
+        [sys.executable, str(REPOSITORY / "benchmarks" / "table.py"), str(target)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "cut off before its end" in table.stdout
 
 
 def test_the_markdown_table_is_derived_from_the_json(four_kernels, tmp_path):

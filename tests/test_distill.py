@@ -23,7 +23,7 @@ from waiting import patience_s, wait_until
 import distilldepth as dd
 from distilldepth.cache import cache_folder
 from distilldepth.data.sources import open_source
-from distilldepth.distill.agreement import measure_agreement
+from distilldepth.distill.agreement import measure_agreement, predict_at
 from distilldepth.distill.config import DistillConfig, load_config
 from distilldepth.distill.data import (
     CropDataset,
@@ -41,13 +41,13 @@ from distilldepth.distill.progress import Stopwatch
 from distilldepth.distill.run_folder import find_start
 from distilldepth.distill.spec import parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs
-from distilldepth.distill.teachers import Teacher, TeacherPool, load_teachers
+from distilldepth.distill.teachers import Teacher, TeacherPool, load_teachers, nearest_size
 from distilldepth.distill.trainer import distill, label_batch, make_accelerator
 from distilldepth.folders import claim_folder
 from distilldepth.losses import distill_any_depth_objective
 from distilldepth.models import create_student, save_model
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.preprocess import Preprocessing
+from distilldepth.models.preprocess import MAP_INTERPOLATIONS, Preprocessing, target_size
 
 SMALL = [
     "--student", "light-mini", "--size", "64x96", "--batch-size", "4", "--workers", "1", "--heldout", "4",
@@ -629,12 +629,40 @@ def test_a_compiled_student_makes_the_same_step(monkeypatch):
     torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.parametrize("way", MAP_INTERPOLATIONS)
+@pytest.mark.parametrize("quantity", ["disparity", "metric_depth"])
+def test_training_and_prediction_bring_maps_back_in_one_way(way, quantity):
+    """What the loss, the agreement and a teacher's label see of an image of 29 x 45 is what `estimate` gives."""
+    ways = {name: Preprocessing(32, 8, "hf", map_interpolation=name) for name in MAP_INTERPOLATIONS}
+    model = _Tiny(quantity, ways[way]).eval()
+    images = torch.rand(2, 3, 29, 45, generator=torch.Generator().manual_seed(6))
+    assert target_size(29, 45, model.preprocessing) == nearest_size(29, 45, 8) == (32, 48)
+    with torch.no_grad():
+        expected = model.estimate(images)
+        for name, other in ways.items():
+            assert torch.equal(_Tiny(quantity, other).estimate(images), expected) == (name == way)
+        assert torch.equal(predict_at(model, images), expected)
+        label = Teacher(parse_teachers("x")[0], model).label(images, None)
+    known = expected > 0 if quantity == "metric_depth" else torch.ones_like(expected, dtype=torch.bool)
+    assert torch.equal(label.valid, known)
+    assert torch.equal(label.disparity[known], (1 / expected if quantity == "metric_depth" else expected)[known])
+    seen = []
+
+    def objective(inputs):
+        seen.append(inputs.prediction.detach())
+        return inputs.prediction.mean(), {}
+
+    step = DistillationStep(model, objective, Stopwatch(torch.device("cpu")))
+    step(StepInputs(images, expected, torch.ones_like(expected, dtype=torch.bool)))
+    assert torch.equal(seen[0], expected)
+
+
 class _Tiny(DepthModel):
     """One convolution."""
 
-    def __init__(self) -> None:
+    def __init__(self, quantity: str = "disparity", preprocessing: Preprocessing | None = None) -> None:
         torch.manual_seed(5)
-        super().__init__(ModelInfo("tiny", "tiny", "disparity", "MIT", "random"), Preprocessing(32, 8))
+        super().__init__(ModelInfo("tiny", "tiny", quantity, "MIT", "random"), preprocessing or Preprocessing(32, 8))
         self.layer = torch.nn.Conv2d(3, 1, 3, padding=1)
 
     def forward(self, images: torch.Tensor, *, features: bool = False) -> DepthOutput:

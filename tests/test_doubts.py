@@ -203,6 +203,17 @@ def test_metres_of_another_size_are_named(tmp_path, pairs, factor, words):
     assert words in doubt["text"]
 
 
+@pytest.mark.parametrize(
+    ("scale", "words"), [(1, "likely right is 1000 (3.46 m)"), (100_000, "likely right is 1000 (3.46 m)")]
+)
+def test_truth_in_other_units_is_named(pairs, scale, words):
+    result = evaluate("--model", "baseline:ramp", "--data", pairs, "--truth-scale", scale, "--json", "-")
+    (doubt,) = json.loads(result.stdout)["datasets"][0]["doubts"]
+    assert doubt["kind"] == "truth scale"
+    assert words in doubt["text"]
+    assert words in result.stderr  # and before the run
+
+
 def test_millimetres_in_arrays_are_read_with_a_scale(tmp_path, pairs):
     maps = save_maps(tmp_path / "maps", lambda depth: np.round(depth * 1000).astype(np.uint16))
     assert doubts_of(pairs, maps, "metric-depth")[0]["kind"] == "scale"
@@ -270,3 +281,6 @@ def test_resuming_with_other_maps_is_refused(tmp_path, pairs):
         assert len(refused.stderr.strip().splitlines()) == 1
         np.save(maps / changed, before)
     assert evaluate(*args, "--resume", "auto").exit_code == 0
+    other = evaluate(*args, "--resume", "auto", "--depth-scale", "2")
+    assert other.exit_code == 1
+    assert "depth_scale was None" in other.stderr

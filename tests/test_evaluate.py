@@ -251,7 +251,7 @@ def test_a_prediction_that_is_not_finite_is_a_failure_not_a_number(pairs):
         (["--model", "baseline:ramp", "--data", "scenes:1", "--data", "scenes:2"], "more than once"),
         (["--model", "baseline:ramp", "--data", "scenes:1", "--align", "none"], "no unit"),
         (["--model", "baseline:ramp", "--data", "scenes:1", "--device", "tpu"], "auto, cpu"),
-        (["--model", "baseline:ramp", "--data", "."], "images/ and depth/"),
+        (["--model", "baseline:ramp", "--data", "."], "images/ or rgb/ and depth/"),
         (["--model", "baseline:ramp", "--data", "nyuv3"], "did you mean 'nyuv2'?"),
         (["--model", "baseline:ramp", "--data", "scenes:1", "--split", "list.txt"], "--split"),
         (["--model", "baseline:ramp", "--data", "scenes:1", "--field", "raw"], "one kind of ground truth"),

@@ -84,6 +84,7 @@ def test_complete_folder(tmp_path, images):
     assert (model.info.quantity, model.info.family) == ("disparity", "latent")
     assert model.preprocessing.size == 768
     assert model.preprocessing.resize_policy == "upper-bound"
+    assert model.preprocessing.map_interpolation == "bilinear-antialias"
     expected = formula(vae, unet, context, images)
     assert expected.std() > 1e-3
     torch.testing.assert_close(model(images).values, expected, rtol=1e-5, atol=1e-6)

@@ -29,7 +29,8 @@ from distilldepth.losses import (
     ssi_loss,
 )
 
-PAIR_LOSSES = (gradient_loss, ssi_loss, l1_loss)
+TRIMMED = partial(ssi_loss, trim=0.2)
+PAIR_LOSSES = (gradient_loss, ssi_loss, l1_loss, TRIMMED)
 
 
 def make(shape=(3, 13, 10), seed=0, valid_share=0.8, device="cpu"):
@@ -121,6 +122,21 @@ def test_ssi_and_l1(device):
     difference = np.abs(numpy[0] - numpy[1])
     assert_loss(l1_loss(prediction, target, valid), difference[numpy[2]].mean(), torch.float64)
     assert_loss(l1_loss(prediction, target), difference.mean(), torch.float64)
+
+
+@pytest.mark.parametrize("trim", [0.2, 0.5])
+def test_trimmed_ssi_leaves_out_the_largest_differences_of_each_image(trim, device):
+    prediction, target, valid = make(device=device)
+    prediction[1] = prediction[1] ** 3  # one image is far worse: pooled over the batch the pixels would be its alone
+    total, count = 0.0, 0
+    for p, t, v in zip(*(x.cpu().numpy() for x in (prediction, target, valid)), strict=True):
+        differences = np.sort(np.abs(slow_normalise(p, v) - slow_normalise(t, v))[v])
+        total, count = total + differences[: int(len(differences) * (1 - trim))].sum(), count + len(differences)
+    assert_loss(ssi_loss(prediction, target, valid, trim=trim), total / count, torch.float64)
+    assert ssi_loss(prediction, target, valid, trim=trim) < 0.9 * ssi_loss(prediction, target, valid)
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="trim must be at least 0 and below 1"):
+            ssi_loss(prediction, target, valid, trim=wrong)
 
 
 @pytest.mark.parametrize("loss", PAIR_LOSSES)

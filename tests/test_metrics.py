@@ -219,11 +219,14 @@ def test_masked_boundary_f1_leaves_out_what_is_unknown(device):
     assert (boundary_f1_masked(target, target, valid) > 1 - 1e-9).all()
     assert (clean < 1).all()
     assert not torch.equal(boundary_f1_masked(prediction, target, valid, radius=2), clean)
-    # One step from 1 to 2 between columns 2 and 3 seen one column off: nothing agrees at radius 1, half at 2.
-    wall = torch.tensor([1.0, 1, 1, 2, 2, 2], device=device).expand(6, 6)
-    moved = torch.tensor([1.0, 1, 2, 2, 2, 2], device=device).expand(6, 6)
+    # One step from 1 to 2 between columns 4 and 5 seen one column off: nothing agrees at radius 1. At 2 a row of
+    # centres has five contours in each map, four from the last near column and one from that before; one is shared.
+    wall = torch.tensor([1.0, 1, 1, 1, 1, 2, 2, 2, 2, 2], device=device).expand(8, 10)
+    moved = wall.roll(-1, 1).index_fill(1, torch.tensor([9], device=device), 2.0)
     assert boundary_f1_masked(moved, wall) == 0
-    assert 0.3 < boundary_f1_masked(moved, wall, radius=2) < 0.7
+    assert boundary_f1_masked(moved, wall, radius=2) == pytest.approx(0.2)
+    assert boundary_f1_masked(wall, wall, radius=3) == pytest.approx(1)
+    assert boundary_f1_masked(wall, wall, radius=4) == 0
     with pytest.raises(ValueError, match="radius"):
         boundary_f1_masked(moved, wall, radius=0)
 

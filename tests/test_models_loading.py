@@ -32,6 +32,7 @@ from distilldepth.models import (
 )
 from distilldepth.models.base import ModelInfo
 from distilldepth.models.depth_anything import build
+from distilldepth.models.preprocess import resize
 
 TINY = {
     "hidden": 32,
@@ -94,6 +95,24 @@ def test_round_trip(tmp_path, tiny, dtype):
     assert (folder / "README.md").read_text() == "# Tiny"
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert load_model(folder / "model.safetensors").info.name == "tiny"
+
+
+def test_folders_of_before_the_way_back_was_written_down_give_what_they_gave(tmp_path):
+    """Every family predicted with the corner pixels kept in place then; a new student of another family does not."""
+    images = torch.rand(1, 3, 45, 59, generator=torch.Generator().manual_seed(7))
+    student = create_student("light-mini", seed=4).eval()
+    assert student.preprocessing.map_interpolation == "bilinear"
+    folder = save_model(student, tmp_path / "saved")
+    assert load_model(folder).preprocessing == student.preprocessing
+    config = json.loads((folder / "config.json").read_text())
+    del config["preprocessing"]["map_interpolation"]
+    (folder / "config.json").write_text(json.dumps(config))
+    old = load_model(folder)
+    with torch.no_grad():
+        inner = old(resize(images, (256, 320), "bilinear-antialias")).values
+        expected = torch.nn.functional.interpolate(inner[:, None], (45, 59), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(old.estimate(images), expected[:, 0])
+        assert not torch.allclose(student.estimate(images), expected[:, 0])
 
 
 def test_run_folder(tmp_path, tiny):
@@ -197,7 +216,7 @@ def _corrupt(path: Path, tiny) -> None:
     elif path.name.startswith("empty"):
         path.write_bytes(b"")
     elif path.name.startswith("pickle"):
-        torch.save({"path": Path("x")}, path)
+        torch.save({"range": slice(3)}, path)
     elif path.name.startswith("list"):
         torch.save([1, 2], path)
     elif path.name.startswith("foreign"):
@@ -240,12 +259,12 @@ def test_a_device_that_is_not_there_is_a_clear_error(tmp_path, tiny):
     ("name", "message"),
     [
         ("truncated.safetensors", "not a readable checkpoint"),
-        ("html.pth", "not a readable checkpoint"),
-        ("html.safetensors", "not a readable checkpoint"),
-        ("empty.pth", r"\(0 bytes\) is not a readable checkpoint"),
-        ("pickle.pth", "other objects beside them, which could run a program and are not opened"),
+        ("html.pth", "is a web page, as a failed download leaves it"),
+        ("html.safetensors", "is a web page, as a failed download leaves it"),
+        ("empty.pth", r"\(0 bytes\) is empty"),
+        ("pickle.pth", r"other objects beside tensors \(builtins\.slice\), which could run a program and are not"),
         ("list.pt", "holds no state dictionary, got list"),
-        ("foreign.pth", r"not a checkpoint of a known model \(its first tensor is 'conv1\.weight'\)"),
+        ("foreign.pth", r"not a checkpoint of a known model; it holds 'conv1\.weight', 'layer1"),
     ],
 )
 def test_bad_file_is_one_line(tmp_path, tiny, name, message):
@@ -353,7 +372,7 @@ def test_no_stand_in_for_a_full_name_or_a_broken_file(tmp_path, monkeypatch, tin
         load_model("dav2-small", offline=True)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "depth_anything_v2_vits.pth").write_bytes(b"broken")
-    with pytest.raises(DistillDepthError, match="not a readable checkpoint"):
+    with pytest.raises(DistillDepthError, match="is a text, not weights"):
         load_model("dav2", offline=True)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from tolerances import assert_gradient, assert_loss, assert_map
@@ -193,3 +197,88 @@ def test_the_number_of_threads_does_not_change_a_bit(op, device):
     for value, gradient in results[1:]:
         assert torch.equal(value, results[0][0])
         assert torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("op", ["hybrid_norm", "crop_ssi", "channel_kl", "backproject"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_run_gives_the_same_bits(op, dtype, backend, device):
+    if backend == "reference" and device.type != "cpu":
+        pytest.skip("promised by the kernels; torch's own sums on a GPU depend on who comes first")
+    function, inputs, options = calls(dtype, device)[op]
+    if device.type == "cuda":
+        # Enough blocks that they do not come in the same order twice.
+        inputs = tuple(x.repeat(40, 1, 1) if x.ndim == 3 and len(x) != 1 else x for x in inputs)
+        if op == "crop_ssi":
+            inputs = (*inputs[:2], inputs[2].repeat(40, 1), inputs[3].repeat(40), inputs[4])
+    runs, rubbish = [], []
+    before = torch.are_deterministic_algorithms_enabled()
+    for number in range(4):
+        # Half of the runs as torch does it by itself; in the other half it fills new memory with NaN, which nobody
+        # may read. What is freed in between makes the next run use other memory.
+        torch.use_deterministic_algorithms(number % 2 == 1)
+        try:
+            runs.append(value_and_gradient(function, inputs, options))
+        finally:
+            torch.use_deterministic_algorithms(before)
+        rubbish.append(torch.full((1000 * (number + 1),), torch.nan, device=device))
+        del rubbish[:-1]
+    for value, gradient in runs[1:]:
+        assert torch.equal(value.nan_to_num(nan=-1), runs[0][0].nan_to_num(nan=-1))
+        assert torch.equal(gradient, runs[0][1])
+
+
+@pytest.mark.parametrize("op", ["hybrid_norm", "crop_ssi", "channel_kl", "backproject"])
+def test_the_default_device_does_not_matter(op, backend, device):
+    # Whatever is made without a device would lie where there are no numbers, so that none can be read back.
+    function, inputs, options = calls(device=device)[op]
+    plain = value_and_gradient(function, inputs, options)
+    with torch.device("meta"):
+        value = function(inputs[0].clone().requires_grad_(), *inputs[1:], **options)
+        value.sum().backward()
+    assert torch.equal(value.detach(), plain[0])
+
+
+@pytest.mark.parametrize("op", ["hybrid_norm", "crop_ssi", "channel_kl", "backproject"])
+def test_nobody_waits_for_the_gpu(op, backend, device):
+    if device.type != "cuda":
+        pytest.skip("nothing to wait for: run with --device cuda")
+    function, inputs, options = calls(device=device)[op]
+    leaf = inputs[0].clone().requires_grad_()
+    function(leaf, *inputs[1:], **options).sum().backward()  # loads and compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.device(device):
+            function(leaf, *inputs[1:], **options).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("wrong", [-1, 2, 2**40])
+def test_a_crop_of_no_image_is_nan_where_nobody_looks_at_the_index(wrong, backend, device):
+    if backend == "reference" or (backend == "native" and device.type == "cpu"):
+        pytest.skip("looks at the index, and raises")
+    prediction, _, _ = maps(device=device)
+    crops, _, valid = maps(device=device, seed=3, shape=(2, 7, 9))
+    boxes = torch.tensor([[1.5, 0, 12, 9.5], [0, 2, 18, 13]], device=device, dtype=torch.float64)
+    run = kernel("crop_ssi", backend)
+    how = (valid, [1, 2], 0, 1e-6, True)
+    loss, gradient = run(prediction, crops, boxes, torch.tensor([wrong, 0], device=device), *how)
+    assert loss.isnan()
+    # What the other crop adds to the gradient is not touched.
+    assert gradient.isfinite().all()
+    assert (gradient[0] != 0).any()
+    assert (gradient[1] == 0).all()
+
+
+def test_triton_without_knobs():
+    # They came with Triton 3.4.
+    pytest.importorskip("triton")
+    code = (
+        "import triton; vars(triton).pop('knobs', None); import distilldepth.kernels.hybrid_norm as h; print(h.BLOCK)"
+    )
+    for interpret, block in (("0", "1024"), ("1", "16384")):
+        environment = {**os.environ, "TRITON_INTERPRET": interpret}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.strip() == block, done.stderr

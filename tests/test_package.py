@@ -35,13 +35,13 @@ MODELS = BASE | {"data", "models"}
 JOBS = OPERATIONS | SCORES | MODELS | {"inference"}
 MAY_IMPORT = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "documents": {"errors"},
     "folders": {"documents", "errors", "files"},
     "machine": {"errors"},
     "signals": set(),
     "capacity": {"errors"},
-    "cache": {"files"},
+    "cache": {"errors", "files"},
     "depth": {"errors"},
     "device": {"errors", "machine"},
     "reference": {"errors", "depth"},
@@ -108,7 +108,7 @@ def pyproject() -> dict:
 def test_dependencies_point_one_way():
     wrong = []
     for path in sources():
-        if path == PACKAGE / "__init__.py":
+        if path in (PACKAGE / "__init__.py", PACKAGE / "__main__.py"):
             continue
         part = part_of(path)
         assert part in MAY_IMPORT, f"{path}: give '{part}' a place in MAY_IMPORT"
@@ -188,6 +188,14 @@ def test_import_is_cheap(statement, tmp_path):
     heavy = "{'torch', 'numpy', 'PIL', 'transformers', 'diffusers', 'accelerate', 'triton', 'huggingface_hub'}"
     done = run_python(f"{statement}, sys\nfound = {heavy} & set(sys.modules)\nassert not found, found", tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_is_the_command(tmp_path):
+    for words, start in (("--version", "distilldepth 0."), ("predict --help", "Usage: distilldepth predict ")):
+        command = [sys.executable, "-m", "distilldepth", *words.split()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(start)
 
 
 def test_help_needs_no_torch(tmp_path):

@@ -16,6 +16,7 @@ from distilldepth.data.benchmarks import submission_items
 from distilldepth.data.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate import StoredPredictions, evaluate
+from distilldepth.evaluate.cases import Cases
 from distilldepth.evaluate.predictions import check_distinct, save_prediction, write_kitti_png
 from distilldepth.evaluate.submission import write_kitti_submission
 from distilldepth.models.base import DepthModel, ModelInfo
@@ -153,7 +154,7 @@ def test_zero_is_a_value_of_a_relative_png_and_a_hole_of_a_metric_one(tmp_path):
 def test_files_that_are_no_map_say_so(tmp_path):
     stored = StoredPredictions(tmp_path, "metric_depth")
     save(tmp_path / "mm.png", np.ones(SIZE, np.uint16))
-    save(tmp_path / "colour.png", np.ones((*SIZE, 3), np.uint8))
+    save(tmp_path / "colour.png", np.arange(SIZE[0] * SIZE[1] * 3, dtype=np.uint32).reshape(*SIZE, 3).astype(np.uint8))
     np.save(tmp_path / "two.npy", np.ones((2, 5, 5)))
     np.save(tmp_path / "words.npy", np.array(["a", "b"]))
     (tmp_path / "torn.npy").write_bytes(b"\x93NUMPY")
@@ -161,7 +162,7 @@ def test_files_that_are_no_map_say_so(tmp_path):
     save_prediction(tmp_path, "set", "other.png", depth_of(0), "disparity", form="png16")
     for name, message in {
         "mm.png": "--depth-scale",
-        "colour.png": "grey PNG of 16 bits",
+        "colour.png": "coloured picture and not depth",
         "two.npy": "one map",
         "words.npy": "real numbers",
         "torn.npy": "is not a readable .npy file",
@@ -285,7 +286,8 @@ def test_missing_and_broken_maps_are_failures(tmp_path):
     assert "no prediction; looked for 3.npy" in errors["3.png"]
 
 
-def test_a_map_on_the_full_or_on_the_cropped_frame_is_put_where_it_belongs(tmp_path):
+@pytest.mark.parametrize(("crop", "height", "seen"), [("kb", 352, 1), ("kb-in-frame", 375, 352 / 375)])
+def test_a_map_on_the_full_or_on_the_cropped_frame_is_put_where_it_belongs(tmp_path, crop, height, seen):
     size = (375, 1242)
     data = dataset_of("0.png", kind="kitti-eigen", size=size)
     truth = depth_of(0, size)
@@ -297,14 +299,21 @@ def test_a_map_on_the_full_or_on_the_cropped_frame_is_put_where_it_belongs(tmp_p
         result = evaluate(
             StoredPredictions(tmp_path / name, "metric_depth"),
             [data],
-            protocol="metric",
-            overrides={"image_crop": "kb"},
+            protocol="newcrfs",
+            overrides={"image_crop": crop},
+            out=tmp_path / f"run-{name}",
             device="cpu",
         )
         scores.append(result.datasets[0]["metrics"]["abs_rel"])
     assert scores[0] < 1e-6
     assert scores[1] < 1e-6
     assert scores[2] > 0.1
+    # The picture of the case shows the image where its truth is, black around it where the truth is whole.
+    cases = Cases.load(tmp_path / "run-full")
+    case = [*cases.worst("set"), *cases.best("set")][0]
+    rows, columns = case.truth.shape
+    assert rows / columns == pytest.approx(height / (1216 if crop == "kb" else 1242), rel=0.02)
+    assert (case.image.max(2) > 0).any(1).mean() == pytest.approx(seen, abs=0.02)
 
 
 def test_saved_maps_score_as_the_model_did(tmp_path):

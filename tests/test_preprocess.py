@@ -63,6 +63,8 @@ def test_a_policy_or_size_that_does_not_exist_is_named():
         ({"size": "518"}, "size must be a whole number"),
         ({"resize_policy": "lower"}, "resize_policy must be one of"),
         ({"interpolation": "nearest"}, "interpolation must be one of"),
+        ({"interpolation": "bilinear-corners"}, "interpolation must be one of"),
+        ({"map_interpolation": "corners"}, "map_interpolation must be one of"),
         ({"mean": (0.5, 0.5)}, "mean must be three finite numbers"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
     ],
@@ -85,5 +87,6 @@ def test_resize_keeps_what_has_the_size_and_corners_where_they_are():
     larger = resize(maps, (9, 20), "bilinear-corners")
     for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         assert larger[0, 0, row, column] == maps[0, 0, row, column]
-    for interpolation in ("bicubic", "bilinear", "bilinear-antialias"):
+    assert set(resize(maps, (9, 20), "nearest").flatten().tolist()) == set(maps.flatten().tolist())
+    for interpolation in ("bicubic", "bilinear", "bilinear-antialias", "nearest"):
         assert resize(maps, (3, 4), interpolation).shape == (1, 1, 3, 4)

@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 
+import click
 import pytest
 
+from distilldepth.cli.evaluate import evaluate as evaluate_command
 from distilldepth.evaluate.protocol import PROTOCOLS, Protocol, Rules, choose_protocol, crop_box, parse_protocol
 
 NAMES = {
-    "affine-depth", "affine-disparity", "bts-garg", "dav2", "distill-any-depth", "eigen", "genpercept",
-    "kitti-benchmark", "marigold", "metric", "moge", "scale-depth",
+    "affine-depth", "affine-disparity", "bts", "dav2", "distill-any-depth", "eigen", "genpercept",
+    "kitti-benchmark", "marigold", "metric", "moge", "newcrfs", "scale-depth", "zoedepth",
 }  # fmt: skip
 QUANTITIES = ("disparity", "depth", "metric_depth")
 
@@ -90,14 +92,14 @@ def test_the_constants_of_marigold(name):
 
 
 def test_the_constants_of_the_others():
-    bts = choose_protocol("metric_depth", name="bts-garg")
-    assert (bts.align, bts.rules("kitti-eigen").image_crop, bts.rules("kitti-eigen").score_crop) == (
-        "none",
-        "kb",
-        "garg",
-    )
-    assert (bts.rules("kitti-eigen").min_depth, bts.rules("kitti-eigen").max_depth) == (1e-3, 80)
-    assert (bts.rules("nyuv2").max_depth, bts.rules("nyuv2").clip_high) == (10, 10)
+    for name, crop, resize in (
+        ("newcrfs", "kb", "bilinear"), ("bts", "kb-in-frame", "bilinear"), ("zoedepth", "kb", "bilinear-corners"),
+    ):  # fmt: skip
+        line = choose_protocol("metric_depth", name=name)
+        kitti, nyu = line.rules("kitti-eigen"), line.rules("nyuv2")
+        assert (line.align, kitti.image_crop, kitti.score_crop, kitti.resize) == ("none", crop, "garg", resize)
+        assert (kitti.min_depth, kitti.max_depth, nyu.max_depth, nyu.clip_high) == (1e-3, 80, 10, 10)
+        assert (nyu.score_crop, nyu.resize) == ("eigen-nyu", resize)
     eigen = choose_protocol("metric_depth", name="eigen").rules("kitti-eigen")
     assert (eigen.image_crop, eigen.score_crop) == ("", "eigen")
     dav2 = choose_protocol("disparity", name="dav2")
@@ -113,6 +115,17 @@ def test_the_constants_of_the_others():
     assert [moge[quantity].align for quantity in QUANTITIES] == ["least-squares", "l1", "none"]
     assert moge["disparity"].rules().disparity_floor == "farthest"
     assert choose_protocol("metric_depth", name="kitti-benchmark").rules().fill_holes
+
+
+def test_a_former_name_leads_to_the_new_one_and_says_so():
+    with pytest.warns(UserWarning, match="bts-garg: is called newcrfs now; the evaluation of BTS itself is bts"):
+        chosen = choose_protocol("metric_depth", name="bts-garg", overrides={"max_depth": 60})
+    assert chosen.name == "custom (max_depth=60.0 on newcrfs)"
+    assert "bts-garg" in PROTOCOLS
+    assert "bts-garg" not in list(PROTOCOLS)
+    # An evaluation of before the change is one under the new name.
+    saved = {**PROTOCOLS["newcrfs"].to_dict(), "name": "bts-garg"}
+    assert Protocol.from_dict(saved) == PROTOCOLS["newcrfs"]
 
 
 def test_an_override_changes_the_label_and_every_kind_of_data():
@@ -146,7 +159,7 @@ def test_the_words_above_a_table():
         (lambda: choose_protocol("disparity", overrides={"align": "least_squares"}), "did you mean 'least-squares'"),
         (lambda: choose_protocol("disparity", overrides={"min_depth": 5, "max_depth": 2}), "min_depth < max_depth"),
         (lambda: choose_protocol("depth", overrides={"align": "none"}), "no unit"),
-        (lambda: choose_protocol("disparity", name="bts-garg"), "no unit"),
+        (lambda: choose_protocol("disparity", name="newcrfs"), "no unit"),
         (lambda: Rules(disparity_floor="relativ"), "did you mean 'relative'"),
         (lambda: Rules(clip_low=3, clip_high=2), "clip_low < clip_high"),
         (lambda: parse_protocol("mine", 'summary = "s"\nsource = "t"\n[rule]'), "mine: unknown key 'rule'"),
@@ -164,3 +177,9 @@ def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")) as caught:
         call()
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_names_are_completed():
+    (option,) = (option for option in evaluate_command.params if "--protocol" in option.opts)
+    found = option.type.shell_complete(click.Context(evaluate_command), option, "ne")
+    assert [item.value for item in found] == ["newcrfs"]

@@ -66,7 +66,8 @@ def test_manifest(files):
     source = open_rgbd(path)
     assert len(source) == 2
     first, second = source[0], source[1]
-    assert set(first) == {"image", "target", "valid", "kind", "name", "dataset"}
+    assert set(first) == {"image", "target", "valid", "kind", "scale", "name", "dataset"}
+    assert (first["scale"], second["scale"]) == (1000, 256)
     assert (first["name"], first["dataset"], first["kind"]) == ("one", "my set", "depth")
     assert first["image"].shape == (4, 6, 3)
     assert first["target"].dtype == np.float32
@@ -116,15 +117,15 @@ def test_folder_of_manifests(files):
 
 def test_missing_and_damaged_files_cost_one_sample(files):
     (files / "empty.png").touch()
-    Image.new("RGB", (3, 3)).save(files / "colour.png")
-    np.save(files / "cube.npy", np.zeros((2, 3, 4)))
+    Image.new("RGB", (3, 3), (1, 2, 1)).save(files / "colour.png")
+    np.save(files / "cube.npy", np.zeros((2, 3, 5)))
     np.save(files / "words.npy", np.array(["a"]))
     np.save(files / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     (files / "cut.npy").write_bytes((files / "cube.npy").read_bytes()[:-9])
     save_depth(files / "noise.png", np.random.default_rng(0).integers(0, 65536, (30, 40), dtype=np.uint16))
     (files / "cut.png").write_bytes((files / "noise.png").read_bytes()[:1500])
     bad = {
-        "gone.png": "no such file", "empty.png": "is empty", "colour.png": "one grey channel", ".": "is a folder",
+        "gone.png": "no such file", "empty.png": "is empty", "colour.png": "a coloured picture", ".": "is a folder",
         "cube.npy": r"\(H, W\)", "words.npy": "one array of real numbers", "objects.npy": "Python objects",
         "cut.npy": "is cut off", "cut.png": "damaged or truncated",
     }  # fmt: skip
@@ -173,10 +174,10 @@ def test_bad_line_is_named(files, line, words):
 def test_nothing_to_open(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone: no such file or folder"):
         open_rgbd(tmp_path / "gone")
-    with pytest.raises(DistillDepthError, match=r"has no images/ and depth/ and no \.jsonl"):
+    with pytest.raises(DistillDepthError, match=r"has no images/ or rgb/ and no depth/; .*\.jsonl.*associations"):
         open_rgbd(tmp_path)
     (tmp_path / "images").mkdir()
-    with pytest.raises(DistillDepthError, match=r"has no depth/ and no \.jsonl"):
+    with pytest.raises(DistillDepthError, match=r"has no depth/; an RGB-D folder needs"):
         open_rgbd(tmp_path)
     with pytest.raises(DistillDepthError, match="no sample with ground truth; it is empty"):
         open_rgbd(manifest(tmp_path / "m.jsonl", "", "  "))
@@ -259,7 +260,8 @@ def test_depth_scale(tmp_path):
         save_depth(tmp_path / "depth" / name, stored)
     source = open_rgbd(tmp_path, depth_scale=5000)
     assert source[0]["target"][0, 1] == np.float32(0.2)
-    assert source[1]["target"][0, 1] == 1000
+    assert source[1]["target"][0, 1] == np.float32(0.2)  # floating point is metres only where nobody says otherwise
+    assert open_rgbd(tmp_path)[1]["target"][0, 1] == 1000
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="depth_scale must be positive"):
             open_rgbd(tmp_path, depth_scale=wrong)

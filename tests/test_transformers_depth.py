@@ -103,13 +103,13 @@ def network(kind: str):
 
 
 EXPECTED = {
-    # quantity, size, multiple, policy, mean of the normalisation
-    "dpt-vit": ("disparity", 64, 32, "square", 0.5),
-    "dpt-beit": ("disparity", 64, 32, "hf", 0.5),
-    "dpt-swinv2": ("disparity", 64, 32, "square", 0.5),
-    "zoedepth": ("metric_depth", 384, 32, "hf", 0.5),
-    "glpn": ("metric_depth", 480, 32, "lower-bound", 0.0),
-    "depth-pro": ("disparity", 128, 128, "square", 0.5),
+    # quantity, size, multiple, policy, mean of the normalisation, way back to the image
+    "dpt-vit": ("disparity", 64, 32, "square", 0.5, "bicubic"),
+    "dpt-beit": ("disparity", 64, 32, "hf", 0.5, "bicubic"),
+    "dpt-swinv2": ("disparity", 64, 32, "square", 0.5, "bicubic"),
+    "zoedepth": ("metric_depth", 384, 32, "hf", 0.5, "bicubic"),
+    "glpn": ("metric_depth", 480, 32, "lower-bound", 0.0, "bicubic"),
+    "depth-pro": ("disparity", 128, 128, "square", 0.5, "bilinear"),
 }
 
 
@@ -118,9 +118,10 @@ def test_folder(tmp_path, kind):
     theirs = network(kind)
     theirs.save_pretrained(tmp_path / "model")
     model = load_model(tmp_path / "model")
-    quantity, size, multiple, policy, mean = EXPECTED[kind]
+    quantity, size, multiple, policy, mean, back = EXPECTED[kind]
     told = model.preprocessing
     assert (model.info.quantity, told.size, told.multiple, told.resize_policy) == (quantity, size, multiple, policy)
+    assert told.map_interpolation == back
     side = 128 if kind == "depth-pro" else 64
     images = torch.rand(1, 3, side, side)
     deviation = 0.5 if mean else 1.0
@@ -161,6 +162,7 @@ def test_processor_config_is_read(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     told = load_model(tmp_path).preprocessing
     assert (told.size, told.multiple, told.resize_policy, told.interpolation) == (96, 32, "hf", "bilinear")
+    assert told.map_interpolation == "bicubic"
     assert (told.mean, told.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"keep_aspect_ratio": False}))
     assert load_model(tmp_path).preprocessing.resize_policy == "square"

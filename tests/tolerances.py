@@ -25,6 +25,8 @@ FIXTURE_DIGITS = 3e-5
 """Relative error of numbers published with five digits."""
 SCORE = 1e-6
 """Relative error of a metric from float32 maps against the float64 loop over images."""
+OFFICIAL = 2e-6
+"""Relative error of a number that published code computed in float32."""
 BATCHED = 1e-6
 """Relative difference of a score computed for many regions or images at once from the same one computed alone."""
 

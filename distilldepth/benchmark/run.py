@@ -38,6 +38,7 @@ WITH_CONTEXTS = ("hybrid-norm", "crop-ssi")
 SCALING_SHAPE = (4, 1120, 1120)
 
 OnRow = Callable[[dict[str, Any]], None]
+OnResult = Callable[[dict[str, Any]], None]
 
 
 def run_benchmark(
@@ -52,6 +53,7 @@ def run_benchmark(
     cold: bool = False,
     command: str = "",
     on_row: OnRow | None = None,
+    on_result: OnResult | None = None,
 ) -> dict[str, Any]:
     """Time kernels and return `{metadata, results}`, ready for JSON.
 
@@ -69,16 +71,18 @@ def run_benchmark(
         cold: overwrite the level-2 cache of a GPU before every timed run.
         command: written into the metadata.
         on_row: called with every row as soon as it is measured.
+        on_result: called after every row with the result so far, so that a run that is cut off keeps its rows.
 
     Returns:
         `metadata`: the machine, its limits (`copy_bytes_per_s`, `cached_copy_bytes_per_s`, `peak_flops_per_s`), how it
-        was measured, and `not_run`: what was left out and why. `results`: one row per op, contexts, backend and
-        direction: `op, backend, direction, dtype, shape, contexts, note, median_ms, p20_ms, p80_ms, repeats, first_ms`
-        (with loading and compiling), `peak_bytes` (None where it cannot be measured), `map_bytes` (of one whole input
-        map), `bytes_min` and `operations_min` (see `FORMULAS`), `bandwidth_fraction` (of the copy bandwidth) and
-        `max_error`: the largest difference from the float64 reference on the same inputs, relative to the largest entry
-        there, of the value (forward) or of the gradient (forward+backward). In 16-bit types several pixels tie for a
-        median, and formulations that choose another of them differ in the gradient.
+        was measured, when it `finished` (None as long as rows are to come), and `not_run`: what was left out and why.
+        `results`: one row per op, contexts, backend and direction: `op, backend, direction, dtype, shape, contexts,
+        note, median_ms, p20_ms, p80_ms, repeats, first_ms` (with loading and compiling), `peak_bytes` (None where it
+        cannot be measured), `map_bytes` (of one whole input map), `bytes_min` and `operations_min` (see `FORMULAS`),
+        `bandwidth_fraction` (of the copy bandwidth) and `max_error`: the largest difference from the float64 reference
+        on the same inputs, relative to the largest entry there, of the value (forward) or of the gradient
+        (forward+backward). In 16-bit types several pixels tie for a median, and formulations that choose another of
+        them differ in the gradient.
 
     Raises:
         ValueError: unknown kernel, contexts, backend or dtype, no repeats, `cold` without a GPU, or nothing to run.
@@ -111,8 +115,7 @@ def run_benchmark(
                         peak = None
                     row = _row(case, name, direction, dtype, shape, timing, metadata)
                     results.append({**row, "peak_bytes": peak, "max_error": error})
-                    if on_row is not None:
-                        on_row(results[-1])
+                    _tell(metadata, results, on_row, on_result)
     return _finish(metadata, results)
 
 
@@ -128,6 +131,7 @@ def run_scaling(
     cold: bool = False,
     command: str = "",
     on_row: OnRow | None = None,
+    on_result: OnResult | None = None,
 ) -> dict[str, Any]:
     """Time forward+backward at growing sizes and return `{metadata, results}`; `linear_cost` judges the rows.
 
@@ -137,7 +141,7 @@ def run_scaling(
     Args:
         largest: `(B, H, W)`.
         backends: None = what the operations themselves can run: native, triton, reference.
-        kernels, dtype, contexts, device, repeats, cold, command, on_row: as for `run_benchmark`.
+        kernels, dtype, contexts, device, repeats, cold, command, on_row, on_result: as for `run_benchmark`.
 
     Raises:
         ValueError: as `run_benchmark`.
@@ -160,8 +164,7 @@ def run_scaling(
                 timing.result = None
                 row = _row(case, name, "forward+backward", dtype, shape, timing, metadata)
                 results.append({**row, "peak_bytes": None, "max_error": None})
-                if on_row is not None:
-                    on_row(results[-1])
+                _tell(metadata, results, on_row, on_result)
     return _finish(metadata, results)
 
 
@@ -282,10 +285,25 @@ def _metadata(device: torch.device, command: str, cold: bool) -> dict[str, Any]:
         "command": command,
         "cold_cache": cold,
         "formulas": FORMULAS,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "started": _now(),
+        "finished": None,
         "load_average": load_average(),
         "not_run": [],
     }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _tell(
+    metadata: dict[str, Any], results: list[dict[str, Any]], on_row: OnRow | None, on_result: OnResult | None
+) -> None:
+    # In this order: whoever is told of a row may count on it.
+    if on_result is not None:
+        on_result({"metadata": metadata, "results": results})
+    if on_row is not None:
+        on_row(results[-1])
 
 
 def _finish(metadata: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -294,6 +312,7 @@ def _finish(metadata: dict[str, Any], results: list[dict[str, Any]]) -> dict[str
         if not reasons:
             raise UsageError("bench: nothing could be run; no backend of these kernels was named")
         raise DistillDepthError(f"bench: nothing could be run; {'; '.join(reasons)}")
+    metadata["finished"] = _now()
     return {"metadata": metadata, "results": results}
 
 

@@ -129,7 +129,7 @@ def repeats_for(seconds: float) -> int:
 
 def quantile(values: list[float], share: float) -> float:
     """Quantile with linear interpolation."""
-    return float(torch.tensor(values, dtype=torch.float64).quantile(share))
+    return float(torch.tensor(values, dtype=torch.float64, device="cpu").quantile(share))
 
 
 def synchronise(device: torch.device) -> None:

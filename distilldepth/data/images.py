@@ -14,10 +14,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from distilldepth.data.listing import (
+    glob_files,
+    is_hidden,
+    natural_key,
+    one_line,
+    printable,
+    walk_files,
+    without_own,
+)
 from distilldepth.documents import read_text
-from distilldepth.errors import DistillDepthError, shown
+from distilldepth.errors import DistillDepthError, UsageError, refuse_url, shown
 from distilldepth.files import expand_user
 
 IMAGE_SUFFIXES = (
@@ -39,9 +48,6 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
 )
-
-_LONGEST_NAME = 1000
-_JUNK_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
 def read_image(path: str | os.PathLike, *, min_side: int | None = None, max_side: int | None = None) -> np.ndarray:
@@ -77,6 +83,17 @@ def read_image(path: str | os.PathLike, *, min_side: int | None = None, max_side
         return decode_image(file, name, min_side=min_side, max_side=max_side)
 
 
+def read_oriented(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """Read an image as `read_image` does, and the EXIF orientation that was applied, 1 to 8 (1: none).
+
+    What belongs to the pixels and lies in files of its own has to be turned alike; see `data.orientation`.
+    """
+    with open_file(path) as (file, name), open_image(file, name) as image:
+        orientation = _orientation(image)
+        image.load()
+        return np.array(_to_rgb(_upright(image))), orientation
+
+
 def decode_image(
     data: bytes | BinaryIO, name: str, *, min_side: int | None = None, max_side: int | None = None
 ) -> np.ndarray:
@@ -104,8 +121,10 @@ def check_regular(path: str | os.PathLike) -> os.stat_result:
     Raises:
         FileNotFoundError: there is no such file.
         DistillDepthError: it is a folder, a device, a pipe or a socket, or its folder is closed.
+        UsageError: it is a URL.
     """
-    name = _printable(path)
+    refuse_url(path)
+    name = printable(path)
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -113,7 +132,7 @@ def check_regular(path: str | os.PathLike) -> os.stat_result:
     except PermissionError:
         raise DistillDepthError(f"{name}: no permission to read it") from None
     except (OSError, ValueError) as error:
-        raise DistillDepthError(f"{name}: cannot be read ({_one_line(error)})") from error
+        raise DistillDepthError(f"{name}: cannot be read ({one_line(error)})") from error
     if stat.S_ISDIR(status.st_mode):
         raise DistillDepthError(f"{name}: is a folder, not a file")
     if not stat.S_ISREG(status.st_mode):
@@ -130,18 +149,20 @@ def open_file(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, str]]:
         FileNotFoundError: there is no such file.
         DistillDepthError: it is a folder, a device, unreadable or empty.
     """
-    name = _printable(path)
+    name = printable(path)
     try:
         if not check_regular(path).st_size:
             raise DistillDepthError(f"{name}: is empty")
         with open(path, "rb") as file:
             yield file, name
+    except UsageError:
+        raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such file") from None
     except PermissionError:
         raise DistillDepthError(f"{name}: no permission to read it") from None
     except (OSError, ValueError) as error:
-        raise DistillDepthError(f"{name}: cannot be read ({_one_line(error)})") from error
+        raise DistillDepthError(f"{name}: cannot be read ({one_line(error)})") from error
 
 
 @contextmanager
@@ -174,7 +195,7 @@ def open_image(file: BinaryIO, name: str) -> Iterator[Image.Image]:
             raise DistillDepthError(f"{name}: does not fit into memory") from None
         except Exception as error:
             # Pillow's plugins raise whatever a damaged file makes them stumble over, from KeyError to struct.error.
-            raise DistillDepthError(f"{name}: is damaged or truncated ({_one_line(error)})") from error
+            raise DistillDepthError(f"{name}: is damaged or truncated ({one_line(error)})") from error
 
 
 def check_any_readable(paths: Sequence[str | os.PathLike], max_tries: int = 1000) -> None:
@@ -224,11 +245,11 @@ def as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, Image.Image):
         if not image.width or not image.height:
             raise ValueError(f"as_rgb: image must have at least one pixel, got size {image.size}")
-        name = _printable(getattr(image, "filename", "") or "image")
+        name = printable(getattr(image, "filename", "") or "image")
         try:
             image.load()
         except Exception as error:
-            raise DistillDepthError(f"{name}: is damaged or truncated ({_one_line(error)})") from error
+            raise DistillDepthError(f"{name}: is damaged or truncated ({one_line(error)})") from error
         return np.array(_to_rgb(_upright(image)))
     if not isinstance(image, np.ndarray):
         raise TypeError(f"as_rgb: image must be a path, a PIL image or a uint8 array, got {type(image).__name__}")
@@ -248,63 +269,50 @@ def as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def list_images(spec: str | os.PathLike) -> list[Path]:
+def list_images(spec: str | os.PathLike, *, without: str | os.PathLike | None = None) -> list[Path]:
     """Return the image files that a folder, glob, list file or single file names, in natural order (2 before 10).
 
-    A folder is searched with its subfolders, links included and hidden names left out. A glob (`*`, `?`, `[...]`, `**`)
-    gives image files and the content of folders. A `.txt` list has one path per line, relative to the list's folder or
-    else to the current one; empty lines and lines starting with `#` are skipped, and the list's order is kept. A path
-    that exists is taken literally, whatever characters it holds.
+    A folder is searched with its subfolders; hidden names are left out, links are followed, and every real folder is
+    searched once. A glob (`*`, `?`, `[...]`, `**`) gives image files and the content of folders, by the same rules. A
+    `.txt` list has one path per line, relative to the list's folder or else to the current one; empty lines and lines
+    starting with `#` are skipped, and the list's order is kept. A path that exists is taken literally, whatever
+    characters it holds. PNGs that say that this package made them (depth maps, coloured ones, samples of a run) are no
+    photographs: they are left out with a warning, and refused if there is nothing else.
+
+    Args:
+        spec: what to list.
+        without: a folder of which nothing is given, where the results go that lie below the photographs; a list that
+            names files in it means them.
 
     Raises:
         FileNotFoundError: the path does not exist, or a line of the list names a file that does not.
         DistillDepthError: nothing is found, it is a device or a pipe, or the list cannot be read.
     """
-    name = _printable(spec)
+    name = printable(spec)
     path = expand_user(spec)
+    searched = f"searched for {' '.join(IMAGE_SUFFIXES)}" + ("" if without is None else f" outside {without}")
     if path_exists(path):
         if path.is_dir():
-            found = sorted(_walk(path), key=natural_key)
+            found = list(walk_files(path, is_image_name, without=without))
             if not found:
-                raise DistillDepthError(
-                    f"{name}: no image in this folder or below it; searched for {' '.join(IMAGE_SUFFIXES)}"
-                )
-            return found
-        check_regular(path)
-        return _read_list(path) if path.suffix.lower() == ".txt" else [path]
-    if not glob.has_magic(str(path)):
+                raise DistillDepthError(f"{name}: no image in this folder or below it; {searched}")
+        else:
+            check_regular(path)
+            if path.suffix.lower() == ".txt":
+                return without_own(_read_list(path), name)
+            found = [path]
+    elif not glob.has_magic(str(path)):
         raise FileNotFoundError(f"{name}: no such file or folder")
-    found = []
-    for match in glob.iglob(str(path), recursive=True):
-        matched = Path(match)
-        if matched.is_dir():
-            found += _walk(matched)
-        elif is_image_name(matched.name):
-            found.append(matched)
-    if not found:
-        raise DistillDepthError(f"{name}: no image matches this pattern; searched for {' '.join(IMAGE_SUFFIXES)}")
-    return sorted(set(found), key=natural_key)
+    else:
+        found = glob_files(path, is_image_name, without=without)
+        if not found:
+            raise DistillDepthError(f"{name}: no image matches this pattern; {searched}")
+    return without_own(sorted(found, key=natural_key), name)
 
 
 def is_image_name(name: str) -> bool:
     """Say whether a file name has an image suffix and is neither hidden nor an operating system's litter."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(name)
-
-
-def natural_key(path: str | os.PathLike) -> tuple:
-    """Return a sort key that orders numbers inside names by value, folder by folder, the same in every locale.
-
-    >>> sorted(["a/img10.png", "a/img2.png", "a/img02.png"], key=natural_key)
-    ['a/img02.png', 'a/img2.png', 'a/img10.png']
-    """
-    text = os.fspath(path)
-    parts = re.split(r"[\\/]", text) if os.sep == "\\" else text.split("/")
-    # Odd places of the split are digits, so that numbers only ever meet numbers; the text itself breaks ties.
-    numbered = [
-        [int(piece) if place % 2 else piece for place, piece in enumerate(re.split(r"([0-9]+)", part))]
-        for part in parts
-    ]
-    return numbered, text
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 
 def max_pixels() -> int:
@@ -353,6 +361,14 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        return 1  # As in `_upright`.
+    return orientation if orientation in range(2, 9) else 1
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """The image in mode RGB; see `read_image` for the rules."""
     mode = image.mode
@@ -386,46 +402,26 @@ def _grey_to_8_bit(grey: np.ndarray) -> np.ndarray:
     return np.rint(values).astype(np.uint8)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Image files below `folder`; every real folder once, so that links which form a circle end."""
-
-    def report(error: OSError) -> None:
-        # A closed subfolder (lost+found on a disk) holds nothing for us; a closed top folder is the user's mistake.
-        if error.filename == str(folder):
-            raise DistillDepthError(f"{_printable(folder)}: cannot be read ({error.strerror})") from error
-
-    seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=report):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        yield from (Path(root, name) for name in files if is_image_name(name))
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in _JUNK_NAMES
-
-
 def _read_list(path: Path) -> list[Path]:
-    name = _printable(path)
+    name = printable(path)
     found = []
     for number, line in enumerate(re.split(r"\r\n|\n|\r", read_text(path, remedy=_LIST_REMEDY)), start=1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
         # Blanks around a path are somebody's habit, but may also be part of a name.
-        written = [expand_user(text) for text in dict.fromkeys((entry, line))]
+        try:
+            written = [expand_user(text) for text in dict.fromkeys((entry, line))]
+        except UsageError as error:
+            raise DistillDepthError(f"{name}:{number}: {error}") from None
         candidates = [place for text in written for place in (path.parent / text, text)]
         existing = next((candidate for candidate in candidates if path_exists(candidate)), None)
         if existing is None:
             raise FileNotFoundError(
-                f"{name}:{number}: no such file: {_printable(entry)} (relative to {_printable(path.parent)})"
+                f"{name}:{number}: no such file: {printable(entry)} (relative to {printable(path.parent)})"
             )
         if existing.is_dir():
-            raise DistillDepthError(f"{name}:{number}: is a folder, a list names image files: {_printable(entry)}")
+            raise DistillDepthError(f"{name}:{number}: is a folder, a list names image files: {printable(entry)}")
         try:
             check_regular(existing)
         except DistillDepthError as error:
@@ -447,13 +443,3 @@ def path_exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
-
-
-def _printable(path: str | os.PathLike) -> str:
-    """The path on one line, in characters that can always be printed."""
-    text = _one_line(os.fsdecode(path).encode("utf-8", "backslashreplace").decode())
-    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split()) or type(message).__name__

@@ -1,4 +1,4 @@
-"""Images with measured depth: manifests and plain `images/` + `depth/` folders, for scoring a model."""
+"""Images with measured depth: manifests, lists and plain `images/` + `depth/` folders, for scoring a model."""
 
 from __future__ import annotations
 
@@ -7,38 +7,52 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
+from PIL import Image
 
 from distilldepth.data.arrays import read_npy
-from distilldepth.data.images import list_images, natural_key, open_file, open_image, read_image
+from distilldepth.data.images import list_images, natural_key, open_file, open_image, read_image, read_oriented
+from distilldepth.data.orientation import QUARTERS, belongs_to_stored_pixels, turn, turn_intrinsics
+from distilldepth.data.rgbd_lists import ASSOCIATIONS, LIST_SUFFIXES, TUM_SCALE, Pair, read_pairs, read_timed_pairs
 from distilldepth.documents import parse_json, read_json, read_text
-from distilldepth.errors import DistillDepthError, shown
+from distilldepth.errors import DistillDepthError, UsageError, refuse_url, shown
 from distilldepth.files import expand_user
 
 KINDS = ("depth", "stereo_disparity")
 """What a target holds: `depth` in metres, or `stereo_disparity` in pixels, which stands for inverse depth."""
 
+IMAGE_FOLDERS = ("images", "rgb")
+"""Names of the folder of photographs beside `depth/`; the first that exists is read."""
+
 DEPTH_SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".pfm")
 """Suffixes of depth files in a `depth/` folder."""
 
 
+DEPTH_SCALE = 1000.0
+"""Stored units per metre of whole numbers in files that do not say it: millimetres."""
+
 _MANIFEST_BYTES = 1 << 30
+_PROBES = 16
+_LISTS = ", ".join(LIST_SUFFIXES)
+_FOLDER_CONTENTS = "images/ or rgb/ and depth/, .jsonl files, associations.txt, or rgb.txt and depth.txt"
 
 
 class RGBDSample(TypedDict, total=False):
     """One image with its ground truth. The last four are there only if the manifest knows them."""
 
     image: np.ndarray
-    """uint8 `(H, W, 3)`, RGB."""
+    """uint8 `(H, W, 3)`, RGB, upright; what belongs to its pixels is turned with it."""
     target: np.ndarray
     """float32 `(h, w)`, the depth file's own size: metres or pixels, see `kind`. 0 where it is not valid."""
     valid: np.ndarray
     """bool `(h, w)`; True = ground truth. Stored 0, negative, non-finite and the manifest's `invalid` never are."""
     kind: str
     """One of `KINDS`."""
+    scale: float
+    """Stored units per metre, or per pixel, that were applied."""
     name: str
     dataset: str
     intrinsics: np.ndarray
@@ -59,7 +73,7 @@ class RGBDEntry:
     depth: Path
     kind: str = "depth"
     scale: float | None = 1.0
-    """value = stored / scale; None: `depth_scale` for whole numbers of more than 8 bits, 1 for floating point."""
+    """value = stored / scale; None: what the source says."""
     invalid: tuple[float, ...] = ()
     """Stored values that are not ground truth."""
     right: Path | None = None
@@ -76,12 +90,23 @@ class RGBDSource:
     can still be.
     """
 
-    def __init__(self, entries: list[RGBDEntry], description: str, *, skipped: int = 0, depth_scale: float = 1000.0):
+    def __init__(
+        self,
+        entries: list[RGBDEntry],
+        description: str,
+        *,
+        skipped: int = 0,
+        depth_scale: float | None = None,
+        usual: float = DEPTH_SCALE,
+    ):
         self.entries = entries
         self.description = description
         self.skipped = skipped
         """How many lines of the manifests have no ground truth."""
         self.depth_scale = depth_scale
+        """Stored units per metre where neither the file nor a manifest says it; None: see `usual`."""
+        self.usual = usual
+        """Then so many for whole numbers, metres for floating point, and 8 bits are refused."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -97,13 +122,13 @@ class RGBDSource:
     def __getitem__(self, index: int) -> RGBDSample:
         entry = self.entries[index]
         stored, scale = read_depth(entry.depth), entry.scale
-        if scale is None and stored.dtype == np.uint8:
+        if scale is None and stored.dtype == np.uint8 and self.depth_scale is None:
             raise DistillDepthError(
                 f"{entry.depth}: has 8 bits per pixel, so it is a picture of depth and not a measurement; "
-                "if it is one, a manifest can give its `scale`"
+                "if it is one, give --depth-scale, stored units per metre, or a manifest with `scale`"
             )
         if scale is None:
-            scale = self.depth_scale if stored.dtype.kind in "ui" else 1.0
+            scale = self.depth_scale or (self.usual if stored.dtype.kind in "ui" else 1.0)
         valid = np.isfinite(stored)
         for value in entry.invalid:
             valid &= stored != value
@@ -112,11 +137,15 @@ class RGBDSource:
         # Zero and below are no distance; neither is a value that overflows or vanishes in float32.
         valid &= np.isfinite(target) & (target > 0)
         target[~valid] = 0
+        image, orientation = read_oriented(entry.image)
+        if not belongs_to_stored_pixels(target.shape, image.shape[:2], orientation):
+            orientation = 1
         sample: RGBDSample = {
-            "image": read_image(entry.image),
-            "target": target,
-            "valid": valid,
+            "image": image,
+            "target": np.ascontiguousarray(turn(target, orientation)),
+            "valid": np.ascontiguousarray(turn(valid, orientation)),
             "kind": entry.kind,
+            "scale": scale,
             "name": entry.name,
             "dataset": entry.dataset,
         }
@@ -124,7 +153,9 @@ class RGBDSource:
             sample["right"] = read_image(entry.right)
         if entry.intrinsics is not None:
             fx, fy, cx, cy, skew = entry.intrinsics
-            sample["intrinsics"] = np.array([[fx, skew, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float32)
+            stored_size = image.shape[1::-1] if orientation in QUARTERS else image.shape[:2]
+            matrix = turn_intrinsics(np.array([[fx, skew, cx], [0, fy, cy], [0, 0, 1]]), orientation, stored_size)
+            sample["intrinsics"] = matrix.astype(np.float32)
         if entry.focal_px is not None:
             sample["focal_px"] = entry.focal_px
         if entry.baseline_m is not None:
@@ -133,7 +164,7 @@ class RGBDSource:
 
 
 def open_rgbd(
-    path: str | os.PathLike, *, root: str | os.PathLike | None = None, depth_scale: float = 1000.0
+    path: str | os.PathLike, *, root: str | os.PathLike | None = None, depth_scale: float | None = None
 ) -> RGBDSource:
     """Open images with ground truth.
 
@@ -142,7 +173,16 @@ def open_rgbd(
     | `set.jsonl` | one, named after the file: a JSON object per line, see below |
     | `set.json` | one, named after the file: `{"files": [...]}` as Metric3D's annotations, see below |
     | a folder with `.jsonl` files | one for each file |
-    | a folder with `images/` and `depth/` | one, named after the folder; files are paired by path without suffix |
+    | a folder of TUM RGB-D: `associations.txt`, or `rgb.txt` and `depth.txt` | one, named after the folder |
+    | a folder with `images/` or `rgb/`, and `depth/` | one, named after the folder; paired by path without suffix |
+    | a list `.txt`, `.csv`, `.tsv`, `.lst`: image and depth on each line | one, named after the file |
+
+    Lists and TUM RGB-D's files are read as `rgbd_lists` says; their names are relative to `root`, or to the list's own
+    folder, and may repeat that folder's name (DenseDepth's `data/nyu2_train.csv`).
+
+    A photograph whose EXIF data turn it is read upright. Its depth and intrinsics are taken to be like the stored
+    pixels and turned with it, unless the depth has the shape of the upright photograph and not of the stored one; see
+    `orientation.belongs_to_stored_pixels`.
 
     Keys of a line: `image` and `depth` (paths; a line whose `depth` is null is skipped and counted), and optionally
     `id`, `kind` (one of `KINDS`), `scale` (value = stored / scale, 1 by default), `invalid` (a stored value or a list),
@@ -155,16 +195,18 @@ def open_rgbd(
     Args:
         path: one of the above.
         root: folder that the paths in manifests are relative to; None for the manifest's own.
-        depth_scale: units per metre of whole-number files in a `depth/` folder (1000: millimetres). Floating point
-            files there hold metres.
+        depth_scale: stored units per metre where nothing else says it: in lists and folders, and lines of manifests
+            without `scale`. None: for whole numbers 1000 (millimetres), 5000 for TUM RGB-D, 1 in manifests; floating
+            point is metres.
+            Floating point files hold metres.
 
     Raises:
         FileNotFoundError: the path or root does not exist.
         DistillDepthError: a line is not what it should be (its number is named), or there is no ground truth at all.
         ValueError: `depth_scale` is not positive.
     """
-    if not (depth_scale > 0 and math.isfinite(depth_scale)):
-        raise ValueError(f"open_rgbd: depth_scale must be positive (units per metre), got {depth_scale}")
+    if depth_scale is not None and not (depth_scale > 0 and math.isfinite(depth_scale)):
+        raise UsageError(f"open_rgbd: depth_scale must be positive (units per metre), got {depth_scale}")
     path = expand_user(path)
     root = None if root is None else expand_user(root)
     for needed in (path, root):
@@ -173,25 +215,29 @@ def open_rgbd(
     if path.is_dir():
         manifests = sorted(path.glob("*.jsonl"), key=natural_key)
         if not manifests:
-            return RGBDSource(*_pair_folders(path), depth_scale=depth_scale)
+            return _open_folder(path, root, depth_scale)
     elif path.suffix.lower() in (".jsonl", ".json"):
         manifests = [path]
+    elif path.suffix.lower() in LIST_SUFFIXES:
+        return _from_pairs(*read_pairs(path), path, path.stem, root, depth_scale)
     else:
         raise DistillDepthError(
-            f"{path}: is not an RGB-D set; give a .jsonl manifest, a .json with `files`, or a folder with .jsonl files "
-            "or images/ and depth/"
+            f"{path}: is not an RGB-D set; give a .jsonl manifest, a .json with `files`, a list ({_LISTS}) with an "
+            f"image and its depth on each line, or a folder with {_FOLDER_CONTENTS}"
         )
     entries, skipped = [], 0
     for manifest in manifests:
         read_lines = _read_annotations if manifest.suffix.lower() == ".json" else _read_manifest
-        read, without = read_lines(manifest, root or manifest.parent)
+        read, without = read_lines(manifest, root or manifest.parent, 1.0 if depth_scale is None else None)
         entries += read
         skipped += without
     if not entries:
         why = f"all {skipped} lines have depth null" if skipped else "it is empty"
         raise DistillDepthError(f"{path}: no sample with ground truth; {why}")
     description = f"{path} ({len(entries)} samples with ground truth"
-    return RGBDSource(entries, description + (f", {skipped} without)" if skipped else ")"), skipped=skipped)
+    return RGBDSource(
+        entries, description + (f", {skipped} without)" if skipped else ")"), skipped=skipped, depth_scale=depth_scale
+    )
 
 
 def read_depth(path: str | os.PathLike) -> np.ndarray:
@@ -218,19 +264,60 @@ def decode_depth(file: BinaryIO, name: str) -> np.ndarray:
         values = read_npy(file, name)
     else:
         with open_image(file, name) as image:
-            if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
-                raise DistillDepthError(f"{name}: depth must be one grey channel, got image mode {image.mode}")
-            values = np.array(image)
+            values = read_grey(image, name)
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
         raise DistillDepthError(f"{name}: must hold one array of numbers")
-    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
-        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    values = one_channel(values, name)
     if values.ndim != 2 or not values.size:
         raise DistillDepthError(f"{name}: must hold one map of shape (H, W), got {values.shape}")
     return values
 
 
-def _read_manifest(path: Path, root: Path) -> tuple[list[RGBDEntry], int]:
+def read_grey(image: Image.Image, name: str) -> np.ndarray:
+    """Return the stored values of an image, opened and not loaded, that is one map, maybe in several equal channels.
+
+    Returns:
+        `(h, w)`, in the image's own type.
+
+    Raises:
+        DistillDepthError: a coloured picture, or more than 8 bits in each of several channels, which cannot be read.
+    """
+    if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
+        return np.array(image)
+    if any("16" in str(tile[3]) for tile in image.tile):
+        raise DistillDepthError(
+            f"{name}: has several channels of 16 bits, of which only 8 can be read; store one grey channel"
+        )
+    if image.mode not in ("RGB", "RGBA", "LA", "P", "PA"):
+        raise DistillDepthError(f"{name}: depth must be one grey channel, got image mode {image.mode}")
+    return one_channel(np.array(image.convert("RGBA" if image.mode != "RGB" else "RGB")), name)
+
+
+def one_channel(values: np.ndarray, name: str) -> np.ndarray:
+    """Return a map that is stored as 1, 3 or 4 equal channels, first or last, as `(h, w)`; anything else as it is.
+
+    A fourth channel may also be the same everywhere: opaque.
+
+    Raises:
+        DistillDepthError: channels that differ.
+    """
+    if values.ndim != 3:
+        return values
+    axis = next((axis for count in ((1,), (3, 4)) for axis in (2, 0) if values.shape[axis] in count), None)
+    if axis is None:
+        return values
+    first, *others = np.moveaxis(values, axis, 0)
+    is_opaque = len(others) == 3 and bool((others[2] == others[2].flat[0]).all()) if values.size else False
+    for channel in others[:2] if is_opaque else others:
+        if not np.array_equal(first, channel, equal_nan=values.dtype.kind == "f"):
+            raise DistillDepthError(
+                f"{name}: has {values.shape[axis]} channels that differ, so it is a coloured picture and not depth; "
+                "give the file with the numbers"
+            )
+    return first
+
+
+def _read_manifest(path: Path, root: Path, scale: float | None) -> tuple[list[RGBDEntry], int]:
     """The lines with ground truth, and how many have none."""
     entries, skipped = [], 0
     text = read_text(path, remedy="a manifest has one JSON object per line", limit=_MANIFEST_BYTES)
@@ -244,13 +331,13 @@ def _read_manifest(path: Path, root: Path) -> tuple[list[RGBDEntry], int]:
             if fields.get("depth") is None and "depth" in fields:
                 skipped += 1
             else:
-                entries.append(_parse_line(fields, path.stem, root))
+                entries.append(_parse_line(fields, path.stem, root, scale))
         except (ValueError, TypeError) as error:
             raise DistillDepthError(f"{path}:{number}: {error}") from error
     return entries, skipped
 
 
-def _read_annotations(path: Path, root: Path) -> tuple[list[RGBDEntry], int]:
+def _read_annotations(path: Path, root: Path, scale: float | None) -> tuple[list[RGBDEntry], int]:
     """The entries of a `files` list with ground truth, and how many have none."""
     files = read_json(path, limit=_MANIFEST_BYTES).get("files")
     if not isinstance(files, list):
@@ -269,20 +356,22 @@ def _read_annotations(path: Path, root: Path) -> tuple[list[RGBDEntry], int]:
                 if not isinstance(camera, list) or len(camera) != 4:
                     raise ValueError(f"`cam_in` must be [fx, fy, cx, cy], got {camera!r}")
                 line["intrinsics"] = dict(zip(("fx", "fy", "cx", "cy"), camera, strict=True))
-            entries.append(_parse_line(line, path.stem, root))
+            entries.append(_parse_line(line, path.stem, root, scale))
         except (ValueError, TypeError) as error:
             named = str(error).replace("`image`", "`rgb`").replace("`scale`", "`depth_scale`")
             raise DistillDepthError(f"{path}: files[{number}]: {named}") from error
     return entries, skipped
 
 
-def _parse_line(fields: dict[str, Any], dataset: str, root: Path) -> RGBDEntry:
+def _parse_line(fields: dict[str, Any], dataset: str, root: Path, default: float | None) -> RGBDEntry:
     for key in ("image", "depth"):
         if not isinstance(fields.get(key), str) or not fields[key]:
             raise ValueError(f"`{key}` must be a path, got {shown(fields.get(key))}")
     right = fields.get("right")
     if right is not None and not isinstance(right, str):
         raise ValueError(f"`right` must be a path or null, got {shown(right)}")
+    for path in filter(None, (fields["image"], fields["depth"], right)):
+        refuse_url(path)
     kind = fields.get("kind", "depth")
     if kind not in KINDS:
         raise ValueError(f"`kind` must be {' or '.join(KINDS)}, got {shown(kind)}")
@@ -294,7 +383,7 @@ def _parse_line(fields: dict[str, Any], dataset: str, root: Path) -> RGBDEntry:
         image=root / fields["image"],
         depth=root / fields["depth"],
         kind=kind,
-        scale=_positive(fields, "scale", default=1.0),
+        scale=_positive(fields, "scale", default=1.0 if kind == "stereo_disparity" else default),
         invalid=tuple(_number(value, "invalid") for value in values),
         right=None if right is None else root / right,
         intrinsics=_parse_intrinsics(fields.get("intrinsics")),
@@ -341,13 +430,58 @@ def _number(value: Any, key: str) -> float:
     return float(value)
 
 
+def _open_folder(folder: Path, root: Path | None, depth_scale: float | None) -> RGBDSource:
+    dataset = folder.resolve().name
+    for name in ASSOCIATIONS:
+        if (folder / name).is_file():
+            pairs, scale = read_pairs(folder / name)
+            return _from_pairs(pairs, scale, folder / name, dataset, root, depth_scale)
+    times = folder / "rgb.txt", folder / "depth.txt"
+    if all(path.is_file() for path in times):
+        return _from_pairs(read_timed_pairs(*times), TUM_SCALE, times[0], dataset, root, depth_scale)
+    return RGBDSource(*_pair_folders(folder), depth_scale=depth_scale)
+
+
+def _from_pairs(
+    pairs: list[Pair], implied: float | None, path: Path, dataset: str, root: Path | None, depth_scale: float | None
+) -> RGBDSource:
+    """The source of a list; looks for some of its files, so that a list of another place is one error."""
+    known = [pair for pair in pairs if pair.depth is not None]
+    if not known:
+        raise DistillDepthError(f"{path}: no sample with ground truth; all {len(pairs)} lines have no depth")
+    base = root or path.parent
+    probes = known[:: -(-len(known) // _PROBES)]
+    bases = [base]
+    if base.resolve().name == PurePosixPath(probes[0].image).parts[0]:
+        # Lists for NYU Depth repeat the folder in which they lie.
+        bases.append(base / "..")
+    found = [place for place in bases if any((place / pair.image).is_file() for pair in probes)]
+    if not found:
+        raise DistillDepthError(
+            f"{path}: none of its images is there, looked for {base / probes[0].image} and so on; give --root, the "
+            "folder that its names are relative to"
+        )
+    if not any((found[0] / pair.depth).is_file() for pair in probes):
+        raise DistillDepthError(
+            f"{path}: none of its depth files is there, looked for {found[0] / probes[0].depth} and so on"
+        )
+    entries = [
+        RGBDEntry(pair.image, dataset, found[0] / pair.image, found[0] / pair.depth, scale=None, focal_px=pair.focal_px)
+        for pair in known
+    ]
+    skipped = len(pairs) - len(known)
+    description = f"{path} ({len(entries)} samples with ground truth" + (f", {skipped} without)" if skipped else ")")
+    return RGBDSource(entries, description, skipped=skipped, depth_scale=depth_scale, usual=implied or DEPTH_SCALE)
+
+
 def _pair_folders(folder: Path) -> tuple[list[RGBDEntry], str]:
     """Entries of `images/` + `depth/`; an image whose depth is missing stays in, and says so when it is read."""
-    images, depths = folder / "images", folder / "depth"
-    if not images.is_dir() or not depths.is_dir():
-        missing = " and ".join(f"{part.name}/" for part in (images, depths) if not part.is_dir())
+    images = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
+    depths = folder / "depth"
+    if images is None or not depths.is_dir():
+        missing = ["images/ or rgb/"] * (images is None) + ["depth/"] * (not depths.is_dir())
         raise DistillDepthError(
-            f"{folder}: has no {missing} and no .jsonl manifest; an RGB-D folder needs images/ and depth/"
+            f"{folder}: has no {' and no '.join(missing)}; an RGB-D folder needs {_FOLDER_CONTENTS}"
         )
     dataset = folder.resolve().name
     entries, paired = [], 0

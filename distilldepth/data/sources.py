@@ -22,10 +22,10 @@ from distilldepth.data.images import (
     decode_image,
     is_image_name,
     list_images,
-    natural_key,
     path_exists,
     read_image,
 )
+from distilldepth.data.listing import glob_files, is_own_picture, natural_key, walk_files, warn_of_own
 from distilldepth.data.tar import compressed_error, is_plain, walk_tar
 from distilldepth.errors import DistillDepthError, UsageError, shown
 from distilldepth.files import expand_user
@@ -125,10 +125,13 @@ class TarSource:
             raise ValueError("TarSource: paths must not be empty, got none; give at least one shard")
         self.paths = [os.fspath(path) for path in paths]
         self.max_side = _checked_max_side(max_side)
-        shards, offsets, sizes, self._names = [], [], [], []
+        shards, offsets, sizes, self._names, own = [], [], [], [], []
         for shard, path in enumerate(self.paths):
             for name, member in walk_tar(path):
                 if is_plain(member) and _is_wanted(name):
+                    if name.lower().endswith(".png") and _is_own_member(path, member.offset_data):
+                        own.append(f"{path}/{name}")
+                        continue
                     if member.size > _MAX_FILE:
                         raise DistillDepthError(
                             f"{path}/{name}: has {member.size} bytes, an image has at most {_MAX_FILE}; the shard is "
@@ -146,6 +149,7 @@ class TarSource:
             f"{os.path.basename(self.paths[shard])}/{name}" for shard, name in zip(shards, self._names, strict=True)
         ]
         where = self.paths[0] if len(self.paths) == 1 else f"{len(self.paths)} tar shards from {self.paths[0]}"
+        warn_of_own(where, own, len(own) + len(self._names))
         if not self._names:
             raise DistillDepthError(f"{where}: no image among the members; searched for {' '.join(IMAGE_SUFFIXES)}")
         self.description = f"{where} ({_count(len(self._names), 'image')})"
@@ -348,7 +352,7 @@ def _open_one(spec: str, size: tuple[int, int] | None, seed: int, max_side: int 
         try:
             return FolderSource(path, max_side=max_side)
         except DistillDepthError:
-            shards = sorted((item for item in path.rglob("*.tar") if item.is_file()), key=natural_key)
+            shards = sorted(filter(os.path.isfile, walk_files(path, _is_tar_name)), key=natural_key)
             if not shards:
                 raise
             return TarSource(shards, max_side=max_side)
@@ -382,11 +386,24 @@ def _list_shards(path: Path) -> list[str]:
         if path_exists(Path(name)) or not glob.has_magic(name):
             shards.append(name)
             continue
-        matches = sorted(glob.glob(name, recursive=True), key=natural_key)
+        matches = [str(match) for match in sorted(glob_files(Path(name), _is_tar_name), key=natural_key)]
         if not matches:
             raise DistillDepthError(f"{name}: no tar shard matches this pattern")
         shards += matches
     return shards
+
+
+def _is_own_member(path: str, offset: int) -> bool:
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return is_own_picture(file)
+    except OSError:
+        return False
+
+
+def _is_tar_name(name: str) -> bool:
+    return name.lower().endswith(".tar")
 
 
 def _is_wanted(name: str) -> bool:

@@ -21,6 +21,8 @@ class Truth:
     """Whether the unit of `depth` is metres."""
     dense: bool = False
     """Whether there is truth at every visible surface, so that depth boundaries can be scored."""
+    scale: float | None = None
+    """Stored units per metre that were applied, where they are the user's word and may be wrong."""
 
 
 @dataclass(frozen=True)

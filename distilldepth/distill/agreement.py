@@ -22,7 +22,7 @@ from distilldepth.inference import without_relief
 from distilldepth.losses import normalise
 from distilldepth.metrics import depth_metrics
 from distilldepth.models import DepthModel
-from distilldepth.models.preprocess import resize
+from distilldepth.models.preprocess import resize, restore
 
 PICTURES = 6
 """Held-out images kept as pictures."""
@@ -146,8 +146,8 @@ def predict_at(student: DepthModel, images: Tensor) -> Tensor:
     """Return the student's map at the size of the images, `(B, H, W)`."""
     preprocessing = student.preprocessing
     inner = nearest_size(*images.shape[-2:], preprocessing.multiple)
-    values = student(resize(images, inner, preprocessing.interpolation)).values.float()
-    return resize(values[:, None], images.shape[-2:], "bilinear")[:, 0]
+    values = student(resize(images, inner, preprocessing.interpolation)).values
+    return restore(values, images.shape[-2:], preprocessing)
 
 
 def _means(columns: dict[str, list[Tensor]]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from distilldepth.distill.spec import check_known, parse_teachers
 from distilldepth.documents import parse_toml, read_toml
-from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
 
 NORMALISATIONS = ("hybrid", "global", "local", "none")
 CONTEXTS = ("range", "quantile", "spatial")
@@ -201,6 +201,8 @@ class DistillConfig:
 
         check_known(parse_teachers(self.teachers))
         name = self.student
+        for path in (name, self.out, self.resume, *self.images):
+            refuse_url(path)
         if re.fullmatch(r"[\w:-]+", name) and registry.lookup(name) is None and not path_exists(Path(name)):
             hint = registry.what_else(name, registry.student_names(), "students")
             raise UsageError(f"distill: unknown student {shown(name)}{hint}")
@@ -404,6 +406,7 @@ def load_config(
     config = DistillConfig()
     values: dict[str, Any] = {}
     if file is not None:
+        refuse_url(file)
         if not Path(file).exists():
             raise FileNotFoundError(f"distill: config file not found: {file}")
         values = read_toml(Path(file), remedy="it must be a TOML file as --print-config shows it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from distilldepth.errors import UsageError, shown
+from distilldepth.errors import UsageError, refuse_url, shown
 
 ORACLE = "oracle"
 """The teacher that is the renderer's own truth; works on procedural scenes only."""
@@ -70,6 +70,7 @@ def check_known(specs: list[TeacherSpec]) -> None:
 
     known = {ORACLE, *teacher_names()}
     for spec in specs:
+        refuse_url(spec.model.partition("@")[2] or spec.model)
         name = spec.model.partition("@")[0].partition(":")[0]
         bare = not any(mark in spec.model for mark in "/\\.@") and not path_exists(Path(spec.model))
         if bare and name not in known:

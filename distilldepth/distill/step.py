@@ -13,7 +13,7 @@ from distilldepth.distill.progress import Stopwatch
 from distilldepth.distill.teachers import nearest_size
 from distilldepth.losses import DistillationObjective, ObjectiveInputs
 from distilldepth.models import DepthModel
-from distilldepth.models.preprocess import resize
+from distilldepth.models.preprocess import resize, restore
 
 _SHORT_SEQUENCE_PIXELS = 128 * 14 * 14
 """Up to this many pixels a transformer on patches of 14 sees at most 128 tokens."""
@@ -83,7 +83,7 @@ class DistillationStep(nn.Module):
             images = resize(inputs.images, inner, preprocessing.interpolation)
             with _fastest_attention(images):
                 output = (self._compiled or self.student)(images, features=bool(inputs.teacher_features))
-            prediction = resize(output.values.float()[:, None], (height, width), "bilinear")[:, 0]
+            prediction = restore(output.values, (height, width), preprocessing)
         with self._watch("loss"):
             batch = len(prediction)
             finite = torch.isfinite(prediction.detach()).flatten(1).all(1)

@@ -13,7 +13,7 @@ from distilldepth.distill.spec import ORACLE, TeacherSpec
 from distilldepth.errors import DistillDepthError
 from distilldepth.models import DepthModel, load_model
 from distilldepth.models.base import ModelInfo
-from distilldepth.models.preprocess import resize
+from distilldepth.models.preprocess import resize, restore
 
 
 @dataclass
@@ -58,13 +58,15 @@ class Teacher:
                 resize(images, nearest_size(height, width, preprocessing.multiple), preprocessing.interpolation),
                 features=features,
             )
-            disparity = to_disparity(output.values.float(), self.info.quantity)
-            disparity = resize(disparity[:, None], (height, width), "bilinear")[:, 0]
+            values = restore(output.values, (height, width), preprocessing)
+            disparity = to_disparity(values, self.info.quantity)
         # Tensors made in inference mode may not enter a graph; a clone made outside it may.
         disparity = disparity.clone()
+        # Interpolation may bring metres below 0 beside a deep edge, and the inverse is unknown; the step looks for NaN.
+        valid = ~(values <= 0) if self.info.quantity == "metric_depth" else torch.ones_like(disparity, dtype=torch.bool)
         return PseudoLabel(
             disparity,
-            torch.ones_like(disparity, dtype=torch.bool),
+            valid,
             {name: value.clone() for name, value in output.features.items()},
         )
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from distilldepth.evaluate.protocol import Rules
 
-SHAPE, TRUTH_SHAPE, DIRECTION, SCALE = "shape", "truth shape", "direction", "scale"
+SHAPE, TRUTH_SHAPE, DIRECTION, SCALE, TRUTH_SCALE = "shape", "truth shape", "direction", "scale", "truth scale"
 """The kinds of doubt: the prediction or the truth is no map of the whole image; near and far are exchanged; metres are
-of another size than the truth's. A single frame can be doubtful for the first three, a dataset for all."""
+of another size than the truth's; the truth's metres are none. A single frame can be doubtful for the first three, a
+dataset for all."""
 
 PROBES = 2048
 """Pixels of a frame, on a regular grid, by which direction and size are judged."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from distilldepth.predict.writers import png_texts
+
 COLOURS = ("var(--line-1)", "var(--line-2)", "var(--line-3)", "var(--line-4)", "var(--line-5)", "var(--line-6)")
 """Of the lines of a chart, in order."""
 
@@ -66,7 +68,7 @@ def data_url(content: bytes, kind: str = "png") -> str:
 
 def png(picture: np.ndarray) -> bytes:
     """Return an uint8 `(H, W, 3)` picture as a PNG file."""
-    return _encode(Image.fromarray(picture), "PNG", optimize=True)
+    return _encode(Image.fromarray(picture), "PNG", optimize=True, pnginfo=png_texts())
 
 
 def jpeg(picture: np.ndarray) -> bytes:

@@ -14,6 +14,7 @@ import numpy as np
 
 from distilldepth.data.arrays import read_npy
 from distilldepth.data.images import IMAGE_SUFFIXES, open_file, open_image
+from distilldepth.data.rgbd import one_channel, read_grey
 from distilldepth.data.truth import Dataset, Item
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.files import atomic_path, expand_user, file_digest, write_atomically
@@ -106,11 +107,13 @@ def write_kitti_png(path: Path, values: np.ndarray, quantity: str) -> None:
     """
     from PIL import Image
 
+    from distilldepth.predict.writers import png_texts
+
     check_metres(quantity)
     known = np.isfinite(values) & (values > 0)
     scaled = np.where(known, np.clip(np.rint(np.where(known, values, 0).astype(np.float64) * KITTI_SCALE), 1, 65535), 0)
     with atomic_path(path) as temporary:
-        Image.fromarray(scaled.astype(np.uint16)).save(temporary, format="PNG")
+        Image.fromarray(scaled.astype(np.uint16)).save(temporary, format="PNG", pnginfo=png_texts())
 
 
 def check_metres(quantity: str) -> None:
@@ -147,11 +150,11 @@ class StoredPredictions(DepthModel):
     | `scene_rgb_0001` | programs that flatten the tree |
     | `rgb_0001` (and the other forms) | only if no other sample of the dataset has this file name |
 
-    `.npy`: `(h, w)`, or with sides of length 1 around it, any real dtype. `.png`: 16-bit (or 8-bit) grey. One written
-    here says itself what its numbers mean. Another one is stored / `depth_scale`; in a PNG 0 is unknown if the quantity
-    is metric depth, and a value like any other if not. Without `depth_scale` an `.npy` is taken to be in metres, PNGs
-    of KITTI's datasets are read as metres x 256, and those of relative quantities as they are, since their scale is
-    fitted anyway.
+    `.npy`: `(h, w)`, or with sides of length 1 around it, any real dtype. `.png`: 16-bit (or 8-bit) grey. Both may
+    repeat the map in three or four equal channels. A PNG written here says itself what its numbers mean. Another one is
+    stored / `depth_scale`; in a PNG 0 is unknown if the quantity is metric depth, and a value like any other if not.
+    Without `depth_scale` an `.npy` is taken to be in metres, PNGs of KITTI's datasets are read as metres x 256, and
+    those of relative quantities as they are, since their scale is fitted anyway.
 
     Beside a map, `..._uncertainty.npy` (larger = less certain) and `..._std.npy` (metres) are read as well, and scored
     as uncertainty.
@@ -288,15 +291,13 @@ class StoredPredictions(DepthModel):
             values = read_npy(file, name)
         shape = tuple(side for side in values.shape if side != 1)
         # (1, h, w) and (h, w, 1) are maps too; a map of one row is already two-dimensional.
-        values = values if values.ndim == 2 else values.reshape(shape)
+        values = values if values.ndim == 2 else one_channel(values.reshape(shape), str(path))
         return values if self.depth_scale is None else values / self.depth_scale
 
     def _read_png(self, path: Path, kind: str) -> np.ndarray:
         with open_file(path) as (file, name), open_image(file, name) as image:
+            stored = read_grey(image, name).astype(np.float64)
             texts = dict(getattr(image, "text", {}))
-            if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
-                raise DistillDepthError(f"{name}: must be a grey PNG of 16 bits, got the mode {image.mode}")
-            stored = np.asarray(image).astype(np.float64)
         if {"quantity", "scale", "offset"} <= texts.keys():
             if texts["quantity"] != self.info.quantity:
                 raise DistillDepthError(

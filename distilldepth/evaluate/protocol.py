@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ BY_QUANTITY = "by quantity"
 CHOICES: dict[str, tuple[str, ...]] = {
     "field": ("", "raw", "filled"),
     "bounds": ("strict", "inclusive"),
-    "image_crop": ("", "kb"),
+    "image_crop": ("", "kb", "kb-in-frame"),
     "score_crop": ("", "eigen-nyu", "eigen", "garg"),
     "align": ("least-squares", "median", "l1", "ransac", "none"),
     "space": ("disparity", "depth", BY_QUANTITY),
@@ -51,7 +52,8 @@ class Rules:
     far_cut: float = 0.0
     """Ground truth farther than this many times the image's 1 % quantile does not count; 0 = off."""
     image_crop: str = ""
-    """Crop of image and truth before the model sees the image: `kb`, the lower middle 352 x 1216."""
+    """Crop of image and truth before the model sees the image: `kb`, the lower middle 352 x 1216; `kb-in-frame`: of the
+    image alone, and the map goes back into its place in the frame, with 0 around it."""
     score_crop: str = ""
     """Crop of what counts, on the frame after `image_crop`: `eigen-nyu`, `eigen` or `garg`."""
     min_pixels: int = 10
@@ -119,7 +121,8 @@ class Rules:
         if self.far_cut:
             parts.append(f"at most {self.far_cut:g} x its 1 % quantile")
         if self.image_crop:
-            parts.append("images cropped to 352 x 1216 (kb)")
+            whole = ", truth whole" if self.image_crop == "kb-in-frame" else ""
+            parts.append(f"images cropped to 352 x 1216 (kb){whole}")
         parts.append(f"{self.score_crop} crop" if self.score_crop else "no crop")
         parts.append("no alignment" if self.align == "none" else f"{self.align} in {self.space}")
         if self.fit_on != "valid":
@@ -282,6 +285,7 @@ class Protocol:
         """
         rest = dict(values)
         words = {key: rest.pop(key) for key in ("name", "summary", "source")}
+        words["name"] = ALIASES.get(words["name"], (words["name"],))[0]
         by_dataset, by_quantity = rest.pop("by_dataset"), rest.pop("by_quantity")
         return _assemble(words, rest, by_dataset, by_quantity)
 
@@ -291,7 +295,7 @@ def choose_protocol(quantity: str, *, name: str | None = None, overrides: Mappin
 
     Args:
         quantity: `disparity`, `depth` or `metric_depth`; decides rules that a protocol leaves to it.
-        name: one of `PROTOCOLS`.
+        name: one of `PROTOCOLS`, or of `ALIASES`, which are said to be former names in a warning.
         overrides: values by name of rule, for all kinds of datasets.
 
     Raises:
@@ -304,6 +308,8 @@ def choose_protocol(quantity: str, *, name: str | None = None, overrides: Mappin
     """
     if name is not None and name not in PROTOCOLS:
         raise UsageError(f"choose_protocol: name must be known, got {name!r}{did_you_mean(name, PROTOCOLS)}")
+    if name in ALIASES:
+        warnings.warn(f"protocol {name}: {ALIASES[name][1]}", UserWarning, stacklevel=1)
     protocol = PROTOCOLS[name or _DEFAULTS[quantity]].for_quantity(quantity)
     overrides = _checked(overrides or {}, "choose_protocol")
     kinds = ["", *protocol.by_dataset]
@@ -336,8 +342,14 @@ def choose_protocol(quantity: str, *, name: str | None = None, overrides: Mappin
 _DEFAULTS = {"disparity": "affine-disparity", "depth": "affine-depth", "metric_depth": "metric"}
 
 
+ALIASES = {
+    "bts-garg": ("newcrfs", "is called newcrfs now; the evaluation of BTS itself is bts, ZoeDepth's is zoedepth")
+}
+"""Former names of protocols: what they are called now, and what to say about it."""
+
+
 class _Protocols(Mapping[str, Protocol]):
-    """The built-in protocols, read from their files when they are first asked for."""
+    """The built-in protocols, read from their files when they are first asked for; former names lead to them too."""
 
     @cached_property
     def _names(self) -> list[str]:
@@ -349,6 +361,7 @@ class _Protocols(Mapping[str, Protocol]):
         return {}
 
     def __getitem__(self, name: str) -> Protocol:
+        name = ALIASES.get(name, (name,))[0]
         if name not in self._names:
             raise KeyError(name)
         if name not in self._read:
@@ -363,7 +376,7 @@ class _Protocols(Mapping[str, Protocol]):
         return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names
+        return name in self._names or name in ALIASES
 
 
 PROTOCOLS: Mapping[str, Protocol] = _Protocols()

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from distilldepth.evaluate.data import check_any_readable, open_data
 from distilldepth.evaluate.doubts import (
     DIRECTION,
     SHAPE,
+    TRUTH_SCALE,
     TRUTH_SHAPE,
     describe_misfit,
     find_wrong_direction,
@@ -38,7 +39,7 @@ from distilldepth.evaluate.predictions import (
 from distilldepth.evaluate.protocol import Protocol, Rules, choose_protocol
 from distilldepth.evaluate.result import Evaluation, mean_metrics, summarise
 from distilldepth.evaluate.run_folder import RunFolder, check_folder, describe_run
-from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, is_meaningless, score_batch
+from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, is_meaningless, score_batch, to_frame
 from distilldepth.evaluate.table import headline
 from distilldepth.files import expand_user
 from distilldepth.inference import (
@@ -102,6 +103,7 @@ def evaluate(
     overwrite: bool = False,
     save_predictions: str | None = None,
     command: str = "",
+    truth_scale: float | None = None,
     start: Callable[[int], Callable[[int], None]] | None = None,
 ) -> Evaluation:
     """Score a model.
@@ -124,6 +126,7 @@ def evaluate(
         overwrite: replace an evaluation that is in `out`.
         save_predictions: write every map below `out`: `npy`, `png16` or `kitti`; None writes none.
         command: written into the metadata.
+        truth_scale: stored units per metre of ground truth in RGB-D sets whose files do not say it; see `open_data`.
         start: called with the number of frames when the work begins; the function it returns is told how many more are
             done.
 
@@ -137,13 +140,13 @@ def evaluate(
     folder = None if out is None else expand_user(out)
     _check_output(folder, resume, overwrite, save_predictions, model)
     opened = isinstance(data, list) and bool(data) and isinstance(data[0], Dataset)
-    datasets = data if opened else open_data(data, root=root, split=split, limit=limit)
+    datasets = data if opened else open_data(data, root=root, split=split, limit=limit, truth_scale=truth_scale)
     if isinstance(model, DepthModel) and device == "auto":
         place = next(model.buffers()).device
     else:
         place = resolve_device(device)
     precision = resolve_precision(precision, place)
-    check_any_readable(datasets)
+    scale_notes = check_any_readable(datasets)
     model = open_model(model, offline).to(place)
     if save_predictions == "kitti":
         check_metres(model.info.quantity)
@@ -163,7 +166,7 @@ def evaluate(
         raise ValueError(f"evaluate: the protocol {protocol.name} does not fit the model: {MEANINGLESS}")
     other = {dataset.kind: rules[dataset.name].field for dataset in datasets if _wrong_field(dataset, rules)}
     if other and not opened:
-        datasets = open_data(data, root=root, split=split, limit=limit, fields=other)
+        datasets = open_data(data, root=root, split=split, limit=limit, fields=other, truth_scale=truth_scale)
     for dataset in datasets:
         if _wrong_field(dataset, rules):
             wanted = rules[dataset.name].field
@@ -175,6 +178,7 @@ def evaluate(
     if save_predictions is not None:
         check_distinct(datasets, save_predictions)
     run = _Run(model, protocol, rules, place, precision, resize_policy, size, batch_size)
+    run.scale_notes = scale_notes
     run.tasks = [
         _Task(item, index, dataset, rules[dataset.name], found.get((dataset.name, index)))
         for dataset in datasets
@@ -183,6 +187,10 @@ def evaluate(
     run.advance = start(len(run.tasks)) if start is not None else run.advance
     if folder is not None:
         settings = {"resize_policy": resize_policy, "size": size, "precision": precision}
+        if truth_scale is not None:
+            settings["truth_scale"] = truth_scale
+        if isinstance(model, StoredPredictions) and model.depth_scale is not None:
+            settings["depth_scale"] = model.depth_scale
         if save_predictions is not None:
             settings["save_predictions"] = save_predictions
         kinds = {dataset.name: rules[dataset.name].to_dict() for dataset in datasets}
@@ -253,6 +261,7 @@ class _Run:
         self.place, self.precision, self.policy, self.size = place, precision, policy, size
         self.batch_size = batch_size
         self.tasks: list[_Task] = []
+        self.scale_notes: dict[str, list[str]] = {}
         self.folder: RunFolder | None = None
         self.cases = Cases()
         self.save_as: str | None = None
@@ -454,7 +463,11 @@ class _Run:
         sample, score = (one.task.dataset.name, one.task.item.name), row["metrics"].get("abs_rel")
         if self.folder is not None and score is not None and self.cases.wants(*sample, score):
             maps = scores.depth[index], one.truth.depth, scores.mask[index]
-            self.cases.offer(*sample, score, one.image, *maps, is_metric=one.truth.is_metric)
+            image: Any = one.image
+            if one.task.rules.image_crop == "kb-in-frame":
+                channels = torch.from_numpy(image).permute(2, 0, 1)
+                image = to_frame(channels, one.truth.depth.shape, "nearest", one.task.rules).permute(1, 2, 0)
+            self.cases.offer(*sample, score, image, *maps, is_metric=one.truth.is_metric)
 
     def record(self, rows: list[tuple[_Task, dict[str, Any]]], saving: dict[_Task, Future]) -> None:
         """Note scored samples, once their maps are written."""
@@ -512,7 +525,7 @@ def _crop_like(values: np.ndarray, image: np.ndarray, cropped: np.ndarray, rules
     if values.shape != full:
         values = resize(torch.from_numpy(values)[None, None], full, "bilinear")[0, 0].numpy()
     valid = np.ones(full, dtype=bool)
-    return apply_image_crop(image, Truth(values, valid, is_metric=False), rules)[1].depth
+    return apply_image_crop(image, Truth(values, valid, is_metric=False), replace(rules, image_crop="kb"))[1].depth
 
 
 def open_model(model: str | Path | DepthModel, offline: bool = False) -> DepthModel:
@@ -568,7 +581,10 @@ def _summarise(run: _Run, datasets: list[Dataset], metadata: dict[str, Any]) -> 
             for task in tasks
             if task in run.errors
         ]
-        summaries.append(summarise(dataset, rows, run.rules[dataset.name], run.model.info.quantity))
+        summary = summarise(dataset, rows, run.rules[dataset.name], run.model.info.quantity)
+        for note in run.scale_notes.get(dataset.name, ()):
+            summary["doubts"].append({"kind": TRUTH_SCALE, "frames": len(rows), "text": note})
+        summaries.append(summary)
     constant = sum(bool(row.get("constant")) for row in samples)
     notes = list(run.model.info.notes)
     if constant:

@@ -17,7 +17,7 @@ from distilldepth.evaluate.doubts import median_ratio, rank_correlation
 from distilldepth.evaluate.measure import Context, measure, scoring_mask, to_depth
 from distilldepth.evaluate.protocol import PARAMETERS, Rules, crop_box
 from distilldepth.metrics import boundary_f1, boundary_f1_masked, calibration_error, uncertainty_metrics
-from distilldepth.metrics.depth import DELTAS, SUMS, metrics_from_sums
+from distilldepth.metrics.depth import DELTAS, LEAST_DEPTH, SUMS, metrics_from_sums
 from distilldepth.models.preprocess import resize
 
 DEPTH_EDGES = tuple(0.1 * 10 ** (step / 6) for step in range(21))
@@ -44,9 +44,13 @@ class Scores:
     @cached_property
     def depth(self) -> Tensor:
         """float32 `(B, h, w)`: the aligned prediction as depth on the whole frame; made when it is first asked for."""
+        return self.depth_above(self._context.floor)
+
+    def depth_above(self, floor: Tensor) -> Tensor:
+        """Return `depth` with another lower clip `(B,)` of the aligned map."""
         context = self._context
         aligned = context.prediction.double() * self.scale[:, None, None] + self.shift[:, None, None]
-        return to_depth(aligned, context.floor[:, None, None], context.space, context.rules)
+        return to_depth(aligned, floor.to(aligned)[:, None, None], context.space, context.rules)
 
     @cached_property
     def mask(self) -> Tensor:
@@ -98,7 +102,7 @@ def apply_image_crop(image: np.ndarray, truth: Truth, rules: Rules) -> tuple[np.
     Args:
         image: uint8 `(H, W, 3)`.
         truth: of the same size if there is something to crop.
-        rules: `image_crop` is what counts.
+        rules: `image_crop` is what counts; `kb-in-frame` leaves the truth whole.
 
     Raises:
         DistillDepthError: the frame does not fit the crop, or the truth has another size.
@@ -111,11 +115,29 @@ def apply_image_crop(image: np.ndarray, truth: Truth, rules: Rules) -> tuple[np.
             f"of {_size(image.shape)}"
         )
     try:
-        top, bottom, left, right = crop_box(rules.image_crop, *image.shape[:2])
+        top, bottom, left, right = crop_box("kb", *image.shape[:2])
     except ValueError as error:
         raise DistillDepthError(str(error)) from error
     window = (slice(top, bottom), slice(left, right))
+    if rules.image_crop == "kb-in-frame":
+        return image[window], truth
     return image[window], dataclasses.replace(truth, depth=truth.depth[window], valid=truth.valid[window])
+
+
+def to_frame(maps: Tensor, size: tuple[int, int], resize_as: str, rules: Rules) -> Tensor:
+    """Bring maps `(B, H, W)` of the images that a model saw to the size (height, width) of the truth.
+
+    Under `kb-in-frame` a map that has not that size already is one of the crop: it goes to its place, with 0 around it.
+
+    Raises:
+        ValueError: the frame does not fit the crop.
+    """
+    if rules.image_crop != "kb-in-frame" or tuple(maps.shape[1:]) == size:
+        return resize(maps[:, None], size, resize_as)[:, 0]
+    top, bottom, left, right = crop_box("kb", *size)
+    frame = maps.new_zeros((len(maps), *size))
+    frame[:, top:bottom, left:right] = resize(maps[:, None], (bottom - top, right - left), resize_as)[:, 0]
+    return frame
 
 
 def fill_background(depth: Tensor) -> Tensor:
@@ -179,7 +201,7 @@ def score_batch(
         extras: `uncertainty` `(B, H, W)` (larger = less certain) adds `ause_*` and `aurg_*`; `std` `(B, H, W)` (metres)
             adds `calibration_error`.
         dense: truth at every visible surface: adds `boundary_f1` (NaN where the truth has holes) and
-            `boundary_f1_masked`.
+            `boundary_f1_masked` of the pixels that count.
 
     Returns:
         `Scores`. An image that cannot be scored has NaN metrics and an entry in `problems`.
@@ -194,7 +216,7 @@ def score_batch(
     if rules.fill_holes and quantity != "disparity":
         prediction = fill_background(prediction)
     size = tuple(depth.shape[1:])
-    prediction = resize(prediction[:, None], size, rules.resize)[:, 0]
+    prediction = to_frame(prediction, size, rules.resize, rules)
     if space == "disparity":
         prediction = to_disparity(prediction, quantity)
     elif quantity == "disparity":
@@ -269,11 +291,15 @@ def _no_way(quantity: str, space: str, size: tuple[int, int], is_metric: bool, r
 def _add_extras(scores: Scores, extras: dict[str, Tensor], dense: bool) -> None:
     size = tuple(scores._context.truth.shape[1:])
     if dense:
-        truth, valid = scores._context.truth.float(), scores._context.valid
-        exact = boundary_f1(scores.depth, truth)
+        context = scores._context
+        truth, valid, depth = context.truth.float(), context.valid, scores.depth
+        if context.rules.disparity_floor == "farthest" and context.space == "disparity":
+            # In MoGe's code errors know this floor, boundaries do not: it would flatten what lies beyond the truth.
+            depth = scores.depth_above(torch.full_like(context.floor, LEAST_DEPTH))
+        exact = boundary_f1(depth, truth)
         scores.metrics["boundary_f1"] = torch.where(valid.flatten(1).all(1), exact, torch.nan)
-        scores.metrics["boundary_f1_masked"] = boundary_f1_masked(scores.depth, truth, valid)
-    maps = {name: resize(values.float()[:, None], size, "bilinear")[:, 0] for name, values in extras.items()}
+        scores.metrics["boundary_f1_masked"] = boundary_f1_masked(depth, truth, scores.mask)
+    maps = {name: to_frame(values.float(), size, "bilinear", scores._context.rules) for name, values in extras.items()}
     truth = scores._context.truth.float()
     if "uncertainty" in maps:
         scores.metrics.update(uncertainty_metrics(scores.depth, truth, maps["uncertainty"], scores.mask))

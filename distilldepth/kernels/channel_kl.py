@@ -98,7 +98,8 @@ def _kept(student: Tensor, valid: Tensor | None) -> Tensor:
 
 def _split(number: float) -> tuple[float, float]:
     """Two numbers whose sum is `number`: Triton passes floats in 32 bits, float64 maps need more."""
-    high = float(torch.tensor(number, dtype=torch.float32))
+    # On the CPU, whatever the default device is: reading a number back from a GPU would wait for it.
+    high = float(torch.tensor(number, dtype=torch.float32, device="cpu"))
     return high, number - high
 
 

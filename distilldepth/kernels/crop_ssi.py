@@ -44,7 +44,7 @@ def crop_ssi(
         prediction: `(B, H, W)` float32, float16 or bfloat16, contiguous.
         targets: `(N, h, w)`, same dtype, contiguous.
         boxes: `(N, 4)` float64 x0, y0, x1, y1, contiguous.
-        image_index: `(N,)` int64, from 0 to B - 1.
+        image_index: `(N,)` int64; a crop whose index is not from 0 to B - 1 is NaN where it is valid.
         valid: bool `(N, h, w)`, contiguous; None = all.
         segments: how many contexts each level has.
         contexts: 0 range, 1 quantile, 2 spatial.
@@ -75,7 +75,7 @@ def crop_ssi(
     with torch.cuda.device_of(targets):
         columns, column_shares, column_starts = axis(0, width, map_width)
         rows, row_shares, row_starts = axis(1, height, map_height)
-        sampling = Sampling(image_index, rows, row_shares, columns, column_shares, map_height, map_width)
+        sampling = Sampling(image_index, rows, row_shares, columns, column_shares, images, map_height, map_width)
         maps = Maps(prediction, targets, as_bytes(valid), height, width, sampling)
         loss, crop_gradient, scale = loss_and_gradient(
             maps, crops, segments, contexts, spread_eps, need_gradient, mean_of_images=True

@@ -29,12 +29,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from distilldepth.kernels import interpreted
+
 # Fused multiply-adds would make what is computed twice come out differently, and the difference of equal maps not 0.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 # Pixels of a program. Triton's interpreter takes as long for a small program as for a large one.
-BLOCK = 16384 if triton.knobs.runtime.interpret else 1024
+BLOCK = 16384 if interpreted() else 1024
 # Times as many of a program that counts into a histogram: the more, the fewer are its atomics.
-COUNT_STEPS = 1 if triton.knobs.runtime.interpret else 8
+COUNT_STEPS = 1 if interpreted() else 8
 DIGITS, BITS = 4, 8  # of a key
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -57,6 +59,7 @@ class Sampling(NamedTuple):
     row_shares: Tensor  # (N, height) float32, share of the row below, less than 1
     columns: Tensor  # (N, width) int32
     column_shares: Tensor  # (N, width) float32
+    images: int  # how many maps there are
     height: int  # of the map
     width: int
 
@@ -239,7 +242,11 @@ def _sample(prediction, sampling, crop, row, column, height, width, ok):
     # A sample on a pixel has one neighbour: what is beside it must not come in as 0 * NaN.
     down = tl.where(row_share > 0, sampling.width, 0)
     right = tl.where(column_share > 0, 1, 0)
-    corner = prediction + tl.load(sampling.image_index + crop) * sampling.height * sampling.width
+    # Nobody has looked at the index, which would wait for the device. A crop of no image is NaN, and nothing is read.
+    image = tl.load(sampling.image_index + crop)
+    known = (image >= 0) & (image < sampling.images)
+    ok = ok & known
+    corner = prediction + tl.where(known, image, 0) * sampling.height * sampling.width
     corner += top.to(tl.int64) * sampling.width + left
     upper_left = tl.load(corner, mask=ok, other=0.0).to(tl.float32)
     upper_right = tl.load(corner + right, mask=ok, other=0.0).to(tl.float32)
@@ -247,7 +254,7 @@ def _sample(prediction, sampling, crop, row, column, height, width, ok):
     lower_right = tl.load(corner + down + right, mask=ok, other=0.0).to(tl.float32)
     at_left = upper_left * (1 - row_share) + lower_left * row_share
     at_right = upper_right * (1 - row_share) + lower_right * row_share
-    return at_left * (1 - column_share) + at_right * column_share
+    return tl.where(known, at_left * (1 - column_share) + at_right * column_share, float("nan"))
 
 
 @triton.jit

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from distilldepth.ops.arguments import check_floats, check_same, check_valid
 
-COUNT, FIRST, LAST = 10, 1.05, 1.25
-RATIOS = tuple(FIRST + (LAST - FIRST) * step / (COUNT - 1) for step in range(COUNT))
-"""A contour is where neighbours differ by more than one of these, in Depth Pro; in MoGe, by 1 + t for t to 0.25."""
+COUNT, FIRST, LAST = 10, 0.05, 0.25
+STEPS = tuple(FIRST + (LAST - FIRST) * step / (COUNT - 1) for step in range(COUNT))
+"""A contour is where neighbours differ by a ratio of more than 1 plus one of these."""
 
 
 def boundary_f1(prediction: Tensor, target: Tensor) -> float | Tensor:
@@ -47,14 +47,13 @@ def boundary_f1(prediction: Tensor, target: Tensor) -> float | Tensor:
         return float(boundary_f1(prediction[None], target[None])[0])
     maps = [_working(values) for values in (prediction, target)]
     shares = []
-    for near, far in _neighbours(1):
-        (p, q), (g, h) = ((near(values), far(values)) for values in maps)
+    for turned in (maps, [values.transpose(1, 2) for values in maps]):
+        (p, q), (g, h) = ((values[:, :-1], values[:, 1:]) for values in turned)
         # Farther by more than the ratio, seen from the nearer pixel; forwards and backwards are two directions.
-        for tables in (_count(q / p, h / g), _count(p / q, g / h)):
-            hits, predicted, true = tables
+        for hits, predicted, true in (_count(q / p, h / g), _count(p / q, g / h)):
             shares.append(torch.stack([hits / predicted.clamp(min=1), hits / true.clamp(min=1)]))
     precision, recall = torch.stack(shares).mean(0)
-    return _weighted(_f1(precision, recall))
+    return _weighted(_f1(precision, recall), [1 + step for step in STEPS])
 
 
 def boundary_f1_masked(
@@ -62,24 +61,27 @@ def boundary_f1_masked(
 ) -> float | Tensor:
     """Score depth boundaries where the truth has holes: pairs with a hole are left out.
 
-    As `boundary_f1`, with all pixel pairs at most `radius` apart along x, y and the diagonals (both orders of a pair),
-    counted together, and F1 averaged over the ten ratios weighted by them.
+    A pixel has a contour towards every pixel of the disc of `radius` around it (at 1 the four that touch it) that is
+    farther by a ratio of more than 1 + t. Centres of discs are the pixels at least `radius` away from the frame's
+    edges. With P and R the shares of predicted contours that are true and of true ones that were predicted, all
+    directions counted together, F1 = 2 P R / (P + R); the result is the mean of F1 over ten t from 0.05 to 0.25,
+    weighted by t.
 
     Args:
         prediction: `(B, H, W)` or `(H, W)` depth, a floating dtype, positive where valid.
         target: as prediction; true depth, positive where valid.
         valid: bool, as prediction; None = all.
-        radius: 1 or 2, how far apart the two pixels of a pair are at most, per axis.
+        radius: of the disc, pixels; MoGe reports 1, 2 and 3.
 
     Returns:
-        As `boundary_f1`.
+        As `boundary_f1`; 0 for a frame in which no disc has room.
 
     Raises:
         TypeError: a map is not a floating tensor, valid is not bool.
         ValueError: shapes differ, radius below 1.
 
-    Source: Wang et al., MoGe-2 (2025), boundary sharpness; their code labels precision and recall the other way round,
-    which F1 does not notice.
+    Source: the evaluation code of Wang et al., MoGe-2 (2025), boundary sharpness; it labels precision and recall the
+    other way round, which F1 does not notice.
     """
     check_floats("boundary_f1_masked", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
     check_floats("boundary_f1_masked", "target", target, (2, 3), "(B, H, W) or (H, W)")
@@ -93,30 +95,28 @@ def boundary_f1_masked(
     maps = [_working(values) for values in (prediction, target)]
     kept = torch.ones_like(prediction, dtype=torch.bool) if valid is None else valid
     counts = torch.zeros(3, len(prediction), COUNT, dtype=torch.float64, device=maps[0].device)
-    for near, far in _neighbours(radius, diagonal=True):
-        both = near(kept) & far(kept)
-        (p, q), (g, h) = ((near(values), far(values)) for values in maps)
-        for predicted, true in ((q / p, h / g), (p / q, g / h)):
-            counts += _count(predicted, true, both)
+    reach = range(-radius, radius + 1)
+    center = _window(0, 0, radius)
+    for y, x in ((y, x) for y in reach for x in reach if 0 < y * y + x * x <= radius * radius):
+        neighbour = _window(y, x, radius)
+        predicted, true = (neighbour(values) / center(values) for values in maps)
+        counts += _count(predicted, true, center(kept) & neighbour(kept))
     hits, predicted_total, true_total = counts
-    return _weighted(_f1(hits / predicted_total.clamp(min=1), hits / true_total.clamp(min=1)))
+    f1 = _f1(hits / predicted_total.clamp(min=1), hits / true_total.clamp(min=1))
+    return _weighted(f1, STEPS)
 
 
 def _working(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def _neighbours(radius: int, *, diagonal: bool = False) -> list[tuple[Callable, Callable]]:
-    """Pairs of views of a map: each pixel and its neighbour at one offset; the opposite offset is the same pairs."""
-    reach = range(-radius, radius + 1)
-    offsets = [(y, x) for y in reach for x in reach if (y, x) > (0, 0)] if diagonal else [(0, 1), (1, 0)]
-    return [(_view(-y, -x), _view(y, x)) for y, x in offsets]
+def _window(y: int, x: int, margin: int) -> Callable[[Tensor], Tensor]:
+    """The view of a map without its margins, moved by (y, x)."""
 
+    def side(length: int, offset: int) -> slice:
+        return slice(margin + offset, max(length - margin, margin) + offset)
 
-def _view(y: int, x: int) -> Callable[[Tensor], Tensor]:
-    rows = slice(y, None) if y >= 0 else slice(None, y)
-    columns = slice(x, None) if x >= 0 else slice(None, x)
-    return lambda values: values[:, rows, columns]
+    return lambda values: values[:, side(values.shape[1], y), side(values.shape[2], x)]
 
 
 def _count(predicted: Tensor, true: Tensor, both: Tensor | None = None) -> Tensor:
@@ -140,15 +140,15 @@ def _count(predicted: Tensor, true: Tensor, both: Tensor | None = None) -> Tenso
 
 
 def _level(ratio: Tensor) -> Tensor:
-    """How many of `RATIOS` a value exceeds; none if it is NaN."""
-    step = (LAST - FIRST) / (COUNT - 1)
-    return ((ratio - FIRST) / step).ceil().nan_to_num(0.0, posinf=COUNT, neginf=0.0).clamp(0, COUNT).int()
+    """How many of the ratios 1 + t a value exceeds; none if it is NaN."""
+    limits = torch.tensor([1 + step for step in STEPS], dtype=ratio.dtype, device=ratio.device)
+    return torch.bucketize(ratio.nan_to_num(0.0, posinf=torch.inf).contiguous(), limits, out_int32=True)
 
 
-def _weighted(scores: Tensor) -> Tensor:
-    """Mean over the ratios, `(B, COUNT)` to `(B,)`, weighted by them."""
-    ratios = torch.tensor(RATIOS, dtype=torch.float64, device=scores.device)
-    return (scores * ratios).sum(1) / ratios.sum()
+def _weighted(scores: Tensor, weights: Sequence[float]) -> Tensor:
+    """Mean over the ratios, `(B, COUNT)` to `(B,)`."""
+    weights = torch.tensor(weights, dtype=torch.float64, device=scores.device)
+    return (scores * weights).sum(1) / weights.sum()
 
 
 def _f1(precision: Tensor, recall: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 _NAMES = {
     "BundledModelWarning": "distilldepth.models.load",
+    "CheckpointWarning": "distilldepth.models.load",
     "DepthModel": "distilldepth.models.base",
     "DepthOutput": "distilldepth.models.base",
     "ModelInfo": "distilldepth.models.base",

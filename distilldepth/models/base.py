@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distilldepth.capacity import check_memory, network_bytes
-from distilldepth.models.preprocess import Preprocessing, choose_policy, resize, target_size
+from distilldepth.models.preprocess import Preprocessing, choose_policy, resize, restore, target_size
 
 QUANTITIES = ("disparity", "depth", "metric_depth")
 
@@ -61,10 +61,10 @@ class DepthOutput:
 
 @dataclass
 class Prediction:
-    """A predicted map for one image, at the image's own resolution."""
+    """A predicted map for one image, or those of a batch, at the images' own resolution."""
 
     values: np.ndarray
-    """float32 `(H, W)`."""
+    """float32 `(H, W)`; `(B, H, W)` for a batch."""
     quantity: str
     """`disparity`, `depth` or `metric_depth`."""
     model: str = ""
@@ -184,8 +184,8 @@ class DepthModel(nn.Module):
             "use a smaller --size or --batch-size",
             device=images.device,
         )
-        output = self(resize(images, inner, self.preprocessing.interpolation)).values.float()
-        return resize(output[:, None], (height, width), "bilinear-corners")[:, 0]
+        output = self(resize(images, inner, self.preprocessing.interpolation))
+        return restore(output.values, (height, width), self.preprocessing)
 
     @torch.inference_mode()
     def predict(
@@ -196,34 +196,40 @@ class DepthModel(nn.Module):
         size: int | None = None,
         batch_size: int = 8,
     ) -> Prediction | list[Prediction]:
-        """Predict for one image or a list of images.
+        """Predict for one image, a list of images or a batch.
 
         Args:
-            image: a path, a PIL image or an uint8 array `(H, W, 3)`; or a list of these.
+            image: a path, the bytes of an image file, a PIL image, a tensor `(3, H, W)` or an array `(H, W, 3)`, of
+                floating RGB in [0, 1] or uint8 in 0..255; or a list of these. Or a batch in one tensor `(B, 3, H, W)`
+                or one array `(B, H, W, 3)`.
             policy: resize policy; None for the model's own, or `upper-bound`, with a warning, for an image so long and
                 thin that its own would make it grow beyond reason.
             size: target side in pixels; None for the model's own.
             batch_size: how many images of equal size are run at once.
 
         Returns:
-            A `Prediction` at the image's own resolution, or a list of them in the order of the input; an empty list
-            gives an empty list. Nothing in it carries a gradient, and the model stays in the mode that it was in.
+            A `Prediction` at the image's own resolution; a list of them, in its order, for a list (an empty one for an
+            empty one); for a batch one whose `values` are `(B, H, W)`. Nothing in it carries a gradient, and the model
+            stays in the mode that it was in.
 
         Raises:
-            TypeError: not one of these kinds of image, or an array that is not uint8; size is not a whole number.
-            ValueError: an array of another shape; unknown policy; a size below the model's multiple; no batch size.
+            TypeError: not one of these kinds of image, or whole numbers that are not uint8; size is not a whole number.
+            ValueError: another shape; floating values outside [0, 1], NaN included; a batch inside a list; unknown
+                policy; a size below the model's multiple; no batch size; a URL.
             FileNotFoundError: the path does not exist.
             DistillDepthError: the file is not a readable image.
         """
-        from distilldepth.data.images import as_rgb
+        from distilldepth.models.inputs import as_images, is_batch
 
         if batch_size < 1:
             raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
-        single = not isinstance(image, (list, tuple))
-        arrays = [as_rgb(item) for item in ([image] if single else image)]
+        single, batch = not isinstance(image, (list, tuple)), is_batch(image)
+        if not single and any(map(is_batch, image)):
+            raise ValueError("predict: a list must hold single images, got a batch in it; give the batch alone")
+        arrays = [each for item in ([image] if single else image) for each in as_images(item)]
         groups: dict[tuple[int, int], list[int]] = {}
         for index, array in enumerate(arrays):
-            groups.setdefault(array.shape[:2], []).append(index)
+            groups.setdefault(tuple(array.shape[1:]), []).append(index)
         device, was_training = self._mean.device, self.training
         self.eval()
         results: list[Prediction | None] = [None] * len(arrays)
@@ -239,8 +245,7 @@ class DepthModel(nn.Module):
                     )
                 for start in range(0, len(indices), batch_size):
                     chunk = indices[start : start + batch_size]
-                    stacked = torch.from_numpy(np.stack([arrays[i] for i in chunk]))
-                    images = stacked.to(device).permute(0, 3, 1, 2).float() / 255
+                    images = torch.stack([_unit(arrays[i].to(device)) for i in chunk])
                     values = self.estimate(images, policy=chosen, size=size).cpu().numpy()
                     for i, value in zip(chunk, values, strict=True):
                         results[i] = Prediction(
@@ -248,4 +253,15 @@ class DepthModel(nn.Module):
                         )
         finally:
             self.train(was_training)
+        if batch:
+            values = [result.values for result in results]
+            shape = (0, *image.shape[-2:]) if isinstance(image, Tensor) else (0, *image.shape[1:3])
+            policy = results[0].resize_policy if results else policy or self.preprocessing.resize_policy
+            stacked = np.stack(values) if values else np.zeros(shape, np.float32)
+            return Prediction(stacked, self.info.quantity, self.info.name, policy)
         return results[0] if single else results
+
+
+def _unit(image: Tensor) -> Tensor:
+    """uint8 as floating numbers in [0, 1]; floating ones as they are."""
+    return image.float() / 255 if image.dtype == torch.uint8 else image

@@ -146,7 +146,7 @@ class DepthAnythingDepth(DepthModel):
             "head_hidden": config.head_hidden_size,
             "patch_size": backbone.patch_size,
             "image_size": backbone.image_size,
-            "max_depth": config.max_depth if config.depth_estimation_type == "metric" else None,
+            "max_depth": self.network.head.max_depth if config.depth_estimation_type == "metric" else None,
             "official_positions": self.official_positions,
         }
 
@@ -180,7 +180,7 @@ def build(
 
     Args:
         architecture: the keys of a `VARIANTS` entry, or `{"variant": name}` with any of them to override; `max_depth`
-            (an integer, metres) makes it a metric network.
+            (metres) makes it a metric network, whose values are sigmoid * max_depth.
         info: what the network is called and what its numbers mean.
         preprocessing: None for 518 pixels, or the variant's own size, by the official rule.
     """
@@ -190,6 +190,9 @@ def build(
     inference = {"size": options.get("image_size", 518)} | options.pop("inference", {})
     options = _DEFAULTS | options
     network = DepthAnythingForDepthEstimation(_config(options))
+    if options["max_depth"] is not None:
+        # The configuration knows whole metres only.
+        network.head.max_depth = options["max_depth"]
     _initialise(network)
     preprocessing = preprocessing or Preprocessing(multiple=options["patch_size"], **inference)
     return DepthAnythingDepth(info, preprocessing, network, official_positions=options["official_positions"])
@@ -219,7 +222,7 @@ def _config(options: dict[str, Any]) -> DepthAnythingConfig:
         fusion_hidden_size=options["fusion"],
         head_hidden_size=options["head_hidden"],
         depth_estimation_type="metric" if metric else "relative",
-        max_depth=int(options["max_depth"]) if metric else 1,
+        max_depth=math.ceil(options["max_depth"]) if metric else 1,
     )
 
 
@@ -333,7 +336,7 @@ def convert_official(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[
     return converted, unknown
 
 
-def infer_architecture(state: dict[str, Tensor], *, max_depth: int | None = None, v1: bool = False) -> dict[str, Any]:
+def infer_architecture(state: dict[str, Tensor], *, max_depth: float | None = None, v1: bool = False) -> dict[str, Any]:
     """Read the architecture off the shapes of a converted state dictionary.
 
     Which blocks are tapped leaves no trace in the weights: known depths have their official taps, others four evenly
@@ -369,7 +372,7 @@ def infer_architecture(state: dict[str, Tensor], *, max_depth: int | None = None
 
 
 def load_official(
-    path: Path, state: dict[str, Tensor], info: ModelInfo, *, variant: str | None = None, max_depth: int | None = None
+    path: Path, state: dict[str, Tensor], info: ModelInfo, *, variant: str | None = None, max_depth: float | None = None
 ) -> DepthAnythingDepth:
     """Build the network that an official checkpoint holds, and load it strictly.
 
@@ -383,7 +386,8 @@ def load_official(
     Raises:
         DistillDepthError: tensors missing, left over or of another shape, or another size than `variant`.
     """
-    from distilldepth.models.load import build_to_fit, check_state
+    from distilldepth.models.load import build_to_fit
+    from distilldepth.models.state_dict import check_state
 
     converted, unknown = convert_official(state)
     try:

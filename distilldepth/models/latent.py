@@ -24,8 +24,9 @@ from distilldepth.errors import DistillDepthError
 from distilldepth.files import expand_user, write_atomically
 from distilldepth.models import bounds, hub, registry
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.load import check_config, check_state, load_pretrained, read_state
+from distilldepth.models.load import check_config, load_pretrained
 from distilldepth.models.preprocess import Preprocessing
+from distilldepth.models.state_dict import check_state, read_state
 
 _SD_VAE = {
     "in_channels": 3,
@@ -235,7 +236,8 @@ def build(
 
 def _preprocessing(size: int = 768, resize_policy: str = "upper-bound") -> Preprocessing:
     half = (0.5, 0.5, 0.5)
-    return Preprocessing(size, 8, resize_policy, mean=half, std=half, interpolation="bilinear-antialias")
+    smooth = "bilinear-antialias"  # both ways, in GenPercept's pipeline
+    return Preprocessing(size, 8, resize_policy, half, half, interpolation=smooth, map_interpolation=smooth)
 
 
 def load_diffusers(
@@ -295,7 +297,7 @@ def load_diffusers(
     for part, network in (("vae_decoder", vae.decoder), ("vae_post_quant_conv", vae.post_quant_conv)):
         if (root / part).is_dir():
             file = _weights_file(root / part)
-            state = read_state(file)
+            state = read_state(file, network)
             check_state(file, network, state)
             network.load_state_dict(state)
     context = _context(root if _has_context(root) else base_folder)
@@ -355,9 +357,10 @@ def _load_part(cls: Any, path: Path, default: dict[str, Any]) -> Any:
     if (file.parent / "config.json").is_file():
         check_config(file.parent / "config.json")
         config = cls.load_config(file.parent, local_files_only=True)
-    state = {key: t.float() if t.is_floating_point() else t for key, t in read_state(file).items()}
     with torch.device("meta"):
         network = cls.from_config(config)
+    state = read_state(file, network)
+    state = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
     check_state(file, network, state)
     network.load_state_dict(state, assign=True)
     return network

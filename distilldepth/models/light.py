@@ -164,9 +164,12 @@ def build(architecture: dict[str, Any], info: ModelInfo, preprocessing: Preproce
     Args:
         architecture: keyword arguments of `LightDepth`, or `{"variant": "mini"}`.
         info: what the network is called and what its numbers mean.
-        preprocessing: None for 256 pixels on the shorter side.
+        preprocessing: None for 256 pixels on the shorter side, and maps that go back as the network itself enlarges:
+            with the corners of the frame in place.
     """
     if "variant" in architecture:
         architecture = VARIANTS[architecture["variant"]]
-    preprocessing = preprocessing or Preprocessing(256, 32, interpolation="bilinear-antialias")
+    preprocessing = preprocessing or Preprocessing(
+        256, 32, interpolation="bilinear-antialias", map_interpolation="bilinear"
+    )
     return LightDepth(info, preprocessing, **architecture)

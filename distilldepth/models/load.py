@@ -6,28 +6,28 @@ import dataclasses
 import importlib
 import json
 import os
-import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distilldepth import documents
-from distilldepth.data.images import check_regular, path_exists
+from distilldepth.data.images import path_exists
 from distilldepth.device import resolve_device
-from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
 from distilldepth.files import expand_user, write_atomically
-from distilldepth.models import hub, registry
+from distilldepth.models import hub, registry, unit
 from distilldepth.models.base import DepthModel, ModelInfo
 from distilldepth.models.bounds import check_architecture
 from distilldepth.models.bounds import config as check_config_values
+from distilldepth.models.files import CHECKPOINT_SUFFIXES, read_weights
 from distilldepth.models.preprocess import Preprocessing
+from distilldepth.models.state_dict import ADAPTER, check_state, check_tensor, find_state, read_state, report_state
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,8 +41,11 @@ FAMILIES = {
 """Module of each family, imported when it is needed."""
 
 FORMAT = "distilldepth"
-FORMAT_VERSION = 1
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+FORMAT_VERSION = 2
+
+
+class CheckpointWarning(UserWarning):
+    """Something was assumed of a checkpoint that its file does not say."""
 
 
 class BundledModelWarning(UserWarning):
@@ -50,7 +53,12 @@ class BundledModelWarning(UserWarning):
 
 
 def load_model(
-    spec: str | Path, *, device: str | torch.device = "cpu", offline: bool = False, base: str | Path | None = None
+    spec: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    offline: bool = False,
+    base: str | Path | None = None,
+    max_depth: float | None = None,
 ) -> DepthModel:
     """Load a depth model, in evaluation mode and float32.
 
@@ -60,18 +68,24 @@ def load_model(
 
     Args:
         spec: a name (`dav2-small`), `name:variant` (`dav2:small`), `name@path`, an official `.pth` / `.safetensors`
-            file, a folder written by `save_model`, transformers or diffusers, a run folder, or a hub id (`org/name`).
+            file, or one with the same network inside, a folder written by `save_model`, transformers or diffusers, a
+            run folder, or a hub id (`org/name`). `dav2-metric:METRES@path` and `dav2-relative@path` say what the
+            numbers of a Depth Anything file are, where it does not say so itself.
         device: where to put it, as `--device`: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`, or a torch device.
         offline: never touch the network; `HF_HUB_OFFLINE=1` says the same.
         base: repository or folder with the VAE of a latent model whose own folder has none; None for
             `$DISTILLDEPTH_SD_BASE` or the public default.
+        max_depth: metres at which a metric Depth Anything file saturates (its values are sigmoid * max_depth), the
+            number that it was trained with; makes the file a metric one. None for what the file or its name says.
 
     Returns:
-        The model; `info.notes` says what a user must be told.
+        The model; `info.notes` says what a user must be told, for example what was assumed of a file that does not
+        say whether it is metric; a `CheckpointWarning` says the same.
 
     Raises:
-        TypeError: spec is neither a text nor a path.
-        ValueError: unknown name, or a device that this machine does not have.
+        TypeError: spec is neither a text nor a path, or max_depth no number.
+        ValueError: unknown name, a URL, a device that this machine does not have, or a `max_depth` that is not
+            positive or not wanted.
         FileNotFoundError: a path that does not exist.
         DistillDepthError: a corrupt or foreign checkpoint, or one that is not here and not to be had.
 
@@ -85,7 +99,13 @@ def load_model(
         raise TypeError(f"load_model: spec must be a name or a path, got {type(spec).__name__}")
     # A wrong device is found before the seconds that loading takes.
     place = resolve_device(device)
-    return _resolve(spec, offline, None if base is None else str(base)).to(place).eval()
+    given = _Given(
+        offline,
+        None if base is None else str(base),
+        None if max_depth is None else "metric_depth",
+        None if max_depth is None else unit.parse_max_depth(max_depth),
+    )
+    return _resolve(spec, given).to(place).eval()
 
 
 def create_student(name: str | Path, *, seed: int | None = None, offline: bool = False) -> DepthModel:
@@ -197,30 +217,63 @@ def _family(key: str) -> ModuleType:
     return importlib.import_module(FAMILIES[key])
 
 
-def _resolve(spec: str | Path, offline: bool, base: str | None) -> DepthModel:
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """What was asked for besides the model."""
+
+    offline: bool
+    base: str | None
+    quantity: str | None
+    """What a file's numbers are, where that was told."""
+    max_depth: float | None
+
+    def refuse_max_depth(self, what: object) -> None:
+        """Raise UsageError if a unit was told for something that says its own."""
+        if self.quantity is not None:
+            raise UsageError(
+                f"load_model: {what} is no Depth Anything file of weights and says itself what its numbers are; leave "
+                "max_depth out"
+            )
+
+
+def _resolve(spec: str | Path, given: _Given) -> DepthModel:
     if isinstance(spec, str) and not spec.strip():
         raise UsageError("load_model: spec must be a name or a path, got an empty string")
+    if hub_id := re.match(r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?$", str(spec)):
+        raise UsageError(f"load_model: {spec}: URLs are not supported; name the hub id {hub_id[1]}")
+    refuse_url(spec)
     if isinstance(spec, str):
         if registry.lookup(spec):
-            return _load_named(spec, offline, base)
+            return _load_named(spec, given)
         name, at, path = spec.partition("@")
         if at and not path_exists(Path(spec)):
+            if told := unit.TOLD.fullmatch(name):
+                return _load_path(_existing(path), None, None, _told(spec, told, given))
             entry = registry.require(name)
-            return _load_path(_existing(path), entry, name, offline, base)
+            return _load_path(_existing(path), entry, name, given)
     path = expand_user(spec)
     if path_exists(path):
-        return _load_path(path, None, None, offline, base)
+        return _load_path(path, None, None, given)
     text = str(spec)
     if (
         re.fullmatch(r"[\w.-]+/[\w.-]+", text)
         and path.suffix not in CHECKPOINT_SUFFIXES
         and not path_exists(path.parent)
     ):
-        return _load_hub_id(text, offline, base)
+        return _load_hub_id(text, given)
     if isinstance(spec, Path) or "/" in text or os.sep in text or path.suffix in CHECKPOINT_SUFFIXES:
         _existing(text)
     registry.require(text)
     raise AssertionError("unreachable: a known name was resolved above")
+
+
+def _told(spec: str, told: re.Match[str], given: _Given) -> _Given:
+    """What `dav2-metric:80@` or `dav2-relative@` adds."""
+    quantity = "metric_depth" if told[1] else "disparity"
+    metres = None if told[2] is None else unit.parse_max_depth(told[2])
+    if given.max_depth is not None and (quantity == "disparity" or metres not in (None, given.max_depth)):
+        raise UsageError(f"load_model: {shown(spec)} and max_depth {given.max_depth:g} contradict each other")
+    return dataclasses.replace(given, quantity=quantity, max_depth=metres or given.max_depth)
 
 
 def _existing(path: str) -> Path:
@@ -230,8 +283,10 @@ def _existing(path: str) -> Path:
     return found
 
 
-def _load_named(spec: str, offline: bool, base: str | None) -> DepthModel:
+def _load_named(spec: str, given: _Given) -> DepthModel:
     entry = registry.require(spec)
+    if entry.family != "depth-anything" or entry.bundled:
+        given.refuse_max_depth(f"'{spec}'")
     if entry.bundled:
         return _load_bundled(entry)
     if entry.role == "student":
@@ -248,10 +303,10 @@ def _load_named(spec: str, offline: bool, base: str | None) -> DepthModel:
                 file=entry.hub_file,
                 folders=_LATENT_FOLDERS[entry.variant] if latent else (),
                 family=entry.family,
-                offline=offline,
+                offline=given.offline,
                 expected=tuple(dict.fromkeys(expected)),
             )
-        return _load_path(path, entry, entry.name, offline, base)
+        return _load_path(path, entry, entry.name, given)
     except DistillDepthError:
         stand_in = registry.ENTRIES.get(registry.STAND_INS.get(spec, ""))
         # a file that is here but broken must be heard of, not papered over
@@ -282,94 +337,107 @@ def _load_bundled(entry: registry.Entry) -> DepthModel:
     return model
 
 
-def _load_hub_id(repo_id: str, offline: bool, base: str | None) -> DepthModel:
+def _load_hub_id(repo_id: str, given: _Given) -> DepthModel:
     entries = [entry for entry in registry.ENTRIES.values() if repo_id in (entry.hub_id, entry.official_id)]
     if len(entries) > 1:
         names = ", ".join(entry.name for entry in entries)
         raise UsageError(f"load_model: the repository {repo_id} holds several models; name one of {names}")
     if entries and repo_id == entries[0].hub_id:
-        return _load_named(entries[0].name, offline, base)
+        return _load_named(entries[0].name, given)
     if entries:
         entry = entries[0]
-        path = hub.fetch(repo_id, file=entry.files[0], family=entry.family, offline=offline, expected=entry.files)
-        return _load_path(path, entry, entry.name, offline, base)
+        path = hub.fetch(repo_id, file=entry.files[0], family=entry.family, offline=given.offline, expected=entry.files)
+        return _load_path(path, entry, entry.name, given)
     try:
-        path = hub.fetch(repo_id, family="transformers", offline=offline)
+        path = hub.fetch(repo_id, family="transformers", offline=given.offline)
     except DistillDepthError as error:
         raise DistillDepthError(
             f"{error} ('{repo_id}' was taken for a hub id: there is no such folder here)"
         ) from error
-    return _load_path(path, None, repo_id, offline, base)
+    return _load_path(path, None, repo_id, given)
 
 
-def _load_path(
-    path: Path, entry: registry.Entry | None, name: str | None, offline: bool, base: str | None
-) -> DepthModel:
+def _load_path(path: Path, entry: registry.Entry | None, name: str | None, given: _Given) -> DepthModel:
     """Load a file or folder; `entry` is what the user said it is, if anything."""
     try:
-        return _load_from(path, entry, name, offline, base)
+        return _load_from(path, entry, name, given)
     except UsageError:
         raise
     except _MISFITS as error:
         raise DistillDepthError(f"load_model: {path} cannot be loaded: {_why(error)}") from error
 
 
-def _load_from(
-    path: Path, entry: registry.Entry | None, name: str | None, offline: bool, base: str | None
-) -> DepthModel:
-    name = name or (path.stem if path.is_file() else path.resolve().name)
+def _load_from(path: Path, entry: registry.Entry | None, name: str | None, given: _Given) -> DepthModel:
+    named = name or (path.stem if path.is_file() else path.resolve().name)
     if path.is_dir():
-        return _load_folder(path, entry, name, offline, base)
+        return _load_folder(path, entry, named, given)
     if path.suffix == ".json" or (path.name == "model.safetensors" and (path.parent / "config.json").is_file()):
-        return _load_folder(path.parent, entry, name if entry else path.resolve().parent.name, offline, base)
-    check_regular(path)
+        return _load_folder(path.parent, entry, named if entry else path.resolve().parent.name, given)
+    if path.name.startswith("adapter_model."):
+        raise DistillDepthError(f"load_model: {path} {ADAPTER}")
     if entry is not None and entry.family == "latent":
-        return _load_latent(path, entry, name, offline, base)
-    state = read_state(path)
+        given.refuse_max_depth(path)
+        return _load_latent(path, entry, named, given)
+    return _load_official(path, entry, named, given)
+
+
+def _load_official(path: Path, entry: registry.Entry | None, name: str, given: _Given) -> DepthModel:
+    """Load the weights of a Depth Anything network, whatever a training script wrapped around them."""
     from distilldepth.models import depth_anything
 
-    if not depth_anything.is_official(state):
-        raise DistillDepthError(
-            f"load_model: {path} is not a checkpoint of a known model (its first tensor is '{next(iter(state))}'); a "
-            "file must be an official one of Depth Anything V2 or Distill-Any-Depth; anything else is a folder with "
-            "its config.json"
-        )
+    content, metadata = read_weights(path)
+    found = find_state(content, path, depth_anything.is_official)
     if entry is not None and entry.family != "depth-anything":
         raise DistillDepthError(f"load_model: {path} holds a Depth Anything network, but '{name}' is not one")
     # a bare alias (dav2@file) says the family, not the size
     pinned = entry is not None and name not in registry.ALIASES
-    max_depth = entry.options.get("max_depth") if pinned else _max_depth_by_name(path)
-    quantity = "disparity" if max_depth is None else "metric_depth"
-    licence = entry.licence if pinned else "see the source"
-    info = ModelInfo(name, "depth-anything", quantity, licence, str(path))
+    quantity, max_depth = given.quantity, given.max_depth
+    if pinned:
+        if quantity is not None and quantity != entry.quantity:
+            raise UsageError(f"load_model: '{name}' predicts {entry.quantity}, and has no max_depth")
+        quantity, max_depth = entry.quantity, max_depth or entry.options.get("max_depth")
+    settled = unit.settle_unit(
+        path, content, metadata, name=name if pinned else "", quantity=quantity, max_depth=max_depth
+    )
+    notes = tuple(note for note in (found.note, settled.note) if note)
+    info = ModelInfo(
+        name,
+        "depth-anything",
+        "disparity" if settled.max_depth is None else "metric_depth",
+        entry.licence if pinned else "see the source",
+        str(path),
+        notes,
+    )
     variant = entry.variant if pinned else None
-    return depth_anything.load_official(path, state, info, variant=variant, max_depth=max_depth)
+    model = depth_anything.load_official(path, found.state, info, variant=variant, max_depth=settled.max_depth)
+    for note in notes:
+        warnings.warn(note, CheckpointWarning, stacklevel=6)
+    return model
 
 
-def _max_depth_by_name(path: Path) -> int | None:
-    """Metric and relative files have the same tensors: only the official file names tell them apart."""
-    name = path.name.lower()
-    if "metric" not in name:
-        return None
-    return 80 if "vkitti" in name or "outdoor" in name else 20
-
-
-def _load_folder(folder: Path, entry: registry.Entry | None, name: str, offline: bool, base: str | None) -> DepthModel:
+def _load_folder(folder: Path, entry: registry.Entry | None, name: str, given: _Given) -> DepthModel:
     if (folder / "student" / "config.json").is_file():
+        given.refuse_max_depth(folder)
         return load_saved(folder / "student")
     if (folder / "config.toml").is_file() and (folder / "checkpoints").is_dir():
         raise DistillDepthError(
             f"load_model: {folder} is a run without a student, which comes at its end; finish it with "
             f"distilldepth distill --config {folder / 'config.toml'} --resume auto"
         )
-    if not (folder / "config.json").is_file() or (entry is not None and entry.family == "latent"):
-        return _load_latent(folder, entry, name, offline, base)
+    if (folder / "adapter_config.json").is_file():
+        raise DistillDepthError(f"load_model: {folder} {ADAPTER}")
+    latent = entry is not None and entry.family == "latent"
+    if not (folder / "config.json").is_file() and not latent and not _looks_latent(folder):
+        return _load_official(_only_weights(folder), entry, name, given)
+    given.refuse_max_depth(folder)
+    if not (folder / "config.json").is_file() or latent:
+        return _load_latent(folder, entry, name, given)
     config = read_json(folder / "config.json")
     if config.get("format") == FORMAT:
         return load_saved(folder)
     kind = config.get("model_type")
     if kind is None and "_class_name" in config:
-        return _load_latent(folder, entry, name, offline, base)
+        return _load_latent(folder, entry, name, given)
     if not isinstance(kind, str):
         raise DistillDepthError(f"load_model: {folder / 'config.json'} names no model_type; is this a model's folder?")
     licence = entry.licence if entry else "see the source"
@@ -380,21 +448,32 @@ def _load_folder(folder: Path, entry: registry.Entry | None, name: str, offline:
     return _family("transformers").load_transformers(folder, kind, name=name, licence=licence)
 
 
-def _load_latent(path: Path, entry: registry.Entry | None, name: str, offline: bool, base: str | None) -> DepthModel:
-    if (
-        entry is None
-        and path.is_dir()
-        and not any(path.glob("*/*.safetensors"))
-        and not any(path.glob("*.safetensors"))
-    ):
-        held = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
+def _looks_latent(folder: Path) -> bool:
+    """Whether a folder without a config.json is one of GenPercept or Lotus."""
+    return any(folder.glob("diffusion_pytorch_model*")) or any(folder.glob("*/*.safetensors"))
+
+
+def _only_weights(folder: Path) -> Path:
+    """The one file of weights in a folder without a config.json, which is then an official one."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in CHECKPOINT_SUFFIXES and file.is_file())
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = ", ".join(file.name for file in files[:5]) + (", ..." if len(files) > 5 else "")
         raise DistillDepthError(
-            f"load_model: {path} holds no model: weights and a config.json of a known kind are missing "
-            f"(it holds {held})"
+            f"load_model: {folder} holds {len(files)} files of weights and no config.json that says which is meant "
+            f"({names}); name one of them"
         )
+    held = ", ".join(sorted(child.name for child in folder.iterdir())[:5]) or "nothing"
+    raise DistillDepthError(
+        f"load_model: {folder} holds no model: weights and a config.json of a known kind are missing (it holds {held})"
+    )
+
+
+def _load_latent(path: Path, entry: registry.Entry | None, name: str, given: _Given) -> DepthModel:
     if entry is not None and entry.family != "latent":
         raise DistillDepthError(f"load_model: {path} has no config.json, which a folder of '{name}' must have")
-    return _family("latent").load_diffusers(path, entry, name=name, offline=offline, base=base)
+    return _family("latent").load_diffusers(path, entry, name=name, offline=given.offline, base=given.base)
 
 
 def load_saved(folder: Path) -> DepthModel:
@@ -497,143 +576,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return documents.read_json(path, remedy="copy or download it again")
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dictionary from `.safetensors`, or from a pickle with `weights_only=True`.
-
-    A dictionary wrapped in `model`, `state_dict` or similar is unwrapped, a `module.` prefix removed.
-
-    Raises:
-        DistillDepthError: unreadable, or no state dictionary inside.
-    """
-    check_regular(path)
-    size = path.stat().st_size
-    try:
-        if path.suffix == ".safetensors" or _is_safetensors(path):
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            _check_archive(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except DistillDepthError:
-        raise
-    except pickle.UnpicklingError as error:
-        # What torch says here is how to switch the protection off.
-        raise DistillDepthError(
-            f"load_model: {path} ({size} bytes) is not a readable checkpoint (no tensors, or other "
-            "objects beside them, which could run a program and are not opened); download it again, or save it as "
-            ".safetensors"
-        ) from error
-    except Exception as error:
-        # What torch and safetensors say of a damaged file speaks to programmers.
-        why = (
-            error.strerror if isinstance(error, OSError) and error.strerror else "damaged, truncated or something else"
-        )
-        raise DistillDepthError(
-            f"load_model: {path} ({size} bytes) is not a readable checkpoint ({why}); download it again"
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model", "params"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if isinstance(state, dict) and not state:
-        raise DistillDepthError(f"load_model: {path} holds no tensor; download it again")
-    if not isinstance(state, dict):
-        raise DistillDepthError(f"load_model: {path} holds no state dictionary, got {type(state).__name__}")
-    for key, value in state.items():
-        if not isinstance(key, str):
-            raise DistillDepthError(
-                f"load_model: {path} holds no state dictionary: its keys must be names, got {shown(key)}"
-            )
-        _check_tensor(path, key, value)
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
-
-
-def _check_tensor(path: Path, name: str, tensor: Any) -> None:
-    """Raise unless this is a tensor of finite numbers that are all in the file."""
-    where = f"load_model: {path}: {shown(name, 200)}"
-    if not isinstance(tensor, Tensor):
-        raise DistillDepthError(f"{where} must be a tensor, got {type(tensor).__name__}")
-    kinds = {
-        "sparse": tensor.layout != torch.strided,
-        "quantised": tensor.is_quantized,
-        "complex": tensor.is_complex(),
-        "without data": tensor.device.type != "cpu",
-    }
-    if found := [kind for kind, is_so in kinds.items() if is_so]:
-        raise DistillDepthError(f"{where} must be a plain tensor, this one is {found[0]}; save the weights as they are")
-    if not tensor.numel():
-        raise DistillDepthError(f"{where} is empty, shape {tuple(tensor.shape)}; the file is damaged")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise DistillDepthError(
-            f"{where} claims {tuple(tensor.shape)} numbers, the file has fewer; save the weights as they are"
-        )
-    if tensor.is_floating_point():
-        low, high = torch.aminmax(tensor.float() if tensor.element_size() == 1 else tensor)
-        if not (low.isfinite() and high.isfinite()):
-            raise DistillDepthError(
-                f"{where} has numbers that are not finite (NaN or infinite): these weights are broken; use an earlier "
-                "checkpoint"
-            )
-
-
-def _check_archive(path: Path) -> None:
-    """Raise unless the parts of a zip file, which is what torch saves, are no larger than the file."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(item.file_size for item in archive.infolist())
-    if unpacked > path.stat().st_size:
-        raise DistillDepthError(
-            f"load_model: {path} unpacks to {unpacked} bytes, more than it has; torch saves nothing compressed, so it "
-            "is no checkpoint"
-        )
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether a file is safetensors by content: GenPercept publishes such files under the name `.bin`."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
-
-
-def check_state(path: Path, network: nn.Module, state: dict[str, Tensor], unknown: list[str] | None = None) -> None:
-    """Raise a DistillDepthError that lists what of a network is missing, left over or of another shape in `state`."""
-    own = network.state_dict()
-    missing = [key for key in own if key not in state]
-    unexpected = (unknown or []) + [key for key in state if key not in own]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    integers = [
-        f"{key} ({state[key].dtype})"
-        for key in own
-        if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
-    ]
-    report_state(path, missing, unexpected, shapes, integers)
-
-
-def report_state(
-    path: Path, missing: list[str], unexpected: list[str], shapes: list[str], integers: list[str] | None = None
-) -> None:
-    """Raise the one-line error for a checkpoint that does not fit; nothing if it does."""
-    parts = []
-    for word, names in (
-        ("missing", missing),
-        ("unexpected", unexpected),
-        ("of another shape", shapes),
-        ("of whole numbers, which have lost the weights", integers or []),
-    ):
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            parts.append(f"{len(names)} {word}: {', '.join(names[:4])}{more}")
-    if parts:
-        raise DistillDepthError(f"load_model: {path} does not fit the network; tensors {'; '.join(parts)}")
-
-
 def load_pretrained(cls: Any, folder: Path, *, never_used: str | None = None, **options: Any) -> Any:
     """`cls.from_pretrained` of a local folder: strict, quiet, float32, without remote code or network.
 
@@ -671,7 +613,7 @@ def load_pretrained(cls: Any, folder: Path, *, never_used: str | None = None, **
     )
     report_state(folder, missing, unexpected, mismatched, _integer_weights(folder))
     for key, tensor in network.state_dict().items():
-        _check_tensor(folder, key, tensor)
+        check_tensor(folder, key, tensor)
     return network
 
 

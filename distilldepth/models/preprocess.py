@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Any
@@ -15,9 +16,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
 """`lower-bound`: both sides at least `size`, aspect kept (official Depth Anything). `upper-bound`: both sides at most
-`size`, aspect kept (GenPercept). `hf`: the rule of transformers' DPT processor, the scale closest to one.
-`square`: exactly `size` x `size`."""
+`size`, aspect kept (GenPercept). `hf`: the rule of transformers' DPT processor, the scale closest to one (`minimal` in
+Depth Anything). `square`: exactly `size` x `size`. Sides are rounded to multiples, within the bound."""
 INTERPOLATIONS = ("bicubic", "bilinear", "bilinear-antialias")
+MAP_INTERPOLATIONS = (*INTERPOLATIONS, "bilinear-corners")
+"""`bilinear-corners` keeps the centres of the corner pixels in place, all others the corners of the frame."""
 
 MAX_SIDE = 16384
 """Largest target side in pixels."""
@@ -41,14 +44,21 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     """Divided by afterwards."""
     interpolation: str = "bicubic"
-    """`bicubic`, `bilinear` or `bilinear-antialias`."""
+    """How images come to that size: one of `INTERPOLATIONS`."""
+    map_interpolation: str = "bilinear-corners"
+    """How maps go back to the size of the images, in training as in prediction: one of `MAP_INTERPOLATIONS`. The way of
+    Depth Anything V2 stands for folders saved before this was written down: every family predicted so then."""
 
     def __post_init__(self) -> None:
         for name, most in (("size", MAX_SIDE), ("multiple", _LARGEST_MULTIPLE)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ValueError(f"Preprocessing: {name} must be a whole number from 1 to {most}, got {shown(value)}")
-        for name, choices in (("resize_policy", RESIZE_POLICIES), ("interpolation", INTERPOLATIONS)):
+        for name, choices in (
+            ("resize_policy", RESIZE_POLICIES),
+            ("interpolation", INTERPOLATIONS),
+            ("map_interpolation", MAP_INTERPOLATIONS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"Preprocessing: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
@@ -98,7 +108,7 @@ def target_size(
     if size < multiple:
         raise UsageError(f"target_size: size must be at least {multiple} (the model's multiple), got {size}")
     if policy == "square":
-        side = _to_multiple(size, multiple, at_least=0)
+        side = _to_multiple(size, multiple)
         return side, side
     by_height, by_width = size / height, size / width
     if policy == "lower-bound":
@@ -109,9 +119,12 @@ def target_size(
         )
     if policy == "upper-bound":
         scale = min(by_height, by_width)
-    else:
-        scale = by_width if abs(1 - by_width) < abs(1 - by_height) else by_height
-    return _to_multiple(scale * height, multiple, at_least=0), _to_multiple(scale * width, multiple, at_least=0)
+        return (
+            _to_multiple(scale * height, multiple, at_most=size),
+            _to_multiple(scale * width, multiple, at_most=size),
+        )
+    scale = by_width if abs(1 - by_width) < abs(1 - by_height) else by_height
+    return _to_multiple(scale * height, multiple), _to_multiple(scale * width, multiple)
 
 
 def choose_policy(
@@ -146,22 +159,30 @@ def choose_policy(
     return "upper-bound"
 
 
-def _to_multiple(value: float, multiple: int, *, at_least: int) -> int:
-    rounded = round(value / multiple) * multiple
-    if rounded < at_least:
-        rounded = -(-int(-(-value // 1)) // multiple) * multiple
-    return max(rounded, multiple)
+def _to_multiple(value: float, multiple: int, *, at_least: float = 0, at_most: float = math.inf) -> int:
+    rounded = round(value / multiple)
+    if rounded * multiple > at_most:
+        rounded = math.floor(value / multiple)
+    if rounded * multiple < at_least:
+        rounded = math.ceil(value / multiple)
+    return max(rounded, 1) * multiple
 
 
 def resize(maps: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     """Resize `(B, C, H, W)` to `size`; a no-op if it has that size already.
 
-    `interpolation`: `bicubic`, `bilinear`, `bilinear-antialias`, or `bilinear-corners` (corner pixels kept in place, as
-    the official Depth Anything code does on the way back).
+    `interpolation`: one of `MAP_INTERPOLATIONS`, or `nearest`.
     """
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     if interpolation == "bilinear-corners":
         return F.interpolate(maps, size, mode="bilinear", align_corners=True)
+    if interpolation == "nearest":
+        return F.interpolate(maps, size, mode="nearest")
     mode, _, antialias = interpolation.partition("-")
     return F.interpolate(maps, size, mode=mode, align_corners=False, antialias=bool(antialias))
+
+
+def restore(maps: Tensor, size: tuple[int, int], preprocessing: Preprocessing) -> Tensor:
+    """Bring a network's maps `(B, h, w)` back to the size (height, width) of its images; float32 `(B, H, W)`."""
+    return resize(maps.float()[:, None], size, preprocessing.map_interpolation)[:, 0]

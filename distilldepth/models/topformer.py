@@ -372,7 +372,8 @@ def build(architecture: dict[str, Any], info: ModelInfo, preprocessing: Preproce
         architecture: keyword arguments of `TopFormerDepth`; or `{"variant": "base"}`, with further arguments to
             replace those of the variant.
         info: what the network is called and what its numbers mean.
-        preprocessing: None for the variant's own size, 256, 320 or 448 pixels on the shorter side.
+        preprocessing: None for the variant's own size, 256, 320 or 448 pixels on the shorter side, and maps that go
+            back as the network itself enlarges: with the corners of the frame in place.
 
     Raises:
         ValueError: unknown variant or argument, or an argument is missing.
@@ -397,7 +398,7 @@ def build(architecture: dict[str, Any], info: ModelInfo, preprocessing: Preproce
     if preprocessing is None:
         same = [name for name in VARIANTS if VARIANTS[name]["blocks"] == arguments["blocks"]]
         size = SIZES[same[0]] if same else SIZES["base"]
-        preprocessing = Preprocessing(size, 32, interpolation="bilinear-antialias")
+        preprocessing = Preprocessing(size, 32, interpolation="bilinear-antialias", map_interpolation="bilinear")
     return TopFormerDepth(info, preprocessing, **arguments)
 
 

@@ -5,6 +5,7 @@ Source: Ranftl et al., DPT (2103.13413) and MiDaS (1907.01341); the transformers
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def build(
     """
     options = dict(architecture["config"])
     config = AutoConfig.for_model(options.pop("model_type"), **options)
-    default, square = _default_preprocessing(config)
+    default, square = _preprocessing(config)
     return TransformersDepth(
         info,
         preprocessing or default,
@@ -125,7 +126,7 @@ def load_transformers(folder: Path, kind: str, *, name: str, licence: str) -> Tr
             f"{did_you_mean(kind, [*QUANTITIES, 'depth_anything'])}"
         )
     network = load_pretrained(AutoModelForDepthEstimation, folder, never_used=_NEVER_USED)
-    preprocessing, square = _default_preprocessing(network.config)
+    preprocessing, square = _preprocessing(network.config)
     file = folder / "preprocessor_config.json"
     if file.is_file():
         preprocessing = _from_processor(read_json(file), preprocessing, square=square)
@@ -133,8 +134,17 @@ def load_transformers(folder: Path, kind: str, *, name: str, licence: str) -> Tr
     return TransformersDepth(info, preprocessing, network, square=square)
 
 
-def _default_preprocessing(config: Any) -> tuple[Preprocessing, bool]:
-    """What a type of network wants to see, and whether its input must be square."""
+def _preprocessing(config: Any) -> tuple[Preprocessing, bool]:
+    """What a type of network wants to see, and whether its input must be square.
+
+    Maps go back as the library's processors and MiDaS' own code bring them back: bicubic, and Depth Pro's bilinear.
+    """
+    preprocessing, square = _input(config)
+    back = "bilinear" if config.model_type == "depth_pro" else "bicubic"
+    return dataclasses.replace(preprocessing, map_interpolation=back), square
+
+
+def _input(config: Any) -> tuple[Preprocessing, bool]:
     kind = config.model_type
     backbone = getattr(config, "backbone_config", None)
     if kind == "dpt":
@@ -187,6 +197,5 @@ def _from_processor(config: dict[str, Any], default: Preprocessing, *, square: b
         mean, std = tuple(config.get("image_mean") or mean), tuple(config.get("image_std") or std)
     else:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return Preprocessing(
-        max(side, multiple), multiple, policy, mean, std, _RESAMPLING.get(config.get("resample"), default.interpolation)
-    )
+    interpolation = _RESAMPLING.get(config.get("resample"), default.interpolation)
+    return Preprocessing(max(side, multiple), multiple, policy, mean, std, interpolation, default.map_interpolation)

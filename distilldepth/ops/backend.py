@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distilldepth import native
 from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.kernels import interpreted
 
 BACKENDS = ("native", "triton", "reference")
 OPS = ("hybrid_norm", "crop_ssi", "channel_kl", "backproject")
@@ -106,5 +107,4 @@ def _triton_installed() -> bool:
 
 
 def _has_triton(device_type: str) -> bool:
-    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-    return _triton_installed() and (device_type == "cuda" or (device_type == "cpu" and interpreted))
+    return _triton_installed() and (device_type == "cuda" or (device_type == "cpu" and interpreted()))

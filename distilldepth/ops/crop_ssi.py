@@ -61,7 +61,8 @@ def crop_ssi_loss(
         TypeError: a map is not a floating tensor, image_index is not int64, valid is not bool.
         ValueError: shapes or devices do not fit, the targets require grad, a box is empty or outside the map, an index
             names no image. Boxes and indices on a GPU are looked at only with DISTILLDEPTH_CHECK_VALUES=1, because
-            that waits for the device; without it, what lies outside the map is cut off.
+            that waits for the device; without it, what lies outside the map is cut off, and a crop of no image makes
+            the loss NaN (the reference, which indexes with torch, fails with torch's own error).
         DistillDepthError: DISTILLDEPTH_BACKEND forces a backend that is not there.
 
     Gradient: to `prediction`, in its dtype; exact, through sampling and normalisation.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distilldepth.errors import UsageError, did_you_mean
+from distilldepth.errors import UsageError, did_you_mean, refuse_url
 from distilldepth.files import expand_user, place, places
 
 FORMATS = ("png16", "color", "npy", "ply")
@@ -59,6 +59,7 @@ def plan_jobs(
     if str(out) in ("", "-"):
         # "" is what an unset variable of a shell becomes, and would be the current folder.
         raise UsageError(f"-o must name a file or a folder, got '{out}'")
+    refuse_url(out)
     out = Path(out)
     for name in formats or ():
         if name not in FORMATS:
@@ -81,6 +82,7 @@ def plan_jobs(
 
 def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
     from distilldepth.data.images import list_images, path_exists
+    from distilldepth.data.listing import fixed_part, without_own
 
     groups: list[tuple[Path | None, list[Path]]] = []
     target = os.path.realpath(out)
@@ -92,18 +94,24 @@ def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
             if os.path.realpath(path) == target:
                 raise UsageError(f"-o {out}: this is the input folder; name another folder")
             # A second run must not take the first one's results for photographs.
-            images = [image for image in list_images(path) if not place(image).startswith(target + os.sep)]
-            if not images:
-                raise FileNotFoundError(f"{path}: no image in this folder that is not below -o {out}")
-            groups.append((path, images))
+            groups.append((path, list_images(path, without=out)))
         elif path.exists() and path.suffix.lower() == ".txt":
             images = list_images(path)
             groups.append((Path(os.path.commonpath([image.parent for image in images])), images))
         elif path.exists() or not glob.has_magic(str(path)):
             groups.append((None, [path]))
         else:
-            groups.append((_fixed_part(path), list_images(path)))
+            folder = fixed_part(path)
+            if os.path.realpath(folder) == target:
+                raise UsageError(f"-o {out}: this is the folder of the input {path}; name another folder")
+            groups.append((folder, list_images(path, without=out)))
     folders = {os.path.abspath(folder) for folder, _ in groups if folder is not None}
+    single = [index for index, (folder, _) in enumerate(groups) if folder is None]
+    if single:
+        # A shell replaces `photos/*.png` by the files before this program sees it.
+        names = [image for index in single for image in groups[index][1]]
+        kept = set(without_own(names, str(names[0]) if len(names) == 1 else "the input"))
+        groups = [(folder, [image for image in images if folder or image in kept]) for folder, images in groups]
     # By place: `a.jpg`, `./a.jpg` and a glob that matches it are one image.
     found: dict[str, _Found] = {}
     for folder, images in groups:
@@ -118,16 +126,6 @@ def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
     if all(item.missing for item in items):
         raise FileNotFoundError(2, "No such file or directory", str(items[0].source))
     return items
-
-
-def _fixed_part(pattern: Path) -> Path:
-    """The leading folders of a glob pattern that hold no wildcard."""
-    fixed: list[str] = []
-    for part in pattern.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
 
 
 def _plan_file(found: list[_Found], out: Path, formats: list[str]) -> list[Job]:

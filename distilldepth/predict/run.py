@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,15 @@ from distilldepth.inference import (
     reason,
     without_relief,
 )
+from distilldepth.machine import resolve_precision
 from distilldepth.models.base import DepthModel
+from distilldepth.models.digest import model_digest
 from distilldepth.models.preprocess import target_size
 from distilldepth.predict.colormaps import colorize
+from distilldepth.predict.origin import Origin, Outputs, State, digest_of
 from distilldepth.predict.plan import Job, plan_jobs
 from distilldepth.predict.point_cloud import PointCloudOptions, write_point_cloud
-from distilldepth.predict.writers import check_writable, write_color_png, write_depth_png, write_npy
+from distilldepth.predict.writers import check_png_scale, check_writable, write_color_png, write_depth_png, write_npy
 
 
 @dataclass
@@ -45,7 +50,11 @@ class PredictReport:
     written: list[dict[str, Any]] = field(default_factory=list)
     """Per image: `source`, `height`, `width`, `resize_policy`, `outputs` by format."""
     skipped: list[str] = field(default_factory=list)
-    """Sources whose outputs were there already."""
+    """Sources whose outputs were there already and would come out the same."""
+    remade: dict[str, int] = field(default_factory=dict)
+    """How many images had outputs that were replaced all the same, by what these were."""
+    clipped: dict[str, int] = field(default_factory=dict)
+    """Pixels that a fixed scale of PNGs could not hold, by source."""
     failures: list[tuple[str, str]] = field(default_factory=list)
     """Source and what was wrong with it."""
     constant: list[str] = field(default_factory=list)
@@ -64,6 +73,8 @@ class PredictReport:
             "written": self.written,
             "constant": self.constant,
             "skipped": self.skipped,
+            "remade": self.remade,
+            "clipped": self.clipped,
             "failures": [{"source": source, "error": error} for source, error in self.failures],
         }
 
@@ -74,6 +85,7 @@ def predict_files(
     *,
     model: str | Path | DepthModel = "distilldepth-mini",
     formats: Sequence[str] | None = None,
+    png_scale: float | None = None,
     colormap: str = "spectral",
     percentiles: tuple[float, float] = (1.0, 99.0),
     point_cloud: PointCloudOptions | None = None,
@@ -93,6 +105,7 @@ def predict_files(
         out: a .png, .npy or .ply file for one image, else a folder; see `plan_jobs`.
         model: a model, or what `load_model` takes.
         formats: of `png16`, `color`, `npy`, `ply`; None for the one that `out` says.
+        png_scale: fixed stored units per metre of `png16`, for models that predict metres; see `write_depth_png`.
         colormap, percentiles: of `color`, see `colorize`.
         point_cloud: camera and depth range of `ply`.
         resize_policy, size: how the network sees an image; None for the model's own. The model's own policy is
@@ -100,7 +113,9 @@ def predict_files(
         batch_size: images of equal size run at once; halved where memory runs out.
         device, precision: see `distilldepth.device`; a model that is given stays where it is under `auto`.
         existing: what to do with outputs that exist: `refuse` before any work (a single `out` file is replaced all the
-            same), `skip` images that have all of them, or `overwrite`.
+            same), `overwrite`, or `skip` images of which all are what would be written again: made by the same weights,
+            from the same photograph, with the same options (see `Origin`). Others of this package are made again; a
+            file that is not known to be is left, and the image is a failure.
         offline: never touch the network for the model.
         start: called with the model and the number of images when the work begins; the function it returns is told how
             many more images are done.
@@ -124,9 +139,12 @@ def predict_files(
     jobs, is_file = plan_jobs(inputs, out, formats)
     # A wrong colour map or range is one error here, not one per image.
     colorize(np.zeros((1, 1)), "disparity", colormap=colormap, percentiles=percentiles)
-    check_writable(Path(out).parent if is_file else Path(out))
-    jobs, done = _settle_existing(jobs, existing, is_file)
-    skipped = [str(job.source) for job in done]
+    check_png_scale(png_scale)
+    folder = Path(out).parent if is_file else Path(out)
+    check_writable(folder)
+    if existing == "refuse" and not is_file:
+        _refuse_existing(jobs)
+    outputs = Outputs(folder)
     if isinstance(model, DepthModel) and device == "auto":
         place = next(model.buffers()).device
     else:
@@ -136,9 +154,6 @@ def predict_files(
     if not isinstance(model, DepthModel):
         from distilldepth.models import load_model
 
-        if not jobs:
-            # Nothing to do: the model is not worth its seconds.
-            return PredictReport(str(model), "", "", str(place), skipped=skipped)
         model = load_model(model, offline=offline)
     model.to(place)
     if size is not None or resize_policy is not None:
@@ -146,9 +161,27 @@ def predict_files(
         check_side(model, place, target_size(side, side, model.preprocessing, policy=resize_policy, size=size))
 
     info = model.info
-    report = PredictReport(info.name, info.quantity, info.licence, str(place), info.notes, skipped=skipped)
+    check_png_scale(png_scale, info.quantity)
+    report = PredictReport(info.name, info.quantity, info.licence, str(place), info.notes)
+    maker = _Maker(
+        model_digest(model),
+        {
+            "size": size or model.preprocessing.size,
+            "resize_policy": resize_policy or model.preprocessing.resize_policy,
+            "precision": resolve_precision(precision, place),
+        },
+        {
+            "png16": {"png_scale": png_scale},
+            "color": {"colormap": colormap, "percentiles": list(percentiles)},
+            "npy": {},
+            "ply": asdict(point_cloud or PointCloudOptions()),
+        },
+    )
+    planned = jobs
+    if existing == "skip":
+        jobs = _leave_out_what_is_there(planned, maker, outputs, report)
     advance = start(model, len(jobs)) if start is not None else lambda count: None
-    write = _Writer(model, colormap, percentiles, point_cloud)
+    write = _Writer(model, png_scale, colormap, percentiles, point_cloud, maker, outputs)
 
     def fail(job: Job, error: BaseException) -> None:
         report.failures.append((str(job.source), reason(error, job.source)))
@@ -160,6 +193,8 @@ def predict_files(
             report.written.append(entry)
             if entry.pop("constant"):
                 report.constant.append(entry["source"])
+            if clipped := entry.pop("clipped"):
+                report.clipped[entry["source"]] = clipped
         except FAILURES as error:
             fail(job, error)
         else:
@@ -173,7 +208,7 @@ def predict_files(
         pending: deque[tuple[Job, Future]] = deque()
         batches = load_batches(
             jobs,
-            lambda job: (read_image(job.source), None),
+            lambda job: (read_image(job.source), digest_of(job.source)),
             model,
             workers,
             fail,
@@ -197,11 +232,25 @@ def predict_files(
         workers.shutdown(wait=True, cancel_futures=True)
         model.train(was_training)
     report.seconds = time.perf_counter() - began
-    order = {str(job.source): index for index, job in enumerate(jobs)}
+    order = {str(job.source): index for index, job in enumerate(planned)}
     report.written.sort(key=lambda entry: order[entry["source"]])
     report.constant.sort(key=order.__getitem__)
+    report.clipped = dict(sorted(report.clipped.items(), key=lambda entry: order[entry[0]]))
     report.failures.sort(key=lambda failure: order[failure[0]])
     return report
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """What the outputs of a run have in common."""
+
+    model_sha256: str
+    options: dict[str, Any]
+    by_format: dict[str, dict[str, Any]]
+
+    def origin(self, form: str, source_sha256: str) -> Origin:
+        settings = json.dumps({**self.options, **self.by_format[form]}, sort_keys=True)
+        return Origin(self.model_sha256, source_sha256, settings)
 
 
 @dataclass(frozen=True)
@@ -209,9 +258,12 @@ class _Writer:
     """Writes the files of one image; runs in a worker thread."""
 
     model: DepthModel
+    png_scale: float | None
     colormap: str
     percentiles: tuple[float, float]
     point_cloud: PointCloudOptions | None
+    maker: _Maker
+    outputs: Outputs
 
     def __call__(self, loaded: LoadedImage, values: np.ndarray) -> dict[str, Any]:
         info, job = self.model.info, loaded.item
@@ -224,9 +276,12 @@ class _Writer:
             "resize_policy": policy,
             "source": job.source.name,
         }
+        clipped = 0
         for name, path in job.outputs.items():
+            origin = self.maker.origin(name, loaded.extra)
+            made = {**texts, **asdict(origin)}
             if name == "png16":
-                write_depth_png(path, values, info.quantity, texts=texts)
+                clipped = write_depth_png(path, values, info.quantity, units_per_metre=self.png_scale, texts=made)
             elif name == "color":
                 write_color_png(
                     path,
@@ -234,7 +289,7 @@ class _Writer:
                     info.quantity,
                     colormap=self.colormap,
                     percentiles=self.percentiles,
-                    texts=texts,
+                    texts=made,
                 )
             elif name == "npy":
                 write_npy(path, values)
@@ -243,28 +298,48 @@ class _Writer:
                 write_point_cloud(
                     path, values, loaded.image, info.quantity, options=self.point_cloud, comments=comments
                 )
+            if path.suffix.lower() != ".png":
+                self.outputs.add(path, origin)
         return {
             "source": str(job.source),
             "height": values.shape[0],
             "width": values.shape[1],
             "resize_policy": policy,
             "constant": bool(without_relief(torch.from_numpy(values)[None])),
+            "clipped": clipped,
             "outputs": {name: str(path) for name, path in job.outputs.items()},
         }
 
 
-def _settle_existing(jobs: list[Job], existing: str, is_file: bool) -> tuple[list[Job], list[Job]]:
-    """Split the jobs into those to do and those to skip."""
-    from distilldepth.data.images import path_exists
+def _refuse_existing(jobs: list[Job]) -> None:
+    there = [path for job in jobs for path in job.outputs.values() if os.path.lexists(path)]
+    if there:
+        count = "this output exists" if len(there) == 1 else f"this and {len(there) - 1} more outputs exist"
+        raise ValueError(f"{there[0]}: {count} already; add --skip-existing or --overwrite")
 
-    if existing == "skip":
-        todo, done = [], []
-        for job in jobs:
-            (done if all(path_exists(path) for path in job.outputs.values()) else todo).append(job)
-        return todo, done
-    if existing == "refuse" and not is_file:
-        there = [path for job in jobs for path in job.outputs.values() if path_exists(path)]
-        if there:
-            count = "this output exists" if len(there) == 1 else f"this and {len(there) - 1} more outputs exist"
-            raise ValueError(f"{there[0]}: {count} already; add --skip-existing or --overwrite")
-    return jobs, []
+
+def _leave_out_what_is_there(jobs: list[Job], maker: _Maker, outputs: Outputs, report: PredictReport) -> list[Job]:
+    """The jobs to do; notes in the report the others, and which are done again."""
+    todo, remade = [], Counter()
+    for job in jobs:
+        source = str(job.source)
+        if not any(map(os.path.lexists, job.outputs.values())):
+            todo.append(job)
+            continue
+        try:
+            digest = digest_of(job.source)
+        except FAILURES:
+            digest = ""  # It cannot be read, which is found when it is.
+        states = {path: outputs.state(path, maker.origin(name, digest)) for name, path in job.outputs.items()}
+        kept = [path for path, state in states.items() if state in (State.FOREIGN, State.CHANGED)]
+        if kept:
+            report.failures.append(
+                (source, f"{kept[0]} was {states[kept[0]].value} and stays; move it, or use --overwrite")
+            )
+        elif set(states.values()) == {State.CURRENT}:
+            report.skipped.append(source)
+        else:
+            remade.update({state.value for state in states.values()} - {State.MISSING.value, State.CURRENT.value})
+            todo.append(job)
+    report.remade = dict(remade)
+    return todo

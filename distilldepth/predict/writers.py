@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from distilldepth import __version__
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError, refuse_url
 from distilldepth.files import atomic_path
 from distilldepth.predict.colormaps import colorize
 
@@ -23,7 +23,9 @@ def check_writable(folder: Path) -> None:
 
     Raises:
         OSError: it cannot, with the path.
+        UsageError: a URL.
     """
+    refuse_url(folder)
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".distilldepth-{secrets.token_hex(6)}"
     try:
@@ -34,31 +36,40 @@ def check_writable(folder: Path) -> None:
 
 
 def write_depth_png(
-    path: str | Path, values: np.ndarray, quantity: str, *, texts: dict[str, str] | None = None
-) -> None:
+    path: str | Path,
+    values: np.ndarray,
+    quantity: str,
+    *,
+    units_per_metre: float | None = None,
+    texts: dict[str, str] | None = None,
+) -> int:
     """Write a map as a 16-bit grey PNG that says what its numbers mean.
 
     `value = stored * scale + offset`; stored 0 is unknown (not finite, or a metric depth that is not positive).
     `disparity` and `depth` fill 1 to 65535, so near is bright for disparity and dark for depth. `metric_depth` has
     offset 0 and the finest scale of 1 mm, 1/256 m or larger that holds its maximum, as public depth data has it. In a
-    constant map every known pixel is 32768 and scale is 0.
+    constant map every known pixel is 32768 and scale is 0. With `units_per_metre` every map has the same scale:
+    stored = rint(metres * units_per_metre), held within 1 and 65535.
 
     Args:
         path: the file; replaced in one step.
         values: `(H, W)`, any float dtype, in `quantity`.
         quantity: `disparity`, `depth` or `metric_depth`.
+        units_per_metre: fixed scale of `metric_depth`, for example 1000 (millimetres) or 256; None as above.
         texts: further text chunks, for example `model` and `licence`.
 
+    Returns:
+        How many known pixels a fixed scale could not hold, and are stored as the nearest value that it can.
+
     Raises:
-        ValueError: not a map.
+        ValueError: not a map; a scale that is not positive, or is given for a map that has no metres.
         OSError: the file cannot be written.
     """
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"write_depth_png: values must be (H, W) and not empty, got shape {tuple(values.shape)}")
-    stored, scale, offset = _to_uint16(values, quantity)
-    info = PngImagePlugin.PngInfo()
+    check_png_scale(units_per_metre, quantity)
+    stored, scale, offset, clipped = _to_uint16(values, quantity, units_per_metre)
     chunks = {
-        "Software": f"distilldepth {__version__}",
         "Description": "value = stored * scale + offset; stored 0 = unknown",
         "quantity": quantity,
         "scale": repr(scale),
@@ -68,22 +79,41 @@ def write_depth_png(
         "near_is_bright": "true" if quantity == "disparity" else "false",
         **(texts or {}),
     }
-    for key, text in chunks.items():
-        info.add_text(key, _chunk_text(text))
     with atomic_path(Path(path)) as temporary:
         # Level 6 takes four times as long for 3 % less: sixteen bits of a network's output hardly compress.
-        Image.fromarray(stored).save(temporary, format="PNG", pnginfo=info, compress_level=3)
+        Image.fromarray(stored).save(temporary, format="PNG", pnginfo=png_texts(chunks), compress_level=3)
+    return clipped
 
 
-def _to_uint16(values: np.ndarray, quantity: str) -> tuple[np.ndarray, float, float]:
+def check_png_scale(units_per_metre: float | None, quantity: str = "metric_depth") -> None:
+    """Raise UsageError unless a scale is positive, or none, and the quantity has metres."""
+    if units_per_metre is None:
+        return
+    if not (1e-9 <= units_per_metre <= 1e9):
+        raise UsageError(f"the scale of PNGs must be from 1e-9 to 1e9 units per metre, got {units_per_metre:g}")
+    if quantity != "metric_depth":
+        raise UsageError(
+            f"a fixed scale of PNGs needs metres, and the model predicts {quantity}, which is known up to scale and "
+            "shift only, image by image; leave --png-scale out, or take a model that predicts metric depth"
+        )
+
+
+def _to_uint16(
+    values: np.ndarray, quantity: str, units_per_metre: float | None
+) -> tuple[np.ndarray, float, float, int]:
+    """The stored values, scale, offset, and how many values did not fit."""
     values = values.astype(np.float64)
     known = np.isfinite(values)
     if quantity == "metric_depth":
         known &= values > 0
     stored = np.zeros(values.shape, dtype=np.uint16)
     if not known.any():
-        return stored, 0.0, 0.0
+        return stored, 1 / units_per_metre if units_per_metre else 0.0, 0.0, 0
     low, high = float(values[known].min()), float(values[known].max())
+    if units_per_metre is not None:
+        scaled = np.rint(values[known] * units_per_metre)
+        stored[known] = np.clip(scaled, 1, _LARGEST).astype(np.uint16)
+        return stored, 1 / units_per_metre, 0.0, int(((scaled < 1) | (scaled > _LARGEST)).sum())
     if quantity == "metric_depth":
         scale = next((unit for unit in (1 / 1000, 1 / 256) if high <= _LARGEST * unit), high / _LARGEST)
         offset = 0.0
@@ -92,9 +122,18 @@ def _to_uint16(values: np.ndarray, quantity: str) -> tuple[np.ndarray, float, fl
         offset = low - scale
     else:
         stored[known] = 32768
-        return stored, 0.0, low
+        return stored, 0.0, low, 0
     stored[known] = np.clip(np.rint((values[known] - offset) / scale), 1, _LARGEST).astype(np.uint16)
-    return stored, scale, offset
+    return stored, scale, offset, 0
+
+
+def png_texts(texts: dict[str, str] | None = None) -> PngImagePlugin.PngInfo:
+    """Return text chunks for a PNG, the first of which says that this package made it, so that no photograph is seen in
+    it later (see `listing.is_own_picture`)."""
+    info = PngImagePlugin.PngInfo()
+    for key, text in {"Software": f"distilldepth {__version__}", **(texts or {})}.items():
+        info.add_text(key, _chunk_text(text))
+    return info
 
 
 def _chunk_text(text: str) -> str:
@@ -153,18 +192,14 @@ def write_color_png(
         OSError: the file cannot be written.
     """
     picture = colorize(values, quantity, colormap=colormap, percentiles=percentiles)
-    info = PngImagePlugin.PngInfo()
     chunks = {
-        "Software": f"distilldepth {__version__}",
         "Description": "coloured for viewing; the numbers are in the 16-bit PNG or the .npy file",
         "quantity": quantity,
         "colormap": colormap,
         **(texts or {}),
     }
-    for key, text in chunks.items():
-        info.add_text(key, _chunk_text(text))
     with atomic_path(Path(path)) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG", pnginfo=info, compress_level=3)
+        Image.fromarray(picture).save(temporary, format="PNG", pnginfo=png_texts(chunks), compress_level=3)
 
 
 def write_npy(path: str | Path, values: np.ndarray) -> None:

@@ -38,6 +38,7 @@ from distilldepth.data.benchmarks.archive import Root
 from distilldepth.data.benchmarks.kitti_official import submission_items
 from distilldepth.data.benchmarks.samples import Benchmark, Request, spread
 from distilldepth.data.benchmarks.splits import find_splits
+from distilldepth.data.scale import likely_scales
 from distilldepth.data.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
 from distilldepth.files import expand_user
@@ -197,6 +198,7 @@ class _Inspection:
         self.is_unlike = abs(ratio - 1) > 0.02
         self.valid = values.size
         self.is_metric = truth.is_metric
+        self.scale = truth.scale
         self.low, self.high = float(values.min()), float(values.max())
         self.values = values[:: -(-values.size // _KEPT_VALUES)].copy()
 
@@ -215,7 +217,11 @@ def _most_frequent(shapes: list[tuple[int, int]]) -> list[list[int]]:
 def _suspicions(report: dict[str, Any], seen: list[_Inspection]) -> list[str]:
     lines = []
     low, high = _PLAUSIBLE[report["domain"]]
-    hint = "" if report["kind"] else " A manifest can give `scale`, stored units per metre"
+    hint = "" if report["kind"] else " --depth-scale, or a manifest's `scale`, gives the stored units per metre"
+    scales = {result.scale for result in seen}
+    if len(scales) == 1 and None not in scales:
+        likely = likely_scales(report["median"], scale := scales.pop())[:2]
+        hint += f", now {scale:g}" + "".join(f"; {usual} makes it {value:.3g} m" for usual, value in likely)
     where = f" for {report['domain']} data" if report["domain"] else ""
     if report["is_metric"] and not low <= report["median"] <= high:
         lines.append(

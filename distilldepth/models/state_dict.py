@@ -1,0 +1,300 @@
+"""The weights inside a checkpoint: found under whatever a training script wraps around them, and checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distilldepth.errors import DistillDepthError, shown
+from distilldepth.models.files import NumpyArray, Record, read_weights
+
+Known = Callable[[dict[str, Tensor]], bool]
+
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "module")
+"""What torch's own wrappers put into names, at any place: compile, FSDP, checkpointing, DeepSpeed, DDP."""
+_BOOKKEEPING = {"n_averaged", "num_updates", "decay", "initted", "step"}
+"""Entries of averaging wrappers that are no weights."""
+_AVERAGED = {"ema", "averaged", "averaging", "average", "avg", "shadow", "swa"}
+_NOT_WEIGHTS = re.compile(r"optim|sched|exp_avg|grad|moment|scaler|loops|callbacks", re.IGNORECASE)
+"""Entries that are not searched: an optimiser keeps tensors too."""
+_DEEPEST = 8
+ADAPTER = (
+    "is a PEFT adapter (LoRA), a change to weights that lie elsewhere; merge it, model.merge_and_unload(), and save "
+    "the weights of the result"
+)
+"""What is said of an adapter."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A state dictionary of a known network, and where it was."""
+
+    state: dict[str, Tensor]
+    """Name: tensor, as the network itself names it."""
+    place: str
+    """Keys and prefix under which it was; empty at the top."""
+    note: str
+    """What a user must be told of the choice; empty where there was none."""
+
+
+def read_state(path: Path, network: nn.Module | None = None) -> dict[str, Tensor]:
+    """Read a state dictionary from `.safetensors`, or from a pickle with `weights_only=True`; see `find_state`.
+
+    Args:
+        path: the file.
+        network: whose state it should be; `check_state` says afterwards whether it is.
+
+    Raises:
+        DistillDepthError: unreadable, or no state dictionary inside.
+    """
+    content, _ = read_weights(path)
+    if network is not None:
+        own = set(network.state_dict())
+        # Half of its names or more: what is missing is said better by check_state.
+        found = _find(content, path, lambda state: 2 * len(own & state.keys()) >= len(own))
+        if found is not None:
+            return found.state
+    return _find(content, path, None).state
+
+
+def find_state(content: Any, path: Path, known: Known) -> Found:
+    """Find the state dictionary in what a checkpoint holds: in any nesting, under any prefix.
+
+    Of several, moving averages go before plain weights, and both before those of a teacher.
+
+    Args:
+        content: what the file holds, nested dictionaries for most.
+        path: where it was read from, for messages.
+        known: says whether a state dictionary is one of the wanted network.
+
+    Raises:
+        DistillDepthError: none there, with what there is instead; several of equal rank that differ; or one with
+            something else than plain tensors of finite numbers.
+    """
+    found = _find(content, path, known)
+    if found is None:
+        tables = list(_tables(content))
+        if len(tables) == 1:
+            _check_table(path, tables[0][1])
+        raise DistillDepthError(
+            f"load_model: {path} is not a checkpoint of a known model; it holds {_listed(content)}. A file must be one "
+            "of Depth Anything V2 or Distill-Any-Depth, with the official names of its tensors; anything else is a "
+            "folder with its config.json"
+        )
+    return found
+
+
+def _find(content: Any, path: Path, known: Known | None) -> Found | None:
+    """As `find_state`, but None if there is none; without `known` any will do, less what torch's wrappers add."""
+    if not isinstance(content, dict):
+        raise DistillDepthError(f"load_model: {path} holds no state dictionary, got {type(content).__name__}")
+    tables = list(_tables(content))
+    if not tables:
+        held = f"; it holds {_listed(content)}" if content else ""
+        raise DistillDepthError(f"load_model: {path} holds no tensor{held}; save the weights, or download it again")
+    if any(".lora_" in str(key) for _, table in tables for key in table):
+        raise DistillDepthError(f"load_model: {path} {ADAPTER}")
+    matches = [match for keys, table in tables for match in _matches(keys, table, known)]
+    if not matches:
+        if known is None:
+            _check_table(path, tables[0][1])
+        return None
+    matches.sort(key=lambda match: match[0])
+    (rank, place, chosen), others = matches[0], matches[1:]
+    _check_table(path, chosen)
+    rivals = [name for order, name, state in others if order == rank and not _same(state, chosen)]
+    if rivals and known is not None:
+        raise DistillDepthError(
+            f"load_model: {path} holds several networks, and nothing says which is meant: "
+            f"{', '.join(map(_quoted, [place, *rivals][:5]))}; save one of them alone"
+        )
+    note = ""
+    if others and known is not None and len({order for order, *_ in matches}) > 1:
+        why = "the moving average, " if rank == 0 else ""
+        rest = ", ".join(_quoted(name) for order, name, _ in others[:4] if order != rank)
+        note = f"{path}: {why}{_quoted(place)}, was taken, and not {rest}; to use another, save it alone"
+    return Found({key: _tensor(value) for key, value in chosen.items()}, place, note)
+
+
+def _tables(content: Any) -> Iterator[tuple[tuple[str, ...], dict]]:
+    """Every dictionary that holds tensors itself, with the keys that lead to it; outer ones first."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    seen: set[int] = set()
+    while waiting:
+        keys, item = waiting.pop(0)
+        if id(item) in seen or len(keys) > _DEEPEST:
+            continue
+        seen.add(id(item))
+        if isinstance(item, dict):
+            if any(_tensor(value) is not None for value in item.values()):
+                yield keys, item
+            children = item.items()
+        elif isinstance(item, (list, tuple)):
+            children = enumerate(item)
+        elif isinstance(item, Record):
+            children = vars(item).items()
+        else:
+            continue
+        waiting += [
+            ((*keys, str(key)), value)
+            for key, value in children
+            if isinstance(value, (dict, list, tuple, Record)) and not _NOT_WEIGHTS.search(str(key))
+        ]
+
+
+def _matches(keys: tuple[str, ...], table: dict, known: Known | None) -> Iterator[tuple[int, str, dict]]:
+    """Rank, place and entries of each wanted network in one dictionary."""
+    named = {key: value for key, value in table.items() if isinstance(key, str)}
+    if known is None:
+        if len(named) < len(table):
+            return
+        yield _rank(keys, "", table), "/".join(keys), _unwrapped(named)
+        return
+    # What is no tensor and has a plain name is a counter or a setting beside the weights.
+    entries = {key: value for key, value in named.items() if "." in key or _tensor(value) is not None}
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in _without_wrappers({k: v for k, v in entries.items() if k not in _BOOKKEEPING}).items():
+        parts = key.split(".", _DEEPEST)
+        for depth in range(len(parts)):
+            groups.setdefault(".".join(parts[:depth]), {})[".".join(parts[depth:])] = value
+    for prefix, state in groups.items():
+        if known(state):
+            yield _rank(keys, prefix, table), "/".join([*keys, f"{prefix}."] if prefix else keys), state
+
+
+def _rank(keys: tuple[str, ...], prefix: str, table: dict) -> int:
+    words = set(re.split(r"[^a-z0-9]+", ".".join([*keys, prefix]).lower()))
+    if words & _AVERAGED or "n_averaged" in table:
+        return 0
+    return 2 if "teacher" in words else 1
+
+
+def _without_wrappers(state: dict[str, Any]) -> dict[str, Any]:
+    """Names without what torch's wrappers put into them, unless two would become one."""
+    renamed = {
+        ".".join(part for part in key.split(".") if part not in _WRAPPERS) or key: value for key, value in state.items()
+    }
+    return renamed if len(renamed) == len(state) else state
+
+
+def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+    """The same for a network that is not known: only a prefix that every name has."""
+    for prefix in _WRAPPERS * 2:
+        if all(key.startswith(f"{prefix}.") for key in state):
+            state = {key[len(prefix) + 1 :]: value for key, value in state.items()}
+    return state
+
+
+def _same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(
+        isinstance(a[key], Tensor) and isinstance(b[key], Tensor) and torch.equal(a[key], b[key]) for key in a
+    )
+
+
+def _quoted(place: str) -> str:
+    return shown(place, 80) if place else "what lies at the top"
+
+
+def _listed(content: dict, most: int = 6) -> str:
+    """What a dictionary holds, for a message: some keys, one level down into dictionaries."""
+
+    def names(table: dict, count: int) -> str:
+        more = f" and {len(table) - count} more" if len(table) > count else ""
+        return ", ".join(shown(key) for key in list(table)[:count]) + more
+
+    parts = []
+    for key, value in list(content.items())[:most]:
+        if isinstance(value, dict):
+            parts.append(f"{shown(key)} ({names(value, 3) or 'empty'})")
+        else:
+            parts.append(shown(key))
+    more = f" and {len(content) - most} more" if len(content) > most else ""
+    return ", ".join(parts) + more
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """The tensor that an entry is, or None."""
+    if isinstance(value, NumpyArray):
+        plain = value.array is not None and value.array.dtype.kind in "biuf"
+        return torch.from_numpy(value.array.astype(value.array.dtype.newbyteorder("="))) if plain else None
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def _check_table(path: Path, table: dict) -> None:
+    for key, value in table.items():
+        if not isinstance(key, str):
+            raise DistillDepthError(
+                f"load_model: {path} holds no state dictionary: its keys must be names, got {shown(key)}"
+            )
+        tensor = _tensor(value)
+        check_tensor(path, key, value if tensor is None else tensor)
+
+
+def check_tensor(path: Path, name: str, tensor: Any) -> None:
+    """Raise a DistillDepthError unless this is a plain tensor of finite numbers that are all in the file."""
+    where = f"load_model: {path}: {shown(name, 200)}"
+    if not isinstance(tensor, Tensor):
+        raise DistillDepthError(f"{where} must be a tensor, got {type(tensor).__name__}")
+    kinds = {
+        "sparse": tensor.layout != torch.strided,
+        "quantised": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+        "without data": tensor.device.type != "cpu",
+    }
+    if found := [kind for kind, is_so in kinds.items() if is_so]:
+        raise DistillDepthError(f"{where} must be a plain tensor, this one is {found[0]}; save the weights as they are")
+    if not tensor.numel():
+        raise DistillDepthError(f"{where} is empty, shape {tuple(tensor.shape)}; the file is damaged")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise DistillDepthError(
+            f"{where} claims {tuple(tensor.shape)} numbers, the file has fewer; save the weights as they are"
+        )
+    if tensor.is_floating_point():
+        low, high = torch.aminmax(tensor.float() if tensor.element_size() == 1 else tensor)
+        if not (low.isfinite() and high.isfinite()):
+            raise DistillDepthError(
+                f"{where} has numbers that are not finite (NaN or infinite): these weights are broken; use an earlier "
+                "checkpoint"
+            )
+
+
+def check_state(path: Path, network: nn.Module, state: dict[str, Tensor], unknown: list[str] | None = None) -> None:
+    """Raise a DistillDepthError that lists what of a network is missing, left over or of another shape in `state`."""
+    own = network.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = (unknown or []) + [key for key in state if key not in own]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    integers = [
+        f"{key} ({state[key].dtype})"
+        for key in own
+        if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
+    ]
+    report_state(path, missing, unexpected, shapes, integers)
+
+
+def report_state(
+    path: Path, missing: list[str], unexpected: list[str], shapes: list[str], integers: list[str] | None = None
+) -> None:
+    """Raise the one-line error for a checkpoint that does not fit; nothing if it does."""
+    parts = []
+    for word, names in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", shapes),
+        ("of whole numbers, which have lost the weights", integers or []),
+    ):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            parts.append(f"{len(names)} {word}: {', '.join(names[:4])}{more}")
+    if parts:
+        raise DistillDepthError(f"load_model: {path} does not fit the network; tensors {'; '.join(parts)}")
