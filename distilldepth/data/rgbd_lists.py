@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from distilldepth.data.images import path_exists
 from distilldepth.documents import read_text
 from distilldepth.errors import DistillDepthError, shown
 
@@ -34,7 +35,7 @@ _NAME_ENDS = ("path", "file", "filename", "name")
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its depth, as the list writes them; relative, and never out of the folder."""
+    """An image and its depth, as the list writes them: below its folder, or absolute."""
 
     image: str
     depth: str | None
@@ -125,10 +126,15 @@ def read_timed_pairs(rgb: Path, depth: Path) -> list[Pair]:
 def inside(name: str) -> str:
     """Return a name of a list as a path below the list's folder; a leading slash, as some lists have, is dropped.
 
+    An absolute path of a file that exists is returned as it is.
+
     Raises:
         ValueError: it is empty or too long, or leads out of the folder.
     """
-    path = name.strip().replace("\\", "/").lstrip("/")
+    path = name.strip().replace("\\", "/")
+    if path.startswith("/") and 1 < len(path) <= _LONGEST_NAME and "\0" not in path and path_exists(Path(path)):
+        return path
+    path = path.lstrip("/")
     if not path or len(name) > _LONGEST_NAME or "\0" in name:
         raise ValueError(f"must name a file in at most {_LONGEST_NAME} characters, got {shown(name)}")
     if ".." in path.split("/") or ":" in path.split("/")[0]:
@@ -152,7 +158,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             table = path.suffix.lower() == ".csv" or ("," in line and len(line.split()) == 1)
             separator = next((mark for mark in "\t;," if mark in line and (mark == "\t" or table)), " ")
         if separator == " ":
-            fields = line.split()
+            # `a.png, b.png`: the comma parts the names as the blank does.
+            fields = [field.rstrip(",") for field in line.split()]
         else:
             try:
                 fields = [field.strip() for field in next(csv.reader([line], delimiter=separator))]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from distilldepth.data.benchmarks.samples import spread
-from distilldepth.data.scale import scale_notes
+from distilldepth.data.scale import saturation_note, scale_notes
 from distilldepth.data.sources import MAX_SCENES, parse_count
 from distilldepth.data.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
@@ -128,7 +128,9 @@ def truth_notes(truths: Sequence[Truth]) -> list[str]:
         return []
     scales = {truth.scale for truth in metric}
     medians = [float(np.median(truth.depth[truth.valid])) for truth in metric]
-    return scale_notes(medians, scales.pop() if len(scales) == 1 else None)
+    saturated = (saturation_note(truth.depth, truth.valid, truth.scale) for truth in metric)
+    first = next(filter(None, saturated), None)
+    return scale_notes(medians, scales.pop() if len(scales) == 1 else None) + ([first] if first else [])
 
 
 def benchmark_name(spec: str | Path) -> str | None:
