@@ -89,7 +89,11 @@ def call_every_operation(module: str, operations: Any) -> None:
     elif module == "backproject":
         operations.backproject(maps, intrinsics, valid)
         operations.backproject(maps.double(), intrinsics.double(), None)
-        operations.backproject_backward(torch.zeros(2, 70, 33, 3), maps, intrinsics, valid)
+        operations.backproject_backward(torch.zeros(2, 70, 33, 3), maps, intrinsics, valid, True)
+        operations.backproject_backward(torch.zeros(2, 70, 33, 3), maps, intrinsics, valid, False)
+    elif module == "scale_gradient":
+        for dtype in (torch.float32, torch.bfloat16):
+            operations.scale_gradient(maps, torch.ones(()), torch.ones(()), dtype)
     else:
         raise ValueError(f"compile_report: say here how the kernels of {module} are launched")
 

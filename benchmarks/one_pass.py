@@ -11,6 +11,7 @@ block or vector is full; a case called `offset` reads maps that begin in the mid
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -42,7 +43,6 @@ KERNELS = {
     # normalise_cuda.cuh: in a cluster where the device has them and the map fits, else a kernel per pass. There are no
     # clusters for float64, for maps that are too large, and for many contexts.
     "normalise_in_cluster": ("hybrid_norm small *float32*", "crop_ssi small *float32*"),
-    "count_valid": ("hybrid_norm small * valid*", "crop_ssi small * valid*", "point_cloud * valid*"),
     "sum_images": ("hybrid_norm *", "crop_ssi *"),
     "find_extremes": ("hybrid_norm * float64*", "crop_ssi * float64*", "hybrid_norm many *", "hybrid_norm large *"),
     "prepare_atoms": ("hybrid_norm * float64*", "crop_ssi many *", "hybrid_norm large *"),
@@ -52,6 +52,8 @@ KERNELS = {
     "sum_slices": ("hybrid_norm * float64*", "crop_ssi many *", "hybrid_norm large *"),
     "finish_sums": ("hybrid_norm * float64*", "crop_ssi many *", "hybrid_norm large *"),
     "write_gradients": ("hybrid_norm * float64*backward", "crop_ssi many *backward", "hybrid_norm large *backward"),
+    # scale_gradient_cuda.cu
+    "scale_maps": ("hybrid_norm *backward", "crop_ssi *backward"),
     # crop_ssi_cuda.cu
     "tabulate": ("crop_ssi *backward", "crop_ssi *forward"),
     "gather_gradient": ("crop_ssi *backward",),
@@ -65,8 +67,14 @@ KERNELS = {
     ),
     # backproject_cuda.cu
     "forward": ("backproject even *", "backproject odd *", "backproject offset *"),
-    "backward": ("backproject even *backward", "backproject offset *backward", "backproject large *backward"),
-    "sum_intrinsics": ("backproject *backward",),
+    "backward": (
+        "backproject even * fixed backward",
+        "backproject offset *backward",
+        "backproject odd *backward",
+        "backproject large *backward",
+    ),
+    "sum_intrinsics": ("backproject even *backward", "backproject large *backward"),
+    "count_valid": ("point_cloud * valid*",),
     "scan_counts": ("point_cloud * valid*",),
     "compact": tuple(f"point_cloud * {str(dtype).removeprefix('torch.')} *" for dtype in COLOURS),
 }  # fmt: skip
@@ -205,19 +213,20 @@ def _backproject(device: torch.device) -> Iterator[Case]:
     shapes = {"even": (2, 64, 96), "odd": (3, 61, 83), "offset": (2, 64, 96), "large": (8, 441, 403)}
     for size, shape in shapes.items():
         for dtype in FLOATS if size != "large" else FLOATS[:1]:
-            for masked in (False, True):
+            # Intrinsics without a gradient leave out sums and the depth.
+            for masked, fixed in itertools.product((False, True), (False, True) if size != "large" else (False,)):
 
-                def run(size=size, shape=shape, dtype=dtype, masked=masked) -> None:
+                def run(size=size, shape=shape, dtype=dtype, masked=masked, fixed=fixed) -> None:
                     place = offset if size == "offset" else lambda tensor: tensor
                     depth = place(_random(device, *shape, dtype=dtype)).requires_grad_()
-                    intrinsics = _intrinsics(device).requires_grad_()
+                    intrinsics = _intrinsics(device).requires_grad_(not fixed)
                     valid = place(_valid(device, *shape)) if masked else None
                     points = ops.backproject(depth, intrinsics, valid)
                     points.backward(place(_random(device, *shape, 3, dtype=points.dtype)))
                     kept = points.detach() if valid is None else points.detach()[valid]
-                    _check(kept, depth.grad, intrinsics.grad)
+                    _check(kept, depth.grad, *(() if fixed else (intrinsics.grad,)))
 
-                yield Case(_name("backproject", size, dtype, masked and "valid", "backward"), run)
+                yield Case(_name("backproject", size, dtype, masked and "valid", fixed and "fixed", "backward"), run)
 
 
 def _point_cloud(device: torch.device) -> Iterator[Case]:

@@ -188,10 +188,12 @@ void clear_invalid(Value* __restrict values, const uint8_t* __restrict valid, in
 }
 
 // What a row makes of the gradient of its points, coordinate by coordinate; all (width,). What is not valid is 0.
-template <class Value>
-void write_grad_depth(Value* __restrict grad_depth, const Value* __restrict x, const Value* __restrict y,
+template <class Element, class Value>
+void write_grad_depth(Element* __restrict grad_depth, const Value* __restrict x, const Value* __restrict y,
                       const Value* __restrict z, const Value* __restrict columns, Value row, int64_t width) {
-  for (int64_t u = 0; u < width; ++u) grad_depth[u] = columns[u] * x[u] + row * y[u] + z[u];
+  for (int64_t u = 0; u < width; ++u) {
+    grad_depth[u] = store_as(static_cast<Accumulator<Element>>(columns[u] * x[u] + row * y[u] + z[u]), Element{});
+  }
 }
 
 template <class Value>
@@ -218,17 +220,17 @@ void add_row(IntrinsicsSums& sum, const Value* __restrict x, const Value* __rest
 }
 
 std::tuple<Tensor, Tensor> backproject_backward(Tensor grad_points, Tensor depth, Tensor intrinsics,
-                                                std::optional<Tensor> valid) {
+                                                std::optional<Tensor> valid, bool need_intrinsics) {
   const int64_t images = depth.size(0), height = depth.size(1), width = depth.size(2);
-  Tensor grad_depth = make({images, height, width}, intrinsics.scalar_type());
-  Tensor grad_intrinsics = make({images, 3, 3}, intrinsics.scalar_type());
+  Tensor grad_depth = make({images, height, width}, depth.scalar_type());
+  Tensor grad_intrinsics = make({need_intrinsics ? images : 0, 3, 3}, intrinsics.scalar_type());
   const uint8_t* kept = valid_data(valid);  // (images, height, width)
   const Tasks tasks(images, height, width);
   dispatch_depth("backproject_backward", depth, intrinsics, [&]<class Element, class Value>() {
     const Value* from = grad_points.const_data_ptr<Value>();  // (images, height, width, 3)
     const Element* z = depth.const_data_ptr<Element>();  // (images, height, width)
     const Value* matrices = intrinsics.const_data_ptr<Value>();  // (images, 3, 3)
-    Value* to = grad_depth.mutable_data_ptr<Value>();  // (images, height, width)
+    Element* to = grad_depth.mutable_data_ptr<Element>();  // (images, height, width)
     Value* to_matrices = grad_intrinsics.mutable_data_ptr<Value>();  // (images, 3, 3)
     std::vector<IntrinsicsSums> sums(tasks.count);
     parallel_tasks(tasks.count, [&](int64_t task) {
@@ -245,13 +247,14 @@ std::tuple<Tensor, Tensor> backproject_backward(Tensor grad_points, Tensor depth
         if (use) {
           for (Value* coordinate : {x, y, z_line}) clear_invalid(coordinate, use, width);
         }
-        const Value* depth_row = read_row(z + at, use, Value{0}, line, width);
         write_grad_depth(to + at, x, y, z_line, columns.data(), row, width);
+        if (!need_intrinsics) continue;
+        const Value* depth_row = read_row(z + at, use, Value{0}, line, width);
         add_row(sum, x, y, depth_row, columns.data(), row, width);
       }
       sums[task] = sum;
     });
-    for (int64_t image = 0; image < images; ++image) {
+    for (int64_t image = 0; need_intrinsics && image < images; ++image) {
       IntrinsicsSums sum;
       for (int64_t k = 0; tasks.count > 0 && k < tasks.per_image; ++k) {
         const IntrinsicsSums& part = sums[image * tasks.per_image + k];

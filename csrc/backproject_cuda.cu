@@ -76,11 +76,13 @@ struct Strip {
     return first >= 0 && first <= problem.pixels - kPixels;
   }
 
-  __device__ __forceinline__ void load(const Problem<Map>& problem) {
+  // Without `with_depth` only what is kept.
+  __device__ __forceinline__ void load(const Problem<Map>& problem, bool with_depth) {
     const Map* depth = problem.depth + image_start;
     const bool* valid = problem.valid == nullptr ? nullptr : problem.valid + image_start;
     if (problem.vectors && complete(problem)) {
-      const auto depths = load_pack<kPixels>(depth, first);
+      Pack<Map, kPixels> depths{};
+      if (with_depth) depths = load_pack<kPixels>(depth, first);
       Pack<bool, kPixels> valids;
       if (valid != nullptr) valids = load_pack<kPixels>(valid, first);
 #pragma unroll
@@ -94,7 +96,7 @@ struct Strip {
         const int pixel = first + k;
         const bool inside = pixel >= 0 && pixel < problem.pixels;
         kept[k] = inside && (valid == nullptr || valid[pixel]);
-        z[k] = kept[k] ? distilldepth::load(depth, pixel) : Acc(0);
+        z[k] = with_depth && kept[k] ? distilldepth::load(depth, pixel) : Acc(0);
       }
     }
   }
@@ -140,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
   const int tile = blockIdx.x % problem.blocks_per_image;
   const Camera<Acc> camera(problem.intrinsics + image * 9);
   Pixels strip(problem, image, tile);
-  strip.load(problem);
+  strip.load(problem, /*with_depth=*/true);
 
   Acc mine[Pixels::kPixels * 3];
   strip.for_each_ray(problem, camera, [&](int k, Acc a, Acc b) {
@@ -177,7 +179,7 @@ constexpr int kSums = 4;
 template <typename Map>
 __global__ void __launch_bounds__(kThreads)
     backward(const Problem<Map> problem, const acc_t<Map>* grad_points /* (B, H, W, 3) */, bool grad_vectors,
-             acc_t<Map>* grad_depth /* (B, H, W) */, double* sums /* (B, blocks_per_image, kSums) */) {
+             Map* grad_depth /* (B, H, W) */, double* sums /* (B, blocks_per_image, kSums) or null */) {
   using Acc = acc_t<Map>;
   using Pixels = Strip<Map>;
   alignas(kChunkBytes) __shared__ Acc staged[Pixels::kTile * 3];
@@ -202,7 +204,7 @@ __global__ void __launch_bounds__(kThreads)
       }
       store_pack<Pixels::kPixels>(of_warp, in_shared, chunk);
     });
-    strip.load(problem);
+    strip.load(problem, /*with_depth=*/sums != nullptr);
     __syncwarp();
     Acc g[Pixels::kPixels * 3];
 #pragma unroll
@@ -214,11 +216,11 @@ __global__ void __launch_bounds__(kThreads)
     __syncwarp();
 
     Acc part[kSums] = {};
-    Pack<Acc, Pixels::kPixels> result;
+    Pack<Map, Pixels::kPixels> result;
     strip.for_each_ray(problem, camera, [&](int k, Acc a, Acc b) {
       const bool kept = strip.kept[k];
       const Acc g_x = g[3 * k], g_y = g[3 * k + 1], g_z = g[3 * k + 2];
-      result.x[k] = kept ? a * g_x + b * g_y + g_z : Acc(0);
+      result.x[k] = from_acc<Map>(kept ? a * g_x + b * g_y + g_z : Acc(0));
       const Acc z_x = kept ? strip.z[k] * g_x : Acc(0);
       const Acc z_y = kept ? strip.z[k] * g_y : Acc(0);
       part[0] += a * z_x;
@@ -228,7 +230,7 @@ __global__ void __launch_bounds__(kThreads)
     });
 #pragma unroll
     for (int s = 0; s < kSums; ++s) total[s] += static_cast<double>(part[s]);
-    Acc* depth_of_image = grad_depth + strip.image_start;
+    Map* depth_of_image = grad_depth + strip.image_start;
     if (strip.complete(problem)) {
       store_pack<Pixels::kPixels>(depth_of_image, strip.first, result);
     } else {
@@ -239,6 +241,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
+  if (sums == nullptr) return;
   block_reduce<kThreads>(total, Sum<double>{});
   if (threadIdx.x == 0) {
 #pragma unroll
@@ -305,17 +308,21 @@ void launch_forward(const Tensor& depth, const Tensor& intrinsics, const std::op
 
 template <typename Map>
 void launch_backward(const Tensor& grad_points, const Tensor& depth, const Tensor& intrinsics,
-                     const std::optional<Tensor>& valid, const Tensor& grad_depth, const Tensor& grad_intrinsics) {
+                     const std::optional<Tensor>& valid, const Tensor& grad_depth, const Tensor& grad_intrinsics,
+                     bool need_intrinsics) {
   using Acc = acc_t<Map>;
   Problem<Map> problem = describe<Map>(depth, intrinsics, valid);
   const int64_t wanted = ceil_div(int64_t{multiprocessors(depth)} * kBlocksPerProcessor, problem.images);
   problem.blocks_per_image = static_cast<int>(std::min<int64_t>(problem.tiles_per_image, wanted));
-  const Tensor sums = new_empty(depth, {problem.images, problem.blocks_per_image, kSums}, ScalarType::Double);
+  const Tensor sums =
+      new_empty(depth, {need_intrinsics ? problem.images : 0, problem.blocks_per_image, kSums}, ScalarType::Double);
   const cudaStream_t stream = current_stream(depth);
   const Acc* grad = const_data<Acc>(grad_points);
   backward<Map><<<grid(problem.images * problem.blocks_per_image), kThreads, 0, stream>>>(
-      problem, grad, aligned(grad, Strip<Map>::kPixels), mutable_data<Acc>(grad_depth), mutable_data<double>(sums));
+      problem, grad, aligned(grad, Strip<Map>::kPixels), mutable_data<Map>(grad_depth),
+      need_intrinsics ? mutable_data<double>(sums) : nullptr);
   check_launch("backproject_backward");
+  if (!need_intrinsics) return;
   sum_intrinsics<Acc><<<grid(problem.images), kSumThreads, 0, stream>>>(
       const_data<double>(sums), problem.blocks_per_image, problem.intrinsics, mutable_data<Acc>(grad_intrinsics));
   check_launch("backproject_backward");
@@ -332,15 +339,19 @@ Tensor backproject(const Tensor& depth, const Tensor& intrinsics, const std::opt
   return points;
 }
 
+// Gradients of depth, in its type, and of the intrinsics, (0, 3, 3) if they are not needed.
 std::tuple<Tensor, Tensor> backproject_backward(const Tensor& grad_points, const Tensor& depth,
-                                                const Tensor& intrinsics, const std::optional<Tensor>& valid) {
+                                                const Tensor& intrinsics, const std::optional<Tensor>& valid,
+                                                bool need_intrinsics) {
   const DeviceGuard guard(depth);
   const ScalarType acc = acc_dtype(depth.scalar_type());
-  const Tensor grad_depth = new_empty(depth, {depth.size(0), depth.size(1), depth.size(2)}, acc);
-  if (depth.numel() == 0) return {grad_depth, new_zeros(depth, {depth.size(0), 3, 3}, acc)};
-  const Tensor grad_intrinsics = new_empty(depth, {depth.size(0), 3, 3}, acc);
+  const int64_t images = depth.size(0), matrices = need_intrinsics ? images : 0;
+  const Tensor grad_depth = new_empty(depth, {images, depth.size(1), depth.size(2)}, depth.scalar_type());
+  if (depth.numel() == 0) return {grad_depth, new_zeros(depth, {matrices, 3, 3}, acc)};
+  const Tensor grad_intrinsics = new_empty(depth, {matrices, 3, 3}, acc);
   dispatch(depth.scalar_type(), "backproject_backward", [&](auto tag) {
-    launch_backward<typename decltype(tag)::type>(grad_points, depth, intrinsics, valid, grad_depth, grad_intrinsics);
+    launch_backward<typename decltype(tag)::type>(grad_points, depth, intrinsics, valid, grad_depth, grad_intrinsics,
+                                                  need_intrinsics);
   });
   return {grad_depth, grad_intrinsics};
 }

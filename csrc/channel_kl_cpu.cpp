@@ -254,26 +254,6 @@ std::tuple<Statistics, double> join(const Sums* chunks, int64_t count, double te
           log_ratio - map.product / map.teacher_sum};
 }
 
-float store_as(float value, float) { return value; }
-double store_as(double value, double) { return value; }
-// Rounded to nearest, ties to even; branch-free as `load`.
-BFloat16 store_as(float value, BFloat16 result) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  result.x = static_cast<uint16_t>(std::isnan(value) ? 0x7fc0u : rounded);
-  return result;
-}
-Half store_as(float value, Half result) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value), size = bits & 0x7fffffffu;
-  const uint32_t normal = (size + 0xfffu + (size >> 13 & 1u) - 0x38000000u) >> 13;
-  // Next to 1/2 the last bit of a float is the smallest number of 16 bits.
-  const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(size) + 0.5f) - 0x3f000000u;
-  const uint32_t finite = size < 0x38800000u ? subnormal : normal;
-  const uint32_t large = size > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  result.x = static_cast<uint16_t>((bits >> 16 & 0x8000u) | (size < 0x477ff000u ? finite : large));
-  return result;
-}
-
 // phi_s - phi_t times a weight, from the difference of the maps without a rounding error: with r = -log(Z_s / Z_t),
 // e^{y_s + r} and e^{y_t} are phi Z_t, and y_s + r - y_t = (s - t - offset) / T. The offset is a sum of two numbers, to
 // have all digits. Values are taken at a quarter, so that no difference of two is infinite.

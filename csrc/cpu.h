@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <exception>
 #include <mutex>
@@ -42,6 +43,26 @@ inline float load(Half value) {
   const uint32_t subnormal = std::bit_cast<uint32_t>(static_cast<float>(static_cast<int32_t>(rest)) * 0x1p-24f);
   const uint32_t normal = (rest << 13) + (rest >= 0x7c00u ? 0x70000000u : 0x38000000u);
   return std::bit_cast<float>(sign | (rest < 0x0400u ? subnormal : normal));
+}
+
+inline float store_as(float value, float) { return value; }
+inline double store_as(double value, double) { return value; }
+// Rounded to nearest, ties to even; branch-free as `load`.
+inline BFloat16 store_as(float value, BFloat16 result) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  result.x = static_cast<uint16_t>(std::isnan(value) ? 0x7fc0u : rounded);
+  return result;
+}
+inline Half store_as(float value, Half result) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), size = bits & 0x7fffffffu;
+  const uint32_t normal = (size + 0xfffu + (size >> 13 & 1u) - 0x38000000u) >> 13;
+  // Next to 1/2 the last bit of a float is the smallest number of 16 bits.
+  const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(size) + 0.5f) - 0x3f000000u;
+  const uint32_t finite = size < 0x38800000u ? subnormal : normal;
+  const uint32_t large = size > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  result.x = static_cast<uint16_t>((bits >> 16 & 0x8000u) | (size < 0x477ff000u ? finite : large));
+  return result;
 }
 
 // f.template operator()<Element>() for the element type of a floating tensor.

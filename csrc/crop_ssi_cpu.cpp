@@ -87,8 +87,8 @@ struct Crop {
 };
 
 // prediction (B, H, W), targets (N, h, w) of one dtype; boxes (N, 4) float64; image_index (N,) int64; valid (N, h, w)
-// bool. Returns the loss and its gradient (B, H, W).
-std::tuple<Tensor, Tensor> crop_ssi(
+// bool. Returns the loss, its gradient (B, H, W) and the scale that this lacks: 1, for pixels are counted first.
+std::tuple<Tensor, Tensor, Tensor> crop_ssi(
     Tensor prediction, Tensor targets, Tensor boxes, Tensor image_index, std::optional<Tensor> valid,
     std::vector<int64_t> segments, int64_t contexts, double spread_eps, bool need_gradient) {
   const int64_t images = prediction.size(0), map_height = prediction.size(1), map_width = prediction.size(2);
@@ -109,7 +109,8 @@ std::tuple<Tensor, Tensor> crop_ssi(
     const uint8_t* valids = valid_data(valid);
     T* gradients = need_gradient ? gradient.mutable_data_ptr<T>() : nullptr;
     if (gradients != nullptr) std::fill(gradients, gradients + images * map_pixels, T{0});
-    if (pixels == 0 || map_pixels == 0) return std::make_tuple(make_scalar(0.0, dtype), gradient);
+    const Tensor scale = make_scalar(1.0, dtype);
+    if (pixels == 0 || map_pixels == 0) return std::make_tuple(make_scalar(0.0, dtype), gradient, scale);
 
     std::vector<int64_t> counts(crops, pixels);
     if (valids != nullptr) {
@@ -140,7 +141,7 @@ std::tuple<Tensor, Tensor> crop_ssi(
         crop.sample_backward(slopes.data(), map_width, gradients + image * map_pixels, normaliser.parallel());
       }
     });
-    return std::make_tuple(make_scalar(std::accumulate(losses.begin(), losses.end(), 0.0), dtype), gradient);
+    return std::make_tuple(make_scalar(std::accumulate(losses.begin(), losses.end(), 0.0), dtype), gradient, scale);
   });
 }
 

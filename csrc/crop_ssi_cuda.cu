@@ -3,8 +3,8 @@
 // The loss reads each crop pixel a few times, and a cluster keeps what it has read in shared memory; without clusters
 // the slices that the loss sorts into global memory hold the samples, in no order that is a crop. The gradient of the
 // crops lies in global memory (N, h, w) between two kernels, because a pixel of the prediction takes from many crop
-// pixels: the last kernel gathers, for every pixel of the prediction, from the rows and columns of each crop that touch
-// it. Unlike a scatter by atomics this adds in one order and writes once.
+// pixels: the last kernel gathers, for every pixel of the prediction, from the rows and columns that touch it of each crop
+// of its image. Unlike a scatter by atomics this adds in one order and writes once.
 #include "normalise_cuda.cuh"
 
 namespace distilldepth {
@@ -65,25 +65,62 @@ struct Sampling {
   const double* boxes;            // (crops, 4)
   const int64_t* image_index;     // (crops,)
   Tap<Value>* taps[2];            // y (crops, crop_height), x (crops, crop_width)
-  Touching* touching[2];          // y (crops, height), x (crops, width); not used without a gradient
+  // Not used without a gradient.
+  Touching* touching[2];          // y (crops, height), x (crops, width)
+  int* by_image;                  // (crops,) numbers of the crops, ordered by image and number
+  int* first_of;                  // (batch + 1,) where each image's crops begin in `by_image`
 
   void carve(normalise::Carver& carver) {
     taps[0] = carver.take<Tap<Value>>(crops * crop_height);
     taps[1] = carver.take<Tap<Value>>(crops * crop_width);
     touching[0] = carver.take<Touching>(crops * height);
     touching[1] = carver.take<Touching>(crops * width);
+    by_image = carver.take<int>(crops);
+    first_of = carver.take<int>(batch + 1);
+  }
+
+  // Entries of a crop in the tables of an axis.
+  __host__ __device__ int entries(int axis, bool need_gradient) const {
+    const int points = axis == 0 ? crop_height : crop_width, pixels = axis == 0 ? height : width;
+    return points + (need_gradient ? pixels : 0);
   }
 };
 
-// One thread per entry of a table: `axis` 0 is y.
+// The crops of each image, by counting those that come before: there are few. `item` counts both tables' entries.
 template <typename Value>
-__global__ void __launch_bounds__(kThreads) tabulate(Sampling<Value> sampling, int axis, bool need_gradient) {
+__device__ void list_crops(const Sampling<Value>& sampling, int64_t item) {
+  const bool is_crop = item < sampling.crops;
+  if (!is_crop && item - sampling.crops > sampling.batch) return;
+  const int64_t image = is_crop ? sampling.image_index[item] : item - sampling.crops;
+  int before = 0;
+#pragma unroll 4
+  for (int64_t crop = 0; crop < sampling.crops; ++crop) {
+    const int64_t other = sampling.image_index[crop];
+    before += other < image || (is_crop && other == image && crop < item);
+  }
+  if (is_crop) {
+    sampling.by_image[before] = static_cast<int>(item);
+  } else {
+    sampling.first_of[image] = before;
+  }
+}
+
+// One thread per entry of a table: of the rows, of the columns (`axis` 1), and of the lists of crops.
+template <typename Value>
+__global__ void __launch_bounds__(kThreads) tabulate(Sampling<Value> sampling, bool need_gradient) {
+  int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  int axis = 0;
+  for (; axis < 2 && item >= sampling.crops * sampling.entries(axis, need_gradient); ++axis) {
+    item -= sampling.crops * sampling.entries(axis, need_gradient);
+  }
+  if (axis == 2) {
+    if (need_gradient) list_crops(sampling, item);
+    return;
+  }
   const int count = axis == 0 ? sampling.crop_height : sampling.crop_width;
   const int size = axis == 0 ? sampling.height : sampling.width;
-  const int entries = count + (need_gradient ? size : 0);
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int entries = sampling.entries(axis, need_gradient);
   const int64_t crop = item / entries;
-  if (crop >= sampling.crops) return;
   const int i = static_cast<int>(item % entries);
   const double* box = sampling.boxes + crop * 4;
   const double first = box[axis == 0 ? 1 : 0], last = box[axis == 0 ? 3 : 2];
@@ -110,7 +147,6 @@ struct Crops {
   const bool* valid_;      // (crops, crop pixels) or null
   Sampling<Value> sampling;
 
-  __host__ __device__ const bool* valid_pixels() const { return valid_; }
   __device__ __forceinline__ int64_t place(int64_t crop, int pixel) const {
     return crop * sampling.crop_height * sampling.crop_width + pixel;
   }
@@ -156,9 +192,10 @@ gather_gradient(Sampling<Value> sampling, const Value* crop_gradient, Value* gra
   if (pixel >= pixels) return;
   const int y = static_cast<int>(pixel) / sampling.width, x = static_cast<int>(pixel) - y * sampling.width;
   Value sum = 0;
-  for (int64_t crop = 0; crop < sampling.crops; ++crop) {
-    if (sampling.image_index[crop] != image) continue;
+  for (int at = sampling.first_of[image], end = sampling.first_of[image + 1]; at < end; ++at) {
+    const int64_t crop = sampling.by_image[at];
     const Touching rows = sampling.touching[0][crop * sampling.height + y];
+    if (rows.begin >= rows.end) continue;  // for most of a block at once
     const Touching columns = sampling.touching[1][crop * sampling.width + x];
     if (columns.begin >= columns.end) continue;
     const Tap<Value>* y_taps = sampling.taps[0] + crop * sampling.crop_height;
@@ -179,7 +216,7 @@ template <typename Map>
 void run(
     const normalise::Call& call, const normalise::Plan& plan, const Tensor& prediction, const Tensor& targets,
     const Tensor& boxes, const Tensor& image_index, const std::optional<Tensor>& valid, const Tensor& loss,
-    const Tensor& gradient, bool need_gradient) {
+    const Tensor& gradient, const Tensor& scale, bool need_gradient) {
   using Value = acc_t<Map>;
   Sampling<Value> sampling{};
   sampling.crops = plan.images;
@@ -201,14 +238,14 @@ void run(
   const Tensor memory = normalise::allocate(call.like, carve(nullptr, crop_gradient));
   carve(memory.mutable_data_ptr(), crop_gradient);
 
-  for (int axis = 0; axis < 2; ++axis) {
-    const int64_t entries = axis == 0 ? sampling.crop_height + (need_gradient ? sampling.height : 0)
-                                      : sampling.crop_width + (need_gradient ? sampling.width : 0);
-    launch(call, tabulate<Value>, ceil_div(sampling.crops * entries, kThreads), kThreads, 0, sampling, axis,
-           need_gradient);
-  }
+  const int64_t of_crop = sampling.entries(0, need_gradient) + sampling.entries(1, need_gradient);
+  const int64_t of_lists = need_gradient ? sampling.crops + sampling.batch + 1 : 0;
+  launch(call, tabulate<Value>, ceil_div(sampling.crops * of_crop + of_lists, kThreads), kThreads, 0, sampling,
+         need_gradient);
   const Crops<Map> crops{const_data<Map>(prediction), const_data<Map>(targets), const_data<bool>(valid), sampling};
-  normalise::run(call, plan, crops, need_gradient ? crop_gradient : nullptr, mutable_data<Value>(loss));
+  const normalise::Results<Value> results{
+      mutable_data<Value>(loss), mutable_data<Value>(scale), need_gradient ? crop_gradient : nullptr};
+  normalise::run(call, plan, crops, results);
   if (need_gradient) {
     const int64_t blocks = ceil_div(static_cast<int64_t>(sampling.height) * sampling.width, kThreads);
     launch(call, gather_gradient<Value>, sampling.batch * blocks, kThreads, 0, sampling, crop_gradient,
@@ -216,7 +253,8 @@ void run(
   }
 }
 
-std::tuple<Tensor, Tensor> crop_ssi(
+// Loss, gradient over scale, scale.
+std::tuple<Tensor, Tensor, Tensor> crop_ssi(
     const Tensor& prediction, const Tensor& targets, const Tensor& boxes, const Tensor& image_index,
     const std::optional<Tensor>& valid, std::vector<int64_t> segments, int64_t contexts, double spread_eps,
     bool need_gradient) {
@@ -224,7 +262,7 @@ std::tuple<Tensor, Tensor> crop_ssi(
   const DeviceGuard guard(prediction);
   const normalise::Call call{op, prediction, current_stream(prediction)};
   const ScalarType acc = acc_dtype(prediction.scalar_type());
-  const Tensor loss = new_empty(prediction, {}, acc);
+  const Tensor loss = new_empty(prediction, {}, acc), scale = new_empty(prediction, {}, acc);
   const Tensor gradient =
       need_gradient ? new_empty(prediction, {prediction.size(0), prediction.size(1), prediction.size(2)}, acc)
                     : new_empty(prediction, {0}, acc);
@@ -232,18 +270,17 @@ std::tuple<Tensor, Tensor> crop_ssi(
       op, targets.size(0), targets.size(1), targets.size(2), segments, contexts, spread_eps, /*mean_per_image=*/true);
   STD_TORCH_CHECK(prediction.size(1) * prediction.size(2) <= INT_MAX, op, ": maps must have fewer than 2^31 pixels");
   if (prediction.numel() == 0 || targets.numel() == 0) {
-    check(cudaMemsetAsync(loss.mutable_data_ptr(), 0, loss.element_size(), call.stream), op);
     if (gradient.numel() != 0) {
       const size_t bytes = gradient.numel() * gradient.element_size();
       check(cudaMemsetAsync(gradient.mutable_data_ptr(), 0, bytes, call.stream), op);
     }
-    return {loss, gradient};
+    return {new_zeros(prediction, {}, acc), gradient, new_zeros(prediction, {}, acc)};
   }
   dispatch(prediction.scalar_type(), op, [&](auto tag) {
     using Map = typename decltype(tag)::type;
-    run<Map>(call, plan, prediction, targets, boxes, image_index, valid, loss, gradient, need_gradient);
+    run<Map>(call, plan, prediction, targets, boxes, image_index, valid, loss, gradient, scale, need_gradient);
   });
-  return {loss, gradient};
+  return {loss, gradient, scale};
 }
 
 }  // namespace

@@ -6,8 +6,9 @@
 namespace distilldepth {
 namespace {
 
-// prediction, target (B, H, W) of one dtype; valid (B, H, W) bool. Returns the loss and its gradient (B, H, W).
-std::tuple<Tensor, Tensor> hybrid_norm(
+// prediction, target (B, H, W) of one dtype; valid (B, H, W) bool. Returns the loss, its gradient (B, H, W) and the
+// scale that this lacks: 1, for pixels are counted first.
+std::tuple<Tensor, Tensor, Tensor> hybrid_norm(
     Tensor prediction, Tensor target, std::optional<Tensor> valid, std::vector<int64_t> segments, int64_t contexts,
     double spread_eps, bool need_gradient) {
   const int64_t images = prediction.size(0), height = prediction.size(1), width = prediction.size(2);
@@ -37,7 +38,7 @@ std::tuple<Tensor, Tensor> hybrid_norm(
           1.0 / static_cast<double>(count), gradients == nullptr ? nullptr : gradients + first);
     });
     const double loss = std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(count);
-    return std::make_tuple(make_scalar(loss, dtype), gradient);
+    return std::make_tuple(make_scalar(loss, dtype), gradient, make_scalar(1.0, dtype));
   });
 }
 

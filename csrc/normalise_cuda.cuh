@@ -9,7 +9,7 @@
 //   histogram    counts per atom, then per context, that narrow down the medians
 //   deviations   sums of |x - center|
 //   signs        loss, and the sums that the gradient needs
-//   gradient
+//   gradient     but for a scale that is the same for all, because the valid pixels of the batch are counted meanwhile
 // Two ways to run them. A cluster of up to 16 blocks holds an image in its shared memory and does everything in one
 // kernel (compute capability 9.0 and above, maps up to about 560 x 560 float32). Otherwise every pass is a kernel, and
 // the sorted slices lie in global memory.
@@ -153,6 +153,12 @@ __device__ __forceinline__ int bin_shift(Key<Value> span, int bins_log2) {
   return bits > bins_log2 ? bits - bins_log2 : 0;
 }
 
+// What an image adds to the loss of the batch.
+struct ImageLoss {
+  double sum;      // over pixels and levels, over image_divisor; NaN if a valid pixel is not finite
+  unsigned count;  // valid pixels
+};
+
 // [kPrediction] and [kTarget]; the lowest key is kept inverted, so that all zeros is the start of every maximum.
 template <typename Value>
 struct Extremes {
@@ -164,6 +170,7 @@ struct Extremes {
   __device__ Value high_value(int map) const { return value_of<Value>(high[map]); }
   // Nothing to normalise: no pixel, or the loss is NaN.
   __device__ bool skipped() const { return count == 0 || bad != 0; }
+  __device__ ImageLoss loss_if_skipped() const { return {bad ? kNaN<double> : 0.0, count}; }
   __device__ void add(const Extremes& other) {
 #pragma unroll
     for (int map = 0; map < 2; ++map) {
@@ -196,12 +203,6 @@ struct Partial {
     n += other.n;
     first = min(first, other.first);
   }
-};
-
-// Valid pixels of the batch and images that have one.
-struct Tally {
-  unsigned long long pixels;
-  unsigned images;
 };
 
 // Hands out parts of one block of memory; from a null pointer it measures.
@@ -855,15 +856,20 @@ __device__ void set_statistics(const Plan& plan, const State<Value>& state, int 
   state.balance[u] = sums.n;
 }
 
-// Per context with n pixels, r = (p - c) / s, sigma_i = sign(r_i - N(t_i)) / (levels * M), A = sum sigma_i,
-// Q = sum sigma_i (p_i - c), e_j = sign(p_j - c):
+// What the loss of an image is divided by before it meets the others, and its gradient too.
+__device__ __forceinline__ double image_divisor(const Plan& plan, unsigned count) {
+  return plan.mean_per_image ? count : 1;
+}
+
+// Per context with n pixels, r = (p - c) / s, sigma_i = sign(r_i - N(t_i)) / divisor, A = sum sigma_i,
+// Q = sum sigma_i (p_i - c), e_j = sign(p_j - c), and up to the scale that sum_images finds:
 //   dL/dp_j = sigma_j / s - Q e_j / (s^2 n) + [j is the center pixel] (-A / s + Q sum_k e_k / (s^2 n))
-// With slope = 1 / (levels * M * s), q = the sign of Q, and rest = slope - |Q| / (s^2 n) > 0 this is
+// With slope = 1 / (divisor * s), q = the sign of Q, and rest = slope - |Q| / (s^2 n) > 0 this is
 //   (sign_j - q e_j) slope + q e_j rest                                     for other pixels,
 //   (sign_j + sum_k (q e_k - sign_k)) slope - q sum_k e_k rest              for the center pixel, whose e is 0.
-// Where a context has few pixels, the maps nearly agree or the target hardly varies, |Q| is nearly n s / (levels * M)
-// and the multiples of slope are 0: what is left is small beside slope and must not be lost in rounding.
-// Returns the context's share of the loss. `divisor` is levels * M.
+// Where a context has few pixels, the maps nearly agree or the target hardly varies, |Q| is nearly n s / divisor and the
+// multiples of slope are 0: what is left is small beside slope and must not be lost in rounding.
+// Returns the context's share of the image's loss.
 template <typename Value>
 __device__ double set_coefficients(const State<Value>& state, int u, const Partial& sums, double divisor) {
   Context<Value>& context = state.contexts[u];
@@ -877,14 +883,6 @@ __device__ double set_coefficients(const State<Value>& state, int u, const Parti
   context.share = static_cast<Value>(-q * state.balance[u] * rest);
   state.balance[u] = q * state.balance[u] - sums.n;
   return sums.y / divisor;
-}
-
-// levels * M: how many pixels a pixel of this image is averaged over. Without a tally every pixel is valid.
-__device__ __forceinline__ double loss_divisor(const Plan& plan, unsigned count, const Tally* tally) {
-  const double images = tally != nullptr ? static_cast<double>(tally->images) : static_cast<double>(plan.images);
-  if (plan.mean_per_image) return plan.levels * images * count;
-  const double pixels = tally != nullptr ? static_cast<double>(tally->pixels) : images * plan.pixels;
-  return plan.levels * pixels;
 }
 
 // `gradient` (images, pixels) of the valid pixels of a slice.
@@ -933,43 +931,25 @@ __device__ void write_gradient(
 
 extern __shared__ __align__(16) unsigned char shared_memory[];
 
-// The loss of the batch from those of the images, in a fixed order.
+// The loss of the batch from those of the images (images,), in a fixed order, and the scale that every gradient lacks:
+// 1 / (levels * M), with M the valid pixels of the batch, or its images that have one.
 template <int kThreads, typename Value>
-__global__ void __launch_bounds__(kThreads) sum_images(const double* image_loss, int64_t images, Value* loss) {
-  double sum = 0;
-  for (int64_t image = threadIdx.x; image < images; image += kThreads) sum += image_loss[image];
-  sum = warp_reduce(sum, Sum<double>{});
-  auto* per_warp = reinterpret_cast<double*>(shared_memory);
-  if (threadIdx.x % kWarp == 0) per_warp[threadIdx.x / kWarp] = sum;
-  __syncthreads();
+__global__ void __launch_bounds__(kThreads)
+sum_images(Plan plan, const ImageLoss* images, Value* loss, Value* scale) {
+  double sums[2] = {0, 0};  // losses, M
+  for (int64_t image = threadIdx.x; image < plan.images; image += kThreads) {
+    const ImageLoss one = images[image];
+    sums[0] += one.sum;
+    sums[1] += plan.mean_per_image ? one.count > 0 : one.count;
+  }
+  block_reduce<kThreads>(sums, Sum<double>{});
   if (threadIdx.x != 0) return;
-  for (int w = 1; w < kThreads / kWarp; ++w) sum += per_warp[w];
-  *loss = static_cast<Value>(sum);
+  const double divisor = plan.levels * (sums[1] > 0 ? sums[1] : 1);
+  *loss = static_cast<Value>(sums[0] / divisor);
+  *scale = static_cast<Value>(1 / divisor);
 }
 
 // A cluster: one image in the shared memory of its blocks.
-
-// `valid` (images, pixels) is counted before, because every gradient depends on it. `counts` (images,) and the tally
-// start at 0. One block per slice.
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads)
-count_valid(Plan plan, const bool* valid, unsigned* counts, Tally* tally) {
-  auto* per_warp = reinterpret_cast<unsigned*>(shared_memory);
-  const int64_t image = blockIdx.x / plan.slices;
-  const int64_t begin = static_cast<int64_t>(blockIdx.x % plan.slices) * plan.slice_pixels;
-  const int64_t end = min(begin + plan.slice_pixels, static_cast<int64_t>(plan.pixels));
-  unsigned count = 0;
-#pragma unroll 8
-  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) count += valid[image * plan.pixels + i];
-  count = warp_reduce(count, Sum<unsigned>{});
-  if (threadIdx.x % kWarp == 0) per_warp[threadIdx.x / kWarp] = count;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int w = 1; w < kThreads / kWarp; ++w) count += per_warp[w];
-  if (count == 0) return;
-  if (atomicAdd(counts + image, count) == 0) atomicAdd(&tally->images, 1u);
-  atomicAdd(&tally->pixels, static_cast<unsigned long long>(count));
-}
 
 // Shared memory of one block of a cluster.
 template <typename Value>
@@ -1071,11 +1051,10 @@ __device__ void select_in_cluster(
 }
 #endif
 
-// One cluster per image, one block per slice. `gradient` (images, pixels) or null; `tally` null where all is valid.
+// One cluster per image, one block per slice. `losses` (images,); `gradient` (images, pixels) or null.
 template <typename Source>
 __global__ void __launch_bounds__(kClusterThreads, 1)
-normalise_in_cluster(
-    Plan plan, Source source, const Tally* tally, double* image_loss, typename Source::Value* gradient) {
+normalise_in_cluster(Plan plan, Source source, ImageLoss* losses, typename Source::Value* gradient) {
 #ifdef DISTILLDEPTH_HAS_CLUSTERS
   using Value = typename Source::Value;
   constexpr int kThreads = kClusterThreads;
@@ -1097,9 +1076,7 @@ normalise_in_cluster(
   __syncthreads();
   if (state.extremes->skipped()) {
     if (gradient != nullptr) fill_skipped<kThreads>(plan, source, image, memory.slice, gradient);
-    if (rank == 0 && threadIdx.x == 0) {
-      image_loss[image] = state.extremes->bad ? kNaN<double> : 0.0;
-    }
+    if (rank == 0 && threadIdx.x == 0) losses[image] = state.extremes->loss_if_skipped();
     cluster.sync();  // no block may end while another reads its shared memory
     return;
   }
@@ -1124,16 +1101,16 @@ normalise_in_cluster(
   __syncthreads();
   sum_contexts<kThreads>(plan, state, memory.slice, Signs<Value>{state, memory.slice, {}}, memory.signs, per_warp);
   cluster.sync();
-  auto* losses = reinterpret_cast<double*>(memory.region);
-  const double divisor = loss_divisor(plan, state.extremes->count, tally);
+  auto* shares = reinterpret_cast<double*>(memory.region);
+  const double divisor = image_divisor(plan, state.extremes->count);
   for (int u = threadIdx.x; u < plan.contexts; u += kThreads) {
-    losses[u] = set_coefficients(state, u, sum_blocks(cluster, memory.signs, u), divisor);
+    shares[u] = set_coefficients(state, u, sum_blocks(cluster, memory.signs, u), divisor);
   }
   __syncthreads();
   if (rank == 0 && threadIdx.x == 0) {
-    double loss = 0;
-    for (int u = 0; u < plan.contexts; ++u) loss += losses[u];
-    image_loss[image] = loss;
+    double sum = 0;
+    for (int u = 0; u < plan.contexts; ++u) sum += shares[u];
+    losses[image] = {sum, state.extremes->count};
   }
   if (gradient != nullptr) write_gradient<kThreads>(plan, state, memory.slice, image, gradient);
   cluster.sync();
@@ -1146,14 +1123,13 @@ normalise_in_cluster(
 template <typename Value>
 struct Workspace {
   // Zeros at the start.
-  Tally* tally;
-  Extremes<Value>* extremes;   // (images,)
-  unsigned* atom_histogram;    // (images, 2, plan.atoms, bins)
-  unsigned* query_histogram;   // (2 turns, images, 2 * plan.contexts, bins)
+  Extremes<Value>* extremes;  // (images,)
+  unsigned* atom_histogram;   // (images, 2, plan.atoms, bins)
   // Anything at the start.
   State<Value> state;
+  unsigned* query_histogram;  // (2 turns, images, 2 * plan.contexts, bins), each cleared before it is counted into
   Query<Value>* queries;  // (2 turns, images, 2 * plan.contexts): a kernel reads one turn's and writes the other's
-  double* image_loss;     // (images,)
+  ImageLoss* losses;      // (images,)
   Value* prediction;      // (images, pixels) sorted inside each slice
   Value* target;          // (images, pixels)
   uint16_t* offset;       // (images, pixels)
@@ -1170,15 +1146,14 @@ struct Workspace {
   // Returns the bytes of the part that starts as zeros.
   size_t carve(const Plan& plan, Carver& carver) {
     const size_t images = plan.images, pixels = plan.pixels, slices = plan.slices;
-    tally = carver.take<Tally>(1);
     extremes = carver.take<Extremes<Value>>(images);
     atom_histogram = carver.take<unsigned>(images * atom_words(plan));
-    query_histogram = carver.take<unsigned>(2 * images * query_words(plan));
     const size_t zeros = carver.used();
     state.carve(plan, images, carver);
     state.extremes = extremes;
+    query_histogram = carver.take<unsigned>(2 * images * query_words(plan));
     queries = carver.take<Query<Value>>(2 * images * 2 * plan.contexts);
-    image_loss = carver.take<double>(images);
+    losses = carver.take<ImageLoss>(images);
     prediction = carver.take<Value>(images * pixels);
     target = carver.take<Value>(images * pixels);
     offset = carver.take<uint16_t>(images * pixels);
@@ -1232,8 +1207,7 @@ find_extremes(Plan plan, Source source, Workspace<typename Source::Value> work) 
     atomic_max(&all.high[map], mine.high[map]);
   }
   if (mine.bad) atomicMax(&all.bad, 1u);
-  if (atomicAdd(&all.count, mine.count) == 0) atomicAdd(&work.tally->images, 1u);
-  atomicAdd(&work.tally->pixels, static_cast<unsigned long long>(mine.count));
+  atomicAdd(&all.count, mine.count);
 }
 
 // One block per image.
@@ -1356,13 +1330,11 @@ finish_sums(Plan plan, Workspace<Value> work, Sums sums, int turn) {
   const int64_t image = blockIdx.x;
   const State<Value> state = work.state_of(plan, image, turn);
   if (state.extremes->skipped()) {
-    if (threadIdx.x == 0) {
-      work.image_loss[image] = state.extremes->bad ? kNaN<double> : 0.0;
-    }
+    if (threadIdx.x == 0) work.losses[image] = state.extremes->loss_if_skipped();
     return;
   }
-  auto* losses = reinterpret_cast<double*>(shared_memory);  // (contexts,)
-  const double divisor = loss_divisor(plan, state.extremes->count, work.tally);
+  auto* shares = reinterpret_cast<double*>(shared_memory);  // (contexts,)
+  const double divisor = image_divisor(plan, state.extremes->count);
   for (int u = threadIdx.x / kWarp; u < plan.contexts; u += kSliceThreads / kWarp) {
     Partial mine;
     for (int64_t slice = threadIdx.x % kWarp; slice < plan.slices; slice += kWarp) {
@@ -1373,14 +1345,14 @@ finish_sums(Plan plan, Workspace<Value> work, Sums sums, int turn) {
     if (sums == Sums::deviations) {
       set_statistics(plan, state, u, total);
     } else {
-      losses[u] = set_coefficients(state, u, total, divisor);
+      shares[u] = set_coefficients(state, u, total, divisor);
     }
   }
   __syncthreads();
   if (sums == Sums::deviations || threadIdx.x != 0) return;
-  double loss = 0;
-  for (int u = 0; u < plan.contexts; ++u) loss += losses[u];
-  work.image_loss[image] = loss;
+  double sum = 0;
+  for (int u = 0; u < plan.contexts; ++u) sum += shares[u];
+  work.losses[image] = {sum, state.extremes->count};
 }
 
 template <typename Value>
@@ -1547,41 +1519,27 @@ inline Tensor allocate(const Tensor& like, size_t bytes) {
   return new_empty(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
 }
 
+// What the kernels write: scalars, and the gradient (images, pixels) over `scale`, or null.
+template <typename Value>
+struct Results {
+  Value *loss, *scale, *gradient;
+};
+
 template <typename Source>
 void run_in_clusters(
-    const Call& call, const Plan& plan, size_t shared, const Source& source, typename Source::Value* gradient,
-    typename Source::Value* loss) {
-  struct Parts {
-    Tally* tally;
-    unsigned* counts;    // (images,)
-    double* image_loss;  // (images,)
-    explicit Parts(const Plan& plan, Carver& carver)
-        : tally(carver.take<Tally>(1)),
-          counts(carver.take<unsigned>(plan.images)),
-          image_loss(carver.take<double>(plan.images)) {}
-  };
-  Carver measure(nullptr);
-  Parts(plan, measure);
-  const Tensor memory = allocate(call.like, measure.used());
-  Carver carver(memory.mutable_data_ptr());
-  const Parts parts(plan, carver);
-  const bool* valid = source.valid_pixels();
-  if (valid != nullptr) {
-    const size_t zeros = reinterpret_cast<char*>(parts.image_loss) - reinterpret_cast<char*>(parts.tally);
-    check(cudaMemsetAsync(parts.tally, 0, zeros, call.stream), call.op);
-    launch(call, count_valid<kSliceThreads>, plan.images * plan.slices, kSliceThreads, kScratchBytes, plan, valid,
-           parts.counts, parts.tally);
-  }
+    const Call& call, const Plan& plan, size_t shared, const Source& source,
+    const Results<typename Source::Value>& results) {
+  const Tensor memory = allocate(call.like, plan.images * sizeof(ImageLoss));
+  auto* losses = static_cast<ImageLoss*>(memory.mutable_data_ptr());
   launch_clusters(call, normalise_in_cluster<Source>, plan.images * plan.slices, kClusterThreads, shared, plan.slices,
-                  plan, source, valid != nullptr ? parts.tally : nullptr, parts.image_loss, gradient);
-  launch(call, sum_images<kSliceThreads, typename Source::Value>, 1, kSliceThreads, kScratchBytes, parts.image_loss,
-         plan.images, loss);
+                  plan, source, losses, results.gradient);
+  launch(call, sum_images<kSliceThreads, typename Source::Value>, 1, kSliceThreads, 0, plan, losses, results.loss,
+         results.scale);
 }
 
 template <typename Source>
 void run_in_passes(
-    const Call& call, Plan plan, const Source& source, typename Source::Value* gradient,
-    typename Source::Value* loss) {
+    const Call& call, Plan plan, const Source& source, const Results<typename Source::Value>& results) {
   using Value = typename Source::Value;
   plan.slice_pixels = kSlicePixels;
   plan.slices = static_cast<int>(ceil_div(plan.pixels, kSlicePixels));
@@ -1629,31 +1587,28 @@ void run_in_passes(
     select(Group::edges);
   }
   launch(call, prepare_atoms<Value>, plan.images, kSliceThreads, table_bytes, plan, work, turn);
-  place(Group::contexts, gradient);
+  place(Group::contexts, results.gradient);
   select(Group::contexts);
   sum(Sums::deviations);
   sum(Sums::signs);
-  if (gradient != nullptr) {
-    launch(call, write_gradients<Value>, slices, kSliceThreads, 0, plan, work, turn, gradient);
+  if (results.gradient != nullptr) {
+    launch(call, write_gradients<Value>, slices, kSliceThreads, 0, plan, work, turn, results.gradient);
   }
-  launch(call, sum_images<kSliceThreads, Value>, 1, kSliceThreads, kScratchBytes, work.image_loss, plan.images, loss);
+  launch(call, sum_images<kSliceThreads, Value>, 1, kSliceThreads, 0, plan, work.losses, results.loss, results.scale);
 }
 
-// The loss of a batch, and its gradient (images, pixels) unless `gradient` is null. A Source gives the maps:
-// `valid(image, pixel)`, `prediction(image, pixel)`, `target(image, pixel)` with one zero, and `valid_pixels()`
-// (images, pixels) or null; `kBatch` is how many pixels a thread reads at a time.
+// The loss of a batch, and its gradient. A Source gives the maps: `valid(image, pixel)`, `prediction(image, pixel)`,
+// `target(image, pixel)` with one zero; `kBatch` is how many pixels a thread reads at a time.
 template <typename Source>
-void run(
-    const Call& call, Plan plan, const Source& source, typename Source::Value* gradient,
-    typename Source::Value* loss) {
+void run(const Call& call, Plan plan, const Source& source, const Results<typename Source::Value>& results) {
   if constexpr (std::is_same_v<typename Source::Value, float>) {
     size_t shared = 0;
     if (plan_clusters<Source>(call, plan, shared)) {
-      run_in_clusters(call, plan, shared, source, gradient, loss);
+      run_in_clusters(call, plan, shared, source, results);
       return;
     }
   }
-  run_in_passes(call, plan, source, gradient, loss);
+  run_in_passes(call, plan, source, results);
 }
 
 }  // namespace distilldepth::normalise

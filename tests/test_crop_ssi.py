@@ -131,6 +131,20 @@ def test_crops_weigh_the_same_however_many_pixels_are_valid(device):
     assert_loss(ops.crop_ssi_loss(prediction, targets, boxes, index, valid), sum(each) / 2, torch.float64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_images_have_any_number_of_crops_in_any_order(dtype, device):
+    prediction, targets, boxes, _, valid = make(batch=7, crops=9, device=device)
+    prediction, targets = prediction.to(dtype), targets.to(dtype)
+    index = torch.tensor([5, 1, 5, 0, 3, 5, 1, 3, 5], device=device)  # none of images 2, 4 and 6
+    truth = loss_and_gradient(reference.crop_ssi_loss, prediction.double(), targets.double(), boxes, index, valid)
+    for order in (torch.arange(9), torch.tensor([8, 2, 4, 0, 7, 1, 3, 6, 5])):
+        crops = (x[order.to(device)] for x in (targets, boxes, index, valid))
+        loss, gradient = loss_and_gradient(ops.crop_ssi_loss, prediction, *crops)
+        assert_loss(loss, truth[0], dtype)
+        assert_gradient(gradient, truth[1], dtype)
+        assert (gradient[[2, 4, 6]] == 0).all()
+
+
 def test_memory_layout_does_not_matter(device):
     arguments = make(device=device)
     plain = ops.crop_ssi_loss(*arguments)

@@ -61,6 +61,9 @@ def registered_calls(backend, dtype, device):
     yield kernel("hybrid_norm", backend), (leaf(prediction), target, valid, [1, 2, 4], 0, 1e-6, True)
     yield kernel("hybrid_norm", backend), (prediction, target, None, [1, 2], 2, 1e-6, False)
     yield kernel("crop_ssi", backend), (leaf(prediction), crops, boxes, index, crop_valid, [1], 1, 1e-6, True)
+    scale = torch.ones((), device=device, dtype=points_dtype)
+    scaling = getattr(torch.ops.distilldepth, "scale_gradient" + ("" if backend == "native" else f"_{backend}"))
+    yield scaling, (prediction.to(points_dtype), scale, leaf(scale), dtype)
     maps_and_valid = flat[0], flat[1], valid.flatten(1)
     yield kernel("channel_kl", backend), (leaf(flat[0]), *maps_and_valid[1:], 2.0)
     loss, statistics = kernel("channel_kl", backend)(*maps_and_valid, 2.0)
@@ -148,10 +151,25 @@ def test_nothing_is_computed_for_a_gradient_that_nobody_wants(backend, device):
     if backend == "reference":
         pytest.skip("autograd decides for the reference")
     prediction, target, valid = maps(device=device)
-    loss, gradient = kernel("hybrid_norm", backend)(prediction, target, valid, [1], 0, 1e-6, False)
+    loss, gradient, _ = kernel("hybrid_norm", backend)(prediction, target, valid, [1], 0, 1e-6, False)
     assert gradient.shape == (0,)
     with torch.no_grad():
         assert torch.equal(ops.hybrid_norm_loss(prediction.requires_grad_(), target, valid, segments=(1,)), loss)
+    points, matrices = torch.rand((*SHAPE, 3), device=device), torch.eye(3, device=device).repeat(2, 1, 1)
+    alone = backward_kernel("backproject", backend)(points, prediction.detach(), matrices, valid, False)
+    both = backward_kernel("backproject", backend)(points, prediction.detach(), matrices, valid, True)
+    assert torch.equal(alone[0], both[0])
+    assert [len(gradients[1]) for gradients in (alone, both)] == [0, 2]
+
+
+@pytest.mark.parametrize("op", ["hybrid_norm", "crop_ssi"])
+def test_a_gradient_is_linear_in_that_of_the_loss(op, backend, device):
+    # So it has a derivative itself, which a penalty on gradients needs.
+    function, inputs, options = calls(device=device)[op]
+    leaf, factor = inputs[0].clone().requires_grad_(), torch.tensor(3.0, device=device, requires_grad=True)
+    (gradient,) = torch.autograd.grad(function(leaf, *inputs[1:], **options) * factor, leaf, create_graph=True)
+    (slope,) = torch.autograd.grad(gradient.square().sum(), factor)
+    torch.testing.assert_close(slope, 2 * gradient.detach().square().sum() / 3)
 
 
 @pytest.mark.parametrize("op", ["hybrid_norm", "crop_ssi", "channel_kl", "backproject"])

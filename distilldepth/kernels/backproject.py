@@ -44,30 +44,32 @@ def backproject(depth: Tensor, intrinsics: Tensor, valid: Tensor | None) -> Tens
 
 
 def backproject_backward(
-    grad_points: Tensor, depth: Tensor, intrinsics: Tensor, valid: Tensor | None
+    grad_points: Tensor, depth: Tensor, intrinsics: Tensor, valid: Tensor | None, need_intrinsics: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of depth `(B, H, W)` and intrinsics `(B, 3, 3)`, both in the type of the intrinsics.
+    """Return the gradients of depth `(B, H, W)` and intrinsics `(B, 3, 3)`, each in its type.
 
     Args:
         grad_points: `(B, H, W, 3)` in the type of the intrinsics, contiguous; not read where not valid.
         depth: as for `backproject`.
         intrinsics: as for `backproject`.
         valid: as for `backproject`.
+        need_intrinsics: whether to sum their gradient; it is `(0, 3, 3)` if not.
     """
     batch, height, width = depth.shape
-    grad_depth = torch.empty_like(depth, dtype=intrinsics.dtype)
-    grad_intrinsics = torch.zeros_like(intrinsics)
+    grad_depth = torch.empty_like(depth)
+    grad_intrinsics = torch.zeros_like(intrinsics) if need_intrinsics else intrinsics.new_empty((0, 3, 3))
     if depth.numel() == 0:
         return grad_depth, grad_intrinsics
     block = min(BLOCK, triton.next_power_of_2(width))
     pieces = triton.cdiv(width, block)
-    sums = depth.new_empty((batch, height * pieces, 4), dtype=torch.float64)
+    sums = depth.new_empty((batch if need_intrinsics else 0, height * pieces, 4), dtype=torch.float64)
     with torch.cuda.device_of(depth):
         _backward[(batch * height * pieces,)](
             grad_points, depth, intrinsics, _kept(depth, valid), grad_depth, sums, height, width, pieces,
-            HAS_VALID=valid is not None, BLOCK=block, num_warps=NUM_WARPS,
+            HAS_VALID=valid is not None, NEED_INTRINSICS=need_intrinsics, BLOCK=block, num_warps=NUM_WARPS,
         )  # fmt: skip
-        _sum_intrinsics[(batch,)](sums, intrinsics, grad_intrinsics, height * pieces, BLOCK=SUM_BLOCK)
+        if need_intrinsics:
+            _sum_intrinsics[(batch,)](sums, intrinsics, grad_intrinsics, height * pieces, BLOCK=SUM_BLOCK)
     return grad_depth, grad_intrinsics
 
 
@@ -123,6 +125,7 @@ def _backward(
     width,
     pieces,
     HAS_VALID: tl.constexpr,
+    NEED_INTRINSICS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
@@ -147,13 +150,14 @@ def _backward(
     b = (v.to(dtype) - cy) / fy
     gradient = tl.where(kept, a * g_x + b * g_y + g_z, 0.0)
     tl.store(grad_depth + row * width + u, gradient, mask=inside)
-    z_x = z * g_x
-    sum_y = tl.sum((z * g_y).to(tl.float64), 0)
-    result = sums + program * 4
-    tl.store(result, tl.sum(tl.where(kept, a * z_x, 0.0).to(tl.float64), 0))
-    tl.store(result + 1, tl.sum(z_x.to(tl.float64), 0))
-    tl.store(result + 2, b.to(tl.float64) * sum_y)
-    tl.store(result + 3, sum_y)
+    if NEED_INTRINSICS:
+        z_x = z * g_x
+        sum_y = tl.sum((z * g_y).to(tl.float64), 0)
+        result = sums + program * 4
+        tl.store(result, tl.sum(tl.where(kept, a * z_x, 0.0).to(tl.float64), 0))
+        tl.store(result + 1, tl.sum(z_x.to(tl.float64), 0))
+        tl.store(result + 2, b.to(tl.float64) * sum_y)
+        tl.store(result + 3, sum_y)
 
 
 @triton.jit

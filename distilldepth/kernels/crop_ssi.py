@@ -35,8 +35,10 @@ def crop_ssi(
     contexts: int,
     spread_eps: float,
     need_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the loss and its gradient `(B, H, W)`, both float32; the gradient is `(0,)` if it is not needed.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss, its gradient `(B, H, W)` over a scale, and the scale, all float32.
+
+    The gradient is `(0,)` if it is not needed.
 
     Args:
         prediction: `(B, H, W)` float32, float16 or bfloat16, contiguous.
@@ -57,7 +59,7 @@ def crop_ssi(
     crops, height, width = targets.shape
     if targets.numel() == 0 or prediction.numel() == 0:
         gradient = torch.zeros(prediction.shape if need_gradient else (0,), device=device)
-        return torch.zeros((), device=device), gradient
+        return torch.zeros((), device=device), gradient, torch.zeros((), device=device)
 
     def axis(number: int, count: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         below = torch.empty(crops, count, dtype=torch.int32, device=device)
@@ -75,11 +77,11 @@ def crop_ssi(
         rows, row_shares, row_starts = axis(1, height, map_height)
         sampling = Sampling(image_index, rows, row_shares, columns, column_shares, images, map_height, map_width)
         maps = Maps(prediction, targets, as_bytes(valid), height, width, sampling)
-        loss, crop_gradient = loss_and_gradient(
+        loss, crop_gradient, scale = loss_and_gradient(
             maps, crops, segments, contexts, spread_eps, need_gradient, mean_of_images=True
         )
         if not need_gradient:
-            return loss, crop_gradient
+            return loss, crop_gradient, scale
         wide = torch.empty(crops, height, map_width, device=device)
         _collect_columns_kernel[(triton.cdiv(wide.numel(), BLOCK),)](
             crop_gradient, columns, column_shares, column_starts, wide, wide.numel(), height, width, map_width,
@@ -91,7 +93,7 @@ def crop_ssi(
             wide, image_index, rows, row_shares, row_starts, gradient, crops, height, map_height, map_width, blocks,
             BLOCK=BLOCK, **OPTIONS,
         )  # fmt: skip
-    return loss, gradient
+    return loss, gradient, scale
 
 
 @triton.jit

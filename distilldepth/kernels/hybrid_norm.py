@@ -6,13 +6,14 @@ context turns it into what the next pass needs:
 
     extents      smallest and largest valid value of both maps, counts of pixels
     edges        of the contexts, for `quantile` after selecting order statistics of the target
-    medians      of both maps in every context: three digits of 11 bits, a histogram and a narrowing for each
+    medians      of both maps in every context: four digits of 8 bits, a histogram and a narrowing for each
     deviations   sums of distances to the medians, first pixel that has the median  ->  spreads
     differences  the loss, and sums over the signs of the differences               ->  coefficients
-    gradient
+    gradient     but for a scale that is the same for all
 
-Nothing is read back by the host. Counts are integers, added by atomics; float64 sums are made per block and added up
-by one program, so results do not depend on the order in which programs run.
+Nothing is read back by the host. Counts are integers, added by atomics, those of histograms after a program has counted
+its own pixels; float64 sums are made per block and added up by one program, so results do not depend on the order in
+which programs run.
 
 Values are ordered by integer keys. All maps are read as float32, differences are taken in float64: a rounding in the
 difference of two nearly equal normalised values would turn its sign, which is the gradient.
@@ -34,6 +35,9 @@ from distilldepth.kernels import interpreted
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 # Pixels of a program. Triton's interpreter takes as long for a small program as for a large one.
 BLOCK = 16384 if interpreted() else 1024
+# Times as many of a program that counts into a histogram: the more, the fewer are its atomics.
+COUNT_STEPS = 1 if interpreted() else 8
+DIGITS, BITS = 4, 8  # of a key
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 SPATIAL = tl.constexpr(2)
@@ -43,6 +47,8 @@ NONE_YET = tl.constexpr(-(2**31))
 BLOCKS_AT_ONCE, CONTEXTS_AT_ONCE = tl.constexpr(32), tl.constexpr(16)
 SLOTS_AT_ONCE = tl.constexpr(4)
 SUM_BLOCK = tl.constexpr(1024)
+# Bins of a histogram that a program counts by itself, at most.
+MOST_BINS = tl.constexpr(2048)
 
 
 class Sampling(NamedTuple):
@@ -77,8 +83,10 @@ def hybrid_norm(
     contexts: int,
     spread_eps: float,
     need_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the loss and its gradient `(B, H, W)`, both float32; the gradient is `(0,)` if it is not needed.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss, its gradient `(B, H, W)` over a scale, and the scale, all float32.
+
+    The gradient is `(0,)` if it is not needed.
 
     Args:
         prediction: `(B, H, W)` float32, float16 or bfloat16, contiguous.
@@ -121,8 +129,8 @@ def loss_and_gradient(
     need_gradient: bool,
     *,
     mean_of_images: bool,
-) -> tuple[Tensor, Tensor]:
-    """Loss and gradient `(images, height, width)` to the prediction as it is read, that is, to resampled pixels.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss; gradient `(images, height, width)` over a scale, to the prediction as read, that is, resampled; scale.
 
     The loss is the mean over the valid pixels of all images, or with `mean_of_images` the mean over images of the mean
     over their valid pixels, images without any left out.
@@ -130,29 +138,32 @@ def loss_and_gradient(
     device, pixels = maps.target.device, maps.height * maps.width
     if images * pixels == 0:
         gradient = (images, maps.height, maps.width) if need_gradient else (0,)
-        return torch.zeros((), device=device), torch.zeros(gradient, device=device)
+        return torch.zeros((), device=device), torch.zeros(gradient, device=device), torch.zeros((), device=device)
     levels, count, edge_count = [], 0, 0
     for parts in segments:
-        levels.append((parts, count, edge_count))
-        count += parts**2 if contexts == SPATIAL.value else parts
+        own = parts**2 if contexts == SPATIAL.value else parts
+        levels.append((parts, count, edge_count, own))
+        count += own
         edge_count += 0 if contexts == SPATIAL.value else parts - 1
     levels = tuple(levels)
     blocks = triton.cdiv(pixels, BLOCK)
     groups = triton.cdiv(count, CONTEXTS_AT_ONCE.value)
-    # Histograms of many contexts are kept small; digits * bits must be 32 or more.
-    bits, digits = (11, 3) if count <= 64 else (8, 4)
 
-    def integers(*shape: int, fill: int = 0) -> Tensor:
+    def integers(*shape: int, fill: int | None = None) -> Tensor:
+        if fill is None:
+            return torch.empty(shape, dtype=torch.int32, device=device)
         return torch.full(shape, fill, dtype=torch.int32, device=device)
 
-    def sums(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.float64, device=device)
+    def doubles(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64, device=device)
 
     pixel_grid = (images * blocks,)
     split = {"LEVELS": levels, "CONTEXTS": contexts, "COUNT": count, "EDGES": edge_count, "BLOCK": BLOCK}
+    counting = {"blocks": triton.cdiv(pixels, BLOCK * COUNT_STEPS), "STEPS": COUNT_STEPS}
+    count_grid = (images * counting["blocks"],)
     with torch.cuda.device_of(maps.target):
         extents = integers(images, 4, fill=NONE_YET.value)
-        counts = integers(images, 2)
+        counts = integers(images, 2, fill=0)
         _extents_kernel[pixel_grid](maps, extents, counts, blocks, BLOCK=BLOCK, **OPTIONS)
 
         edges = integers(images, edge_count)
@@ -160,11 +171,11 @@ def loss_and_gradient(
             statistics = None
             if contexts == QUANTILE.value:
                 statistics, ranks = integers(images, 2 * edge_count), integers(images, 2 * edge_count)
-                histogram = integers(digits, images, 2 * edge_count, 1 << bits)
-                for digit in range(digits):
-                    select = {"taken": digit * bits, "FIRST": digit == 0, "EDGES": edge_count, "BITS": bits}
-                    _edge_histogram_kernel[pixel_grid](
-                        maps, extents, statistics, histogram[digit], blocks, **select, BLOCK=BLOCK, **OPTIONS
+                histogram = integers(DIGITS, images, 2 * edge_count, 1 << BITS, fill=0)
+                for digit in range(DIGITS):
+                    select = {"taken": digit * BITS, "FIRST": digit == 0, "EDGES": edge_count, "BITS": BITS}
+                    _edge_histogram_kernel[count_grid](
+                        maps, extents, statistics, histogram[digit], **counting, **select, BLOCK=BLOCK, **OPTIONS
                     )
                     _edge_narrow_kernel[(triton.cdiv(images * 2 * edge_count, SLOTS_AT_ONCE.value),)](
                         extents, counts, histogram[digit], statistics, ranks, images * 2 * edge_count,
@@ -176,11 +187,11 @@ def loss_and_gradient(
 
         medians, ranks = integers(images, 2, count), integers(images, 2, count)
         context_counts = integers(images, count)
-        histogram = integers(digits, images, 2, count, 1 << bits)
-        for digit in range(digits):
-            select = {"taken": digit * bits, "FIRST": digit == 0, "BITS": bits}
-            _histogram_kernel[pixel_grid](
-                maps, extents, edges, medians, histogram[digit], blocks, **select, **split, **OPTIONS
+        histogram = integers(DIGITS, images, 2, count, 1 << BITS, fill=0)
+        for digit in range(DIGITS):
+            select = {"taken": digit * BITS, "FIRST": digit == 0, "BITS": BITS}
+            _histogram_kernel[count_grid](
+                maps, extents, edges, medians, histogram[digit], **counting, **select, **split, **OPTIONS
             )
             _narrow_kernel[(triton.cdiv(images * 2 * count, SLOTS_AT_ONCE.value),)](
                 extents, histogram[digit], medians, ranks, context_counts, images * 2 * count,
@@ -188,35 +199,36 @@ def loss_and_gradient(
             )  # fmt: skip
 
         first = integers(images, count, fill=NONE_YET.value)
-        deviations = sums(2, images, blocks, count)
-        inverse_spreads = sums(images, 2, count)
+        deviations = doubles(2, images, blocks, count).zero_()
+        inverse_spreads = doubles(images, 2, count)
         _deviations_kernel[pixel_grid](maps, edges, medians, first, deviations, images, blocks, **split, **OPTIONS)
         _spreads_kernel[(images * 2 * groups,)](
             deviations, context_counts, inverse_spreads, images, blocks, COUNT=count, EPS=spread_eps, **OPTIONS
         )
 
-        losses = sums(images, blocks)
-        signs, moments = integers(2, images, count), sums(images, blocks, count)
+        losses = doubles(images, blocks)
+        signs, moments = integers(2, images, count, fill=0), doubles(images, blocks, count).zero_()
         _differences_kernel[pixel_grid](
             maps, edges, medians, inverse_spreads, losses, signs, moments, images, blocks,
             NEED_GRADIENT=need_gradient, **split, **OPTIONS,
         )  # fmt: skip
-        loss = torch.empty((), device=device)
-        mean = {"DEPTH": len(levels), "MEAN_OF_IMAGES": mean_of_images}
-        _total_kernel[(1,)](losses, counts, loss, images, blocks, **mean, **OPTIONS)
+        loss, scale = torch.empty((), device=device), torch.empty((), device=device)
+        _total_kernel[(1,)](
+            losses, counts, loss, scale, images, blocks, DEPTH=len(levels), MEAN_OF_IMAGES=mean_of_images, **OPTIONS
+        )
         if not need_gradient:
-            return loss, torch.empty(0, device=device)
+            return loss, torch.empty(0, device=device), scale
 
-        coefficients = sums(3, images, count)
+        coefficients = doubles(3, images, count)
         _coefficients_kernel[(images * groups,)](
             signs, moments, inverse_spreads, context_counts, counts, coefficients, images, blocks,
-            COUNT=count, **mean, **OPTIONS,
+            COUNT=count, MEAN_OF_IMAGES=mean_of_images, **OPTIONS,
         )  # fmt: skip
         gradient = torch.empty(images, maps.height, maps.width, device=device)
         _gradient_kernel[pixel_grid](
             maps, edges, medians, inverse_spreads, first, coefficients, gradient, images, blocks, **split, **OPTIONS
         )
-    return loss, gradient
+    return loss, gradient, scale
 
 
 @triton.jit
@@ -251,7 +263,12 @@ def _read(maps, blocks, BLOCK: tl.constexpr):
 
     What is not valid reads as 0.
     """
-    image, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    return _read_block(maps, tl.program_id(0) // blocks, tl.program_id(0) % blocks, BLOCK)
+
+
+@triton.jit
+def _read_block(maps, image, block, BLOCK: tl.constexpr):
+    """`_read` of any block of pixels."""
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     pixels = maps.height * maps.width
     place = image.to(tl.int64) * pixels + pixel
@@ -345,13 +362,35 @@ def _bit_length(low, high):
 
 
 @triton.jit
-def _count(key, base, length, histogram, ok, taken, FIRST: tl.constexpr, BITS: tl.constexpr):
-    """Count the keys that lie in the stretch from `base` on which the last digit left; `histogram` (2**BITS,)."""
+def _count(counts, histogram, row, key, base, length, ok, taken, FIRST: tl.constexpr, BITS: tl.constexpr):
+    """Count the keys that lie in the stretch from `base` on which the last digit left, in `row` of (rows, 2**BITS).
+
+    In the program's own `counts`, which it returns, or if these are empty right in `histogram`.
+    """
     distance = key.to(tl.int64) - base
     if not FIRST:
         ok = ok & ((distance >> tl.maximum(length - taken, 0)) == 0)
     stretch = distance >> tl.maximum(length - taken - BITS, 0)
-    tl.atomic_add(histogram + stretch.to(tl.int32), 1, mask=ok, sem="relaxed")
+    place = tl.where(ok, (row << BITS) + stretch.to(tl.int32), 0)
+    if counts.shape[0] == 1:
+        tl.atomic_add(histogram + place, 1, mask=ok, sem="relaxed")
+    else:
+        counts += tl.histogram(place, counts.shape[0], mask=ok)
+    return counts
+
+
+@triton.jit
+def _no_counts(ROWS: tl.constexpr, BITS: tl.constexpr):
+    """A program's own histogram (rows, 2**BITS) as one row, rows rounded up to a power of two; one bin if too large."""
+    BINS: tl.constexpr = triton.next_power_of_2(ROWS) << BITS
+    return tl.zeros([BINS if BINS <= MOST_BINS else 1], tl.int32)
+
+
+@triton.jit
+def _add_counts(counts, histogram):
+    """Add a program's own histogram to that of the image."""
+    if counts.shape[0] > 1:
+        tl.atomic_add(histogram + tl.arange(0, counts.shape[0]), counts, mask=counts > 0, sem="relaxed")
 
 
 @triton.jit
@@ -386,18 +425,23 @@ def _edge_histogram_kernel(
     EDGES: tl.constexpr,
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
-    image, _, _, target, ok = _read(maps, blocks, BLOCK)
-    key = _key(target)
+    image, part = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     low, high = ~tl.load(extents + image * 4 + 3), tl.load(extents + image * 4 + 2)
     length = _bit_length(low, high)
     histogram += image.to(tl.int64) * (2 * EDGES << BITS)
-    if FIRST:
-        _count(key, low, length, histogram, ok, taken, FIRST, BITS)
-    else:
-        for slot in range(2 * EDGES):
-            base = tl.load(statistics + image * 2 * EDGES + slot)
-            _count(key, base, length, histogram + (slot << BITS), ok, taken, FIRST, BITS)
+    counts = _no_counts(1 if FIRST else 2 * EDGES, BITS)
+    for step in range(STEPS):
+        _, _, _, target, ok = _read_block(maps, image, part * STEPS + step, BLOCK)
+        key = _key(target)
+        if FIRST:
+            counts = _count(counts, histogram, 0, key, low, length, ok, taken, FIRST, BITS)
+        else:
+            for slot in range(2 * EDGES):
+                base = tl.load(statistics + image * 2 * EDGES + slot)
+                counts = _count(counts, histogram, slot, key, base, length, ok, taken, FIRST, BITS)
+    _add_counts(counts, histogram)
 
 
 @triton.jit
@@ -478,23 +522,33 @@ def _histogram_kernel(
     COUNT: tl.constexpr,
     EDGES: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
-    image, pixel, prediction, target, ok = _read(maps, blocks, BLOCK)
-    prediction_key, target_key = _key(prediction), _key(target)
+    image, part = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     extents += image * 4
     low, target_low = ~tl.load(extents + 1), ~tl.load(extents + 3)
     length = _bit_length(low, tl.load(extents))
     target_length = _bit_length(target_low, tl.load(extents + 2))
     for level in tl.static_range(len(LEVELS)):
         edge = edges + image * EDGES + LEVELS[level][2]
-        context = LEVELS[level][1] + _context(maps, pixel, target_key, edge, LEVELS[level][0], CONTEXTS)
-        slot = image * 2 * COUNT + context
-        if not FIRST:
-            low = tl.load(medians + slot, mask=ok, other=0)
-            target_low = tl.load(medians + slot + COUNT, mask=ok, other=0)
-        row = histogram + (slot.to(tl.int64) << BITS)
-        _count(prediction_key, low, length, row, ok, taken, FIRST, BITS)
-        _count(target_key, target_low, target_length, row + (COUNT << BITS), ok, taken, FIRST, BITS)
+        median = medians + image * 2 * COUNT + LEVELS[level][1]
+        level_histogram = histogram + ((image.to(tl.int64) * 2 * COUNT + LEVELS[level][1]) << BITS)
+        counts, target_counts = _no_counts(LEVELS[level][3], BITS), _no_counts(LEVELS[level][3], BITS)
+        for step in range(STEPS):
+            _, pixel, prediction, target, ok = _read_block(maps, image, part * STEPS + step, BLOCK)
+            key, target_key = _key(prediction), _key(target)
+            row = _context(maps, pixel, target_key, edge, LEVELS[level][0], CONTEXTS)
+            base, target_base = low, target_low
+            if not FIRST:
+                base = tl.load(median + row, mask=ok, other=0)
+                target_base = tl.load(median + COUNT + row, mask=ok, other=0)
+            counts = _count(counts, level_histogram, row, key, base, length, ok, taken, FIRST, BITS)
+            target_counts = _count(
+                target_counts, level_histogram + (COUNT << BITS), row, target_key, target_base, target_length, ok,
+                taken, FIRST, BITS,
+            )  # fmt: skip
+        _add_counts(counts, level_histogram)
+        _add_counts(target_counts, level_histogram + (COUNT << BITS))
 
 
 @triton.jit
@@ -658,13 +712,10 @@ def _batch_counts(counts, images):
 
 
 @triton.jit
-def _weight(count, not_finite, batch_pixels, used_images, DEPTH: tl.constexpr, MEAN_OF_IMAGES: tl.constexpr):
-    """What one pixel of one level weighs in the loss; NaN in an image that is not finite where it is valid."""
-    divisor = batch_pixels
-    if MEAN_OF_IMAGES:
-        divisor = tl.maximum(count, 1).to(tl.int64) * used_images
-    weight = 1.0 / (tl.maximum(divisor, 1) * DEPTH).to(tl.float64)
-    return tl.where(not_finite > 0, float("nan"), weight)
+def _weight(count, not_finite, MEAN_OF_IMAGES: tl.constexpr):
+    """What a pixel weighs in its image, before the scale; NaN in an image that is not finite where it is valid."""
+    divisor = tl.maximum(count, 1) if MEAN_OF_IMAGES else count * 0 + 1
+    return tl.where(not_finite > 0, float("nan"), 1.0 / divisor.to(tl.float64))
 
 
 @triton.jit
@@ -672,6 +723,7 @@ def _total_kernel(
     losses,  # (images, blocks)
     counts,  # (images, 2)
     loss,  # () float32, out
+    scale,  # () float32, out: what every gradient lacks
     images,
     blocks,
     DEPTH: tl.constexpr,
@@ -685,13 +737,14 @@ def _total_kernel(
         image = place // blocks
         count = tl.load(counts + image * 2, mask=ok, other=0)
         not_finite = tl.load(counts + image * 2 + 1, mask=ok, other=0)
-        weight = _weight(count, not_finite, batch_pixels, used_images, DEPTH, MEAN_OF_IMAGES)
-        total += tl.load(losses + place, mask=ok, other=0.0) * weight
-    tl.store(loss, tl.sum(total))
+        total += tl.load(losses + place, mask=ok, other=0.0) * _weight(count, not_finite, MEAN_OF_IMAGES)
+    divisor = tl.maximum(used_images if MEAN_OF_IMAGES else batch_pixels, 1).to(tl.float64) * DEPTH
+    tl.store(loss, tl.sum(total) / divisor)
+    tl.store(scale, 1.0 / divisor)
 
 
-# For a context with center c, spread s and n pixels, w the weight of a pixel, d_i the sign of the difference at pixel
-# i, e_i = sign(p_i - c), A = sum d_i, E = sum e_i and Q = sum d_i (p_i - c):
+# Up to the scale, for a context with center c, spread s and n pixels, w the weight of a pixel in its image, d_i the
+# sign of the difference at pixel i, e_i = sign(p_i - c), A = sum d_i, E = sum e_i and Q = sum d_i (p_i - c):
 #     dL/dp_j = w d_j / s - w Q e_j / (s^2 n) + [j is the center pixel] (-w A / s + w Q E / (s^2 n))
 # The first two coefficients are w / s and w Q / (s^2 n), the third is the center's share.
 
@@ -707,7 +760,6 @@ def _coefficients_kernel(
     images,
     blocks,
     COUNT: tl.constexpr,
-    DEPTH: tl.constexpr,
     MEAN_OF_IMAGES: tl.constexpr,
 ):
     groups = tl.cdiv(COUNT, CONTEXTS_AT_ONCE)
@@ -715,9 +767,7 @@ def _coefficients_kernel(
     context = tl.program_id(0) % groups * CONTEXTS_AT_ONCE + tl.arange(0, CONTEXTS_AT_ONCE)
     ok = context < COUNT
     slot, step = image * COUNT + context, images * COUNT
-    batch_pixels, used_images = _batch_counts(counts, images)
-    count, not_finite = tl.load(counts + image * 2), tl.load(counts + image * 2 + 1)
-    weight = _weight(count, not_finite, batch_pixels, used_images, DEPTH, MEAN_OF_IMAGES)
+    weight = _weight(tl.load(counts + image * 2), tl.load(counts + image * 2 + 1), MEAN_OF_IMAGES)
     moment = _sum_over_blocks(moments + image.to(tl.int64) * blocks * COUNT, blocks, context, COUNT)
     inverse_spread = tl.load(inverse_spreads + image * 2 * COUNT + context, mask=ok, other=0.0)
     pixels = tl.maximum(tl.load(context_counts + slot, mask=ok, other=0), 1).to(tl.float64)

@@ -1,11 +1,11 @@
 """The operations as torch sees them: schema, what they return without computing it, and their gradients.
 
 `distilldepth::NAME` is implemented by the native libraries (`csrc`), `distilldepth::NAME_triton` by the Triton kernels
-(`distilldepth.kernels`). The reference needs no registration, it is
-plain torch. The normalising losses compute their gradient together with their value, where it is known; their backward
-only scales it. It is kept in float32 for 16-bit maps, in which a gradient of one over a million pixels would vanish.
-`channel_kl` keeps a few numbers per map instead, from which its backward computes the gradient. `depth_sums` is for
-scoring and has no gradient.
+(`distilldepth.kernels`). The reference needs no registration, it is plain torch. The normalising losses compute their
+gradient together with their value, up to a scale that depends on the whole batch and is their third result; their
+backward, `scale_gradient`, only scales it. It is kept in float32 for 16-bit maps, in which a gradient of one over a
+million pixels would vanish. `channel_kl` keeps a few numbers per map instead, from which its backward computes the
+gradient. `depth_sums` is for scoring and has no gradient.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ CONTEXTS = ("range", "quantile", "spatial")
 
 _SCHEMAS = {
     "hybrid_norm": "(Tensor prediction, Tensor target, Tensor? valid, int[] segments, int contexts, float spread_eps, "
-    "bool need_gradient) -> (Tensor, Tensor)",
+    "bool need_gradient) -> (Tensor, Tensor, Tensor)",
     "crop_ssi": "(Tensor prediction, Tensor targets, Tensor boxes, Tensor image_index, Tensor? valid, int[] segments, "
-    "int contexts, float spread_eps, bool need_gradient) -> (Tensor, Tensor)",
+    "int contexts, float spread_eps, bool need_gradient) -> (Tensor, Tensor, Tensor)",
+    "scale_gradient": "(Tensor gradient, Tensor scale, Tensor grad_loss, ScalarType dtype) -> Tensor",
     "channel_kl": "(Tensor student, Tensor teacher, Tensor? valid, float temperature) -> (Tensor, Tensor)",
     "channel_kl_backward": "(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? valid, Tensor statistics, "
     "float temperature) -> Tensor",
     "backproject": "(Tensor depth, Tensor intrinsics, Tensor? valid) -> Tensor",
     "point_cloud": "(Tensor depth, Tensor intrinsics, Tensor image, Tensor? valid) -> (Tensor, Tensor)",
-    "backproject_backward": "(Tensor grad_points, Tensor depth, Tensor intrinsics, Tensor? valid) -> (Tensor, Tensor)",
+    "backproject_backward": "(Tensor grad_points, Tensor depth, Tensor intrinsics, Tensor? valid, "
+    "bool need_intrinsics) -> (Tensor, Tensor)",
     "depth_sums": "(Tensor prediction, Tensor truth, Tensor valid, Tensor bounds, int[] box, Tensor? fitted, "
     "bool in_disparity, bool fit_positive, int floor_kind, float floor, float low, float high) -> (Tensor, Tensor)",
 }
@@ -54,10 +56,14 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _fake_normalising(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    dtype = accumulator(student.dtype)
+def _fake_normalising(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     shape = student.shape if arguments[-1] else (0,)
-    return student.new_empty((), dtype=dtype), student.new_empty(shape, dtype=dtype)
+    loss, gradient, scale = (student.new_empty(size, dtype=accumulator(student.dtype)) for size in ((), shape, ()))
+    return loss, gradient, scale
+
+
+def _fake_scale_gradient(gradient: Tensor, scale: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+    return gradient.new_empty(gradient.shape, dtype=dtype)
 
 
 def _fake_channel_kl(
@@ -81,9 +87,10 @@ def _fake_point_cloud(depth: Tensor, intrinsics: Tensor, image: Tensor, valid: T
 
 
 def _fake_backproject_backward(
-    grad_points: Tensor, depth: Tensor, intrinsics: Tensor, valid: Tensor | None
+    grad_points: Tensor, depth: Tensor, intrinsics: Tensor, valid: Tensor | None, need_intrinsics: bool
 ) -> tuple[Tensor, Tensor]:
-    return grad_points.new_empty(depth.shape), torch.empty_like(intrinsics)
+    matrices = len(depth) if need_intrinsics else 0
+    return depth.new_empty(depth.shape), intrinsics.new_empty((matrices, 3, 3))
 
 
 def _fake_depth_sums(prediction: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -92,17 +99,32 @@ def _fake_depth_sums(prediction: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return sums, alignment
 
 
-def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.dtype, ctx.others = inputs[0].dtype, len(inputs) - 1
-    ctx.save_for_backward(output[1])
-    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _scale_gradient(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    (gradient,) = ctx.saved_tensors
-    scaled = None if grad_loss is None else (gradient * grad_loss).to(ctx.dtype)
-    return (scaled, *[None] * ctx.others)
+def _normalising_backward(suffix: str) -> Callable[..., tuple[Tensor | None, ...]]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        scaled = None
+        if grad_loss is not None:
+            operator = getattr(torch.ops.distilldepth, f"scale_gradient{suffix}")
+            scaled = operator(*ctx.saved_tensors, grad_loss, ctx.dtype)
+        return (scaled, *[None] * ctx.others)
+
+    return backward
+
+
+def _keep_scaled(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _scale_gradient_backward(ctx: Any, grad_scaled: Tensor) -> tuple[None, None, Tensor, None]:
+    """Of the backward itself, which is linear in the gradient of the loss."""
+    gradient, scale = ctx.saved_tensors
+    return None, None, (grad_scaled * gradient).sum() * scale, None
 
 
 def _keep_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -126,11 +148,12 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backproject_backward(suffix: str) -> Callable[[Any, Tensor], tuple[Tensor, Tensor, None]]:
-    def backward(ctx: Any, grad_points: Tensor) -> tuple[Tensor, Tensor, None]:
+def _backproject_backward(suffix: str) -> Callable[[Any, Tensor], tuple[Tensor, Tensor | None, None]]:
+    def backward(ctx: Any, grad_points: Tensor) -> tuple[Tensor, Tensor | None, None]:
         operator = getattr(torch.ops.distilldepth, f"backproject_backward{suffix}")
-        grad_depth, grad_intrinsics = operator(grad_points.contiguous(), *ctx.saved_tensors)
-        return grad_depth.to(ctx.saved_tensors[0].dtype), grad_intrinsics, None
+        need_intrinsics = ctx.needs_input_grad[1]
+        grad_depth, grad_intrinsics = operator(grad_points.contiguous(), *ctx.saved_tensors, need_intrinsics)
+        return grad_depth, grad_intrinsics if need_intrinsics else None, None
 
     return backward
 
@@ -138,7 +161,9 @@ def _backproject_backward(suffix: str) -> Callable[[Any, Tensor], tuple[Tensor, 
 def _gradient(name: str, suffix: str) -> tuple[Callable[..., None], Callable[..., Any]] | None:
     """What autograd does after an operation has run, and in its backward; None if it is not differentiable."""
     if name in _NORMALISING:
-        return _keep_gradient, _scale_gradient
+        return _keep_gradient, _normalising_backward(suffix)
+    if name == "scale_gradient":
+        return _keep_scaled, _scale_gradient_backward
     if name == "channel_kl":
         return _keep_statistics, _channel_kl_backward(suffix)
     if name == "backproject":
@@ -149,6 +174,7 @@ def _gradient(name: str, suffix: str) -> tuple[Callable[..., None], Callable[...
 _FAKES: dict[str, Callable[..., Any]] = {
     "hybrid_norm": _fake_normalising,
     "crop_ssi": _fake_normalising,
+    "scale_gradient": _fake_scale_gradient,
     "channel_kl": _fake_channel_kl,
     "channel_kl_backward": _fake_channel_kl_backward,
     "backproject": _fake_backproject,
