@@ -77,7 +77,10 @@ def open_data(
         raise DistillDepthError("no data given; name a benchmark, a manifest, a folder or scenes")
     names = [dataset.name for dataset in datasets]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"open_data: data must have different names, got {', '.join(repeated)} more than once")
+        raise UsageError(
+            f"open_data: data must have different names, got {', '.join(repeated)} more than once; rename "
+            "one of the files or folders"
+        )
     return datasets
 
 
