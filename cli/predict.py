@@ -73,7 +73,11 @@ COLORMAPS = ("spectral", "turbo", "inferno", "magma", "viridis", "gray")
     help="Leave out images whose outputs are there and would come out the same: same weights, photograph and options. "
     "Older outputs are made again; a file that predict did not make stays, and is reported.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace outputs in a folder; a single -o file is always replaced.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace what is there; without it, a single -o file that predict made is replaced, and nothing else.",
+)
 @options.json_option
 @options.offline_option
 def predict(

@@ -571,3 +571,29 @@ def test_teachers_are_told_one_by_one(state):
     assert [teacher.info.quantity for teacher in pool.teachers] == ["metric_depth", "disparity"]
     assert [teacher.weight for teacher in pool.teachers] == [3, 1]
     assert pool.teachers[0].model.architecture["max_depth"] == 2.5
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        lambda state: {"model_ema": {name.replace(".", ""): value for name, value in state.items()}},
+        lambda state: {"ema": {"decay": 0.99, "shadow_params": list(state.values())}},
+        lambda state: {"callbacks": {"EMA": {"ema_weights": list(state.values())}}},
+        lambda state: {"optimizer_states": [{"ema": list(state.values())}]},
+    ],
+)
+def test_an_average_that_cannot_be_read_is_told_of(state, beside):
+    torch.save({"model": state, **beside(changed(state))}, "a.pth")
+    with pytest.warns(CheckpointWarning, match="looks like a moving average in a form that is not read"):
+        model = load_model("dav2-relative@a.pth")
+    assert bias(model) == bias(quietly("dav2-relative@" + _saved(state)))
+    # Adam's averages are of gradients.
+    torch.save({"model": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}, "adam.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model("dav2-relative@adam.pth")
+
+
+def _saved(state: dict[str, Tensor]) -> str:
+    torch.save(state, "alone.pth")
+    return "alone.pth"

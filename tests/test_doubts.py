@@ -214,6 +214,17 @@ def test_truth_in_other_units_is_named(pairs, scale, words):
     assert words in result.stderr  # and before the run
 
 
+def test_truth_that_is_as_large_as_16_bits_can_be_is_named(pairs):
+    for path in (pairs / "depth").iterdir():
+        stored = np.array(Image.open(path))
+        stored[10:20, 5:40] = 65535
+        Image.fromarray(stored).save(path)
+    result = evaluate("--model", "baseline:ramp", "--data", pairs, "--json", "-")
+    (doubt,) = json.loads(result.stdout)["datasets"][0]["doubts"]
+    assert doubt["text"].startswith("7% of the valid ground truth is stored as 65535")
+    assert "7% of the valid" in evaluate("--data", pairs, "--check").stderr
+
+
 def test_millimetres_in_arrays_are_read_with_a_scale(tmp_path, pairs):
     maps = save_maps(tmp_path / "maps", lambda depth: np.round(depth * 1000).astype(np.uint16))
     assert doubts_of(pairs, maps, "metric-depth")[0]["kind"] == "scale"

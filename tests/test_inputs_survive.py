@@ -66,10 +66,11 @@ def test_folders_of_links_lose_nothing(tmp_path, photos):
 def test_a_link_is_replaced_and_not_written_through(tmp_path, photos):
     before = contents(photos)
     (tmp_path / "depth.png").symlink_to(photos / "b.png")
-    assert run("predict", photos / "a.png", "-o", tmp_path / "depth.png").exit_code == 0
     os.link(photos / "a.png", tmp_path / "hard.png")
-    assert run("predict", photos / "a.png", "-o", tmp_path / "hard.png").exit_code == 0
-    assert contents(photos) == before
+    for name in ("depth.png", "hard.png"):
+        assert "was not made by predict" in refused(run("predict", photos / "a.png", "-o", tmp_path / name), 1)
+        assert run("predict", photos / "a.png", "-o", tmp_path / name, "--overwrite").exit_code == 0
+        assert contents(photos) == before
     assert not (tmp_path / "depth.png").is_symlink()
 
 

@@ -305,3 +305,22 @@ def test_a_scale_that_is_none(photos, tmp_path, scale):
     assert done.exit_code == 2, done.stderr
     with pytest.raises(UsageError):
         write_depth_png(tmp_path / "d.png", np.ones((2, 3)), "metric_depth", units_per_metre=float("nan"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "a.ply"])
+def test_a_single_output_never_takes_the_place_of_what_predict_did_not_make(photos, tmp_path, name):
+    source, out = photos / "sub" / "0.png", tmp_path / "elsewhere" / name
+    out.parent.mkdir()
+    if name == "a.png":
+        photograph(out, 9)
+    else:
+        out.write_bytes(b"somebody's")
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match="exists and was not made by predict; take another name, or add --overwrite"):
+        shades(source, out)
+    assert out.read_bytes() == before
+    shades(source, out, existing="overwrite")
+    made = out.read_bytes()
+    assert made != before
+    shades(source, out, factor=0.5)
+    assert out.read_bytes() != made

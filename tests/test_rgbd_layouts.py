@@ -79,6 +79,26 @@ def test_two_columns(tmp_path, header, suffix):
     check(source[0], pixels, metres)
 
 
+def test_names_that_would_change_the_truth_and_are_not_read_are_told_of(tmp_path):
+    photograph(tmp_path / "in/a.png"), depth(tmp_path / "out/b.png")
+    (tmp_path / "a.csv").write_text("image,depth,scale,mask,split\nin/a.png,out/b.png,512,m.png,test\n")
+    with pytest.warns(UserWarning, match="its columns 'mask', 'scale' are not read"):
+        open_rgbd(tmp_path / "a.csv")
+    line = {"image": "in/a.png", "depth": "out/b.png", "scale": 1000, "Depth_Scale": 5, "invalid": 0, "note": "x"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line))
+    with pytest.warns(UserWarning, match="its keys 'Depth_Scale' are not read"):
+        open_rgbd(tmp_path / "a.jsonl")
+
+
+def test_absolute_names_and_commas_before_blanks(tmp_path):
+    pixels, metres = photograph(tmp_path / "in/a.png"), depth(tmp_path / "out/b.png")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/absolute.txt").write_text(f"{tmp_path / 'in/a.png'} {tmp_path / 'out/b.png'}\n")
+    check(open_rgbd(tmp_path / "lists/absolute.txt")[0], pixels, metres)
+    (tmp_path / "commas.txt").write_text("in/a.png, out/b.png\n")
+    check(open_rgbd(tmp_path / "commas.txt")[0], pixels, metres)
+
+
 def test_csv_with_named_columns_and_blanks(tmp_path):
     pixels, metres = photograph(tmp_path / "in/a b,c.png"), depth(tmp_path / "d/ü.png", scale=5000)
     text = '\ufeffid,Depth,split,RGB\n7,"d/ü.png",test,"in/a b,c.png"\n'

@@ -16,7 +16,15 @@ from PIL import Image
 from distilldepth.data.arrays import read_npy
 from distilldepth.data.images import list_images, natural_key, open_file, open_image, read_image, read_oriented
 from distilldepth.data.orientation import QUARTERS, belongs_to_stored_pixels, turn, turn_intrinsics
-from distilldepth.data.rgbd_lists import ASSOCIATIONS, LIST_SUFFIXES, TUM_SCALE, Pair, read_pairs, read_timed_pairs
+from distilldepth.data.rgbd_lists import (
+    ASSOCIATIONS,
+    LIST_SUFFIXES,
+    TUM_SCALE,
+    Pair,
+    read_pairs,
+    read_timed_pairs,
+    warn_of_unread,
+)
 from distilldepth.documents import parse_json, read_json, read_text
 from distilldepth.errors import DistillDepthError, UsageError, refuse_url, shown
 from distilldepth.files import expand_user
@@ -319,7 +327,7 @@ def one_channel(values: np.ndarray, name: str) -> np.ndarray:
 
 def _read_manifest(path: Path, root: Path, scale: float | None) -> tuple[list[RGBDEntry], int]:
     """The lines with ground truth, and how many have none."""
-    entries, skipped = [], 0
+    entries, skipped, keys = [], 0, set()
     text = read_text(path, remedy="a manifest has one JSON object per line", limit=_MANIFEST_BYTES)
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -328,12 +336,14 @@ def _read_manifest(path: Path, root: Path, scale: float | None) -> tuple[list[RG
             fields = parse_json(line, f"{path}:{number}")
             if not isinstance(fields, dict):
                 raise ValueError("must be a JSON object")
+            keys.update(fields)
             if fields.get("depth") is None and "depth" in fields:
                 skipped += 1
             else:
                 entries.append(_parse_line(fields, path.stem, root, scale))
         except (ValueError, TypeError) as error:
             raise DistillDepthError(f"{path}:{number}: {error}") from error
+    warn_of_unread(path, keys, "keys", read=("scale", "invalid"))
     return entries, skipped
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from distilldepth.data.images import path_exists
 from distilldepth.documents import read_text
 from distilldepth.errors import DistillDepthError, shown
 
@@ -29,12 +31,13 @@ _MOST_CANDIDATES = 20_000_000
 _REMEDY = "a list has an image and its depth on each line"
 _IMAGE_NAMES = {"image", "img", "rgb", "color", "colour", "photo"}
 _DEPTH_NAMES = {"depth", "gt", "target", "depthmap", "groundtruth"}
+_CHANGES_TRUTH = {"scale", "depthscale", "unit", "units", "mask", "depthmask", "valid", "validmask", "invalid"}
 _NAME_ENDS = ("path", "file", "filename", "name")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its depth, as the list writes them; relative, and never out of the folder."""
+    """An image and its depth, as the list writes them: below its folder, or absolute."""
 
     image: str
     depth: str | None
@@ -68,6 +71,7 @@ def read_pairs(path: Path) -> tuple[list[Pair], float | None]:
             named = header is not None
             if header is not None:
                 columns = header
+                warn_of_unread(path, {field for i, field in enumerate(fields) if i not in header}, "columns")
                 continue
             if len(fields) == 4 and _is_number(fields[0]) and _is_number(fields[2]):
                 # The tool writes its first file first, which some give the other way round.
@@ -122,13 +126,30 @@ def read_timed_pairs(rgb: Path, depth: Path) -> list[Pair]:
     return [Pair(images[times[a]], depths[others[b]]) for a, b in sorted(found)]
 
 
+def warn_of_unread(path: Path, names: Iterable[str], what: str, read: Collection[str] = ()) -> None:
+    """Warn of names that would change the ground truth if they were read, such as a mask or a scale of each line."""
+    unread = sorted(name for name in names if name not in read and _letters(name) in _CHANGES_TRUTH)
+    if unread:
+        warnings.warn(
+            f"{path}: its {what} {', '.join(map(shown, unread))} are not read; a manifest's `scale` and `invalid` "
+            "and the option --truth-scale say how depth is stored",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
 def inside(name: str) -> str:
     """Return a name of a list as a path below the list's folder; a leading slash, as some lists have, is dropped.
+
+    An absolute path of a file that exists is returned as it is.
 
     Raises:
         ValueError: it is empty or too long, or leads out of the folder.
     """
-    path = name.strip().replace("\\", "/").lstrip("/")
+    path = name.strip().replace("\\", "/")
+    if path.startswith("/") and 1 < len(path) <= _LONGEST_NAME and "\0" not in path and path_exists(Path(path)):
+        return path
+    path = path.lstrip("/")
     if not path or len(name) > _LONGEST_NAME or "\0" in name:
         raise ValueError(f"must name a file in at most {_LONGEST_NAME} characters, got {shown(name)}")
     if ".." in path.split("/") or ":" in path.split("/")[0]:
@@ -152,7 +173,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             table = path.suffix.lower() == ".csv" or ("," in line and len(line.split()) == 1)
             separator = next((mark for mark in "\t;," if mark in line and (mark == "\t" or table)), " ")
         if separator == " ":
-            fields = line.split()
+            # `a.png, b.png`: the comma parts the names as the blank does.
+            fields = [field.rstrip(",") for field in line.split()]
         else:
             try:
                 fields = [field.strip() for field in next(csv.reader([line], delimiter=separator))]
@@ -165,7 +187,7 @@ def _header(fields: list[str]) -> tuple[int, int] | None:
     """Columns of image and depth, if this line names them."""
     words = []
     for field in fields:
-        word = "".join(letter for letter in field.lower() if letter.isalpha())
+        word = _letters(field)
         for end in _NAME_ENDS:
             word = word.removesuffix(end)
         words.append(word)
@@ -174,6 +196,10 @@ def _header(fields: list[str]) -> tuple[int, int] | None:
     depth = next((i for i, word in enumerate(words) if word in _DEPTH_NAMES), None)
     is_path = any("/" in field or PurePosixPath(field).suffix for field in fields)
     return None if image is None or depth is None or is_path else (image, depth)
+
+
+def _letters(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalpha())
 
 
 def _read_times(path: Path) -> dict[float, str]:

@@ -10,6 +10,8 @@ USUAL_SCALES = (1000, 256, 5000, 100, 1)
 """Stored units per metre in use, the most frequent first: millimetres; KITTI; TUM RGB-D; centimetres; metres."""
 FARTHEST, NEAREST = 200.0, 0.05
 """Medians of depth, in metres, beyond which a set of scenes is doubted."""
+_SATURATED, _MANY = 65535, 0.01
+"""The largest number of 16 bits, and the share of pixels above which it is no measurement."""
 _LIKELY, _USUAL = (0.3, 80.0), (0.5, 10.0)
 """Medians, in metres, that sets of scenes have, and that most have."""
 
@@ -27,6 +29,23 @@ def likely_scales(median: float, scale: float) -> list[tuple[int, float]]:
     found = [(usual, median * scale / usual) for usual in USUAL_SCALES if usual != scale]
     found = [(usual, value) for usual, value in found if _LIKELY[0] <= value <= _LIKELY[1]]
     return sorted(found, key=lambda entry: not _USUAL[0] <= entry[1] <= _USUAL[1])
+
+
+def saturation_note(depth: np.ndarray, valid: np.ndarray, scale: float) -> str:
+    """Return a line if many pixels hold the largest number of 16 bits, which cameras write for `unknown`; else nothing.
+
+    Args:
+        depth: `(H, W)`, metres.
+        valid: bool `(H, W)`.
+        scale: stored units per metre.
+    """
+    share = float(np.mean(np.abs(depth[valid].astype(np.float64) * scale - _SATURATED) < 0.5)) if valid.any() else 0.0
+    if share < _MANY:
+        return ""
+    return (
+        f"{share:.0%} of the valid ground truth is stored as {_SATURATED}, which mostly stands for unknown; if so, "
+        f"give `invalid`: {_SATURATED} in a manifest"
+    )
 
 
 def scale_notes(values: np.ndarray | Sequence[float], scale: float | None = None) -> list[str]:
@@ -53,4 +72,4 @@ def scale_notes(values: np.ndarray | Sequence[float], scale: float | None = None
     likely = [f"{usual} ({value:.3g} m)" for usual, value in likely_scales(median, scale)[:2]]
     if not likely:
         return [f"{line}; scenes have {NEAREST:g} to {FARTHEST:g}, and no usual scale gives that: is it depth?"]
-    return [f"{line}; likely right is {' or '.join(likely)}: give --depth-scale, or `scale` in a manifest"]
+    return [f"{line}; likely right is {' or '.join(likely)}: give --truth-scale, or `scale` in a manifest"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from distilldepth.data.benchmarks.samples import spread
-from distilldepth.data.scale import scale_notes
+from distilldepth.data.scale import saturation_note, scale_notes
 from distilldepth.data.sources import MAX_SCENES, parse_count
 from distilldepth.data.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
@@ -77,7 +77,10 @@ def open_data(
         raise DistillDepthError("no data given; name a benchmark, a manifest, a folder or scenes")
     names = [dataset.name for dataset in datasets]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"open_data: data must have different names, got {', '.join(repeated)} more than once")
+        raise UsageError(
+            f"open_data: data must have different names, got {', '.join(repeated)} more than once; rename "
+            "one of the files or folders"
+        )
     return datasets
 
 
@@ -128,7 +131,9 @@ def truth_notes(truths: Sequence[Truth]) -> list[str]:
         return []
     scales = {truth.scale for truth in metric}
     medians = [float(np.median(truth.depth[truth.valid])) for truth in metric]
-    return scale_notes(medians, scales.pop() if len(scales) == 1 else None)
+    saturated = (saturation_note(truth.depth, truth.valid, truth.scale) for truth in metric)
+    first = next(filter(None, saturated), None)
+    return scale_notes(medians, scales.pop() if len(scales) == 1 else None) + ([first] if first else [])
 
 
 def benchmark_name(spec: str | Path) -> str | None:

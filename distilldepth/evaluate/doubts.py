@@ -174,6 +174,6 @@ def _explain_ratio(ratio: float) -> str:
             if stored != read and abs(math.log(abs(ratio) * read / stored)) < math.log(_SAME) and ratio > 0:
                 return (
                     f"is one of the two in another unit ({stored} against {read} per metre)? --depth-scale gives the "
-                    "stored units per metre"
+                    "stored units per metre of predictions, --truth-scale of the ground truth"
                 )
     return "another unit, or a model of other distances?"

@@ -88,4 +88,5 @@ def _in_range(values: Tensor) -> Tensor:
 
 
 def _channels_first(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array).permute(2, 0, 1)
+    # What Pillow lends is not writable, of which torch warns.
+    return torch.from_numpy(array if array.flags.writeable else array.copy()).permute(2, 0, 1)

@@ -118,8 +118,33 @@ def _find(content: Any, path: Path, known: Known | None) -> Found | None:
     if others and known is not None and len({order for order, *_ in matches}) > 1:
         why = "the moving average, " if rank == 0 else ""
         rest = ", ".join(_quoted(name) for order, name, _ in others[:4] if order != rank)
-        note = f"{path}: {why}{_quoted(place)}, was taken, and not {rest}; to use another, save it alone"
+        note = f"{path}: {why}{_quoted(place)} was taken, and not {rest}; to use another, save it alone"
+    elif known is not None and rank and (unread := _unread_average(content)):
+        note = (
+            f"{path}: {_quoted(place)} was taken; {shown(unread, 80)} looks like a moving average in a form that is "
+            "not read; if it is what you want, save it alone under the network's own names"
+        )
     return Found({key: _tensor(value) for key, value in chosen.items()}, place, note)
+
+
+def _unread_average(content: dict) -> str:
+    """Keys that lead to what is named an average and holds tensors; empty if nothing does."""
+    waiting: list[tuple[tuple[str, ...], Any, bool]] = [((), content, False)]
+    seen: set[int] = set()
+    while waiting:
+        keys, item, averaged = waiting.pop()
+        if averaged and _tensor(item) is not None:
+            return "/".join(keys)
+        if not isinstance(item, (dict, list, tuple)) or id(item) in seen or len(keys) > _DEEPEST:
+            continue
+        seen.add(id(item))
+        for key, value in item.items() if isinstance(item, dict) else enumerate(item):
+            name = str(key)
+            words = set(re.split(r"[^a-z0-9]+", name.lower()))
+            # Not `exp_avg`, which is Adam's, of gradients; but averages lie in the states of callbacks and optimisers.
+            is_one = bool(words & _AVERAGED) and not _NOT_WEIGHTS.search(name)
+            waiting.append(((*keys, name), value, averaged or is_one))
+    return ""
 
 
 def _tables(content: Any) -> Iterator[tuple[tuple[str, ...], dict]]:

@@ -92,6 +92,16 @@ class Outputs:
         known = entry.get("origin")
         return _compare(known if isinstance(known, dict) else {}, origin)
 
+    def made(self, path: Path) -> bool:
+        """Return whether a file is what some run of predict left there."""
+        entry = self._entries.get(self._key(path))
+        if entry is None or is_own_file(path):
+            return is_own_file(path)
+        try:
+            return entry.get("sha256") == digest_of(path)
+        except (DistillDepthError, OSError):
+            return False
+
     def add(self, path: Path, origin: Origin) -> None:
         """Note an output that was just written and cannot say itself what it is; from any thread.
 

@@ -112,10 +112,10 @@ def predict_files(
             replaced by `upper-bound`, with a warning, for an image so long and thin that it would grow beyond reason.
         batch_size: images of equal size run at once; halved where memory runs out.
         device, precision: see `distilldepth.device`; a model that is given stays where it is under `auto`.
-        existing: what to do with outputs that exist: `refuse` before any work (a single `out` file is replaced all the
-            same), `overwrite`, or `skip` images of which all are what would be written again: made by the same weights,
-            from the same photograph, with the same options (see `Origin`). Others of this package are made again; a
-            file that is not known to be is left, and the image is a failure.
+        existing: what to do with outputs that exist: `refuse` before any work (a single `out` file that predict made is
+            replaced all the same), `overwrite`, or `skip` images of which all are what would be written again: made by
+            the same weights, from the same photograph, with the same options (see `Origin`). Others of this package are
+            made again; a file that is not known to be is left, and the image is a failure.
         offline: never touch the network for the model.
         start: called with the model and the number of images when the work begins; the function it returns is told how
             many more images are done.
@@ -145,6 +145,8 @@ def predict_files(
     if existing == "refuse" and not is_file:
         _refuse_existing(jobs)
     outputs = Outputs(folder)
+    if existing == "refuse" and is_file:
+        _refuse_foreign(jobs, outputs)
     if isinstance(model, DepthModel) and device == "auto":
         place = next(model.buffers()).device
     else:
@@ -316,6 +318,13 @@ def _refuse_existing(jobs: list[Job]) -> None:
     if there:
         count = "this output exists" if len(there) == 1 else f"this and {len(there) - 1} more outputs exist"
         raise ValueError(f"{there[0]}: {count} already; add --skip-existing or --overwrite")
+
+
+def _refuse_foreign(jobs: list[Job], outputs: Outputs) -> None:
+    """A file that predict made is made again; any other may be a photograph."""
+    for path in (path for job in jobs for path in job.outputs.values() if path.is_file()):
+        if not outputs.made(path):
+            raise ValueError(f"{path}: exists and was not made by predict; take another name, or add --overwrite")
 
 
 def _leave_out_what_is_there(jobs: list[Job], maker: _Maker, outputs: Outputs, report: PredictReport) -> list[Job]:

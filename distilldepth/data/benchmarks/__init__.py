@@ -38,7 +38,7 @@ from distilldepth.data.benchmarks.archive import Root
 from distilldepth.data.benchmarks.kitti_official import submission_items
 from distilldepth.data.benchmarks.samples import Benchmark, Request, spread
 from distilldepth.data.benchmarks.splits import find_splits
-from distilldepth.data.scale import likely_scales
+from distilldepth.data.scale import likely_scales, saturation_note
 from distilldepth.data.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
 from distilldepth.files import expand_user
@@ -201,6 +201,7 @@ class _Inspection:
         self.scale = truth.scale
         self.low, self.high = float(values.min()), float(values.max())
         self.values = values[:: -(-values.size // _KEPT_VALUES)].copy()
+        self.saturated = "" if truth.scale is None else saturation_note(truth.depth, truth.valid, truth.scale)
 
 
 def _inspect(item: Item) -> _Inspection | str:
@@ -217,7 +218,7 @@ def _most_frequent(shapes: list[tuple[int, int]]) -> list[list[int]]:
 def _suspicions(report: dict[str, Any], seen: list[_Inspection]) -> list[str]:
     lines = []
     low, high = _PLAUSIBLE[report["domain"]]
-    hint = "" if report["kind"] else " --depth-scale, or a manifest's `scale`, gives the stored units per metre"
+    hint = "" if report["kind"] else " --truth-scale, or a manifest's `scale`, gives the stored units per metre"
     scales = {result.scale for result in seen}
     if len(scales) == 1 and None not in scales:
         likely = likely_scales(report["median"], scale := scales.pop())[:2]
@@ -228,6 +229,7 @@ def _suspicions(report: dict[str, Any], seen: list[_Inspection]) -> list[str]:
             f"a median of {report['median']:.3g} m is unusual{where} "
             f"(expected {low:g} to {high:g}): is the depth scale right?{hint}"
         )
+    lines += [result.saturated for result in seen if result.saturated][:1]
     if unlike := sum(result.is_unlike for result in seen):
         lines.append(
             f"{unlike} of {len(seen)} images have another shape than their ground truth: do both show the same?"
