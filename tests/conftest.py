@@ -73,13 +73,16 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def _signals() -> Generator[None, None, None]:
-    """A command that ran in this process leaves its handlers, which are not for the next test."""
+def _process() -> Generator[None, None, None]:
+    """A command that ran in this process leaves its handlers and number of threads, which are not for the next test."""
+    threads = torch.get_num_threads()
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     earlier = {number: signal.getsignal(number) for number in numbers}
     yield
     for number, handler in earlier.items():
         signal.signal(number, handler)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
