@@ -197,13 +197,13 @@ def _grid_pixels(valid: Tensor, grid: int) -> tuple[Tensor, Tensor]:
     pixel = (row[:, None, :, None] * width + column[None, :, None, :]).reshape(grid * grid, -1)
     inside = (in_rows[:, None, :, None] & in_columns[None, :, None, :]).reshape(pixel.shape)
     distance = (beside[None, :, None, :] + above[:, None, :, None]).reshape(pixel.shape)
-    chosen, found = [], []
-    for kept in valid.flatten(1):  # an image at a time: a window per cell is the whole map and more
+    chosen = torch.empty((len(valid), grid * grid), dtype=torch.int64, device=valid.device)
+    found = torch.empty_like(chosen, dtype=torch.bool)
+    for image, kept in enumerate(valid.flatten(1)):  # one at a time: a window per cell is the whole map and more
         usable = kept[pixel] & inside
         nearest = torch.where(usable, distance, torch.inf).argmin(1, keepdim=True)
-        chosen.append(pixel.gather(1, nearest)[:, 0])
-        found.append(usable.any(1))
-    return torch.stack(chosen), torch.stack(found)
+        chosen[image], found[image] = pixel.gather(1, nearest)[:, 0], usable.any(1)
+    return chosen, found
 
 
 def _least_absolute(values: Tensor, wanted: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -187,6 +187,13 @@ def test_a_fit_to_as_many_pixels_as_it_has_parameters_is_no_score(device):
         assert set(score_batch(disparity, "disparity", depth, valid, True, rules).problems) == set(range(fewest - 1))
 
 
+@pytest.mark.parametrize("method", ["least-squares", "median", "l1", "ransac", "none"])
+def test_no_image_at_all_gives_no_score(method):
+    none = torch.rand(0, 20, 30)
+    scores = score_batch(none, "metric_depth", none, none > 2, True, Rules(align=method, space="depth"))
+    assert (scores.problems, scores.scale.shape, scores.metrics["abs_rel"].shape) == ({}, (0,), (0,))
+
+
 def test_a_fit_without_a_positive_prediction_is_a_problem(device):
     disparity, depth, valid = make(device=device)
     rules = Rules(space="disparity", fit_on="positive-prediction")
