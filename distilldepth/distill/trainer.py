@@ -490,7 +490,7 @@ def output_range(
 ) -> tuple[float, float]:
     """Return the mean centre and spread of a student's maps on the first training images."""
     student.eval()
-    some = SourceView(training, 0, min(images, len(training)))
+    some = SourceView(training, range(min(images, len(training))))
     parts = [
         center_and_spread(predict_at(student, batch["image"].float() / 255))
         for batch in whole_batches(some, config, config.batch_size)
