@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from distilldepth.benchmark import machine
+from distilldepth.bench import machine
 from distilldepth.evaluate import evaluate
 
 BASELINES = ("baseline:constant", "baseline:ramp")

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from distilldepth import kernels, native
-from distilldepth.benchmark import command_line, machine
+from distilldepth.bench import command_line, machine
 
 MODULES = sorted(path.stem for path in Path(kernels.__file__).parent.glob("*.py") if path.stem != "__init__")
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")

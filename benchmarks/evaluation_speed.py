@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from distilldepth import native
-from distilldepth.benchmark import command_line, machine
-from distilldepth.benchmark.metadata import load_average
-from distilldepth.benchmark.timing import quantile
+from distilldepth.bench import command_line, machine
+from distilldepth.bench.timing import quantile
 from distilldepth.evaluate.protocol import choose_protocol
 from distilldepth.evaluate.score import score_batch
+from distilldepth.machine import load_average
 from distilldepth.metrics import HIGHER_IS_BETTER, NAMES
 
 

@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from distilldepth.benchmark import linear_cost, per_doubling, speedups
+from distilldepth.bench import linear_cost, per_doubling, speedups
 
 
 def markdown(result: dict) -> str:
@@ -86,7 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.results]
     if arguments.plot is not None:
-        from distilldepth.benchmark.plot import draw_roofline
+        from distilldepth.bench.plot import draw_roofline
 
         if len(results) > 1:
             parser.error("--plot draws one result")

@@ -25,10 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distilldepth.benchmark import command_line, machine
-from distilldepth.benchmark.memory import peak_since, reset_peak
-from distilldepth.benchmark.metadata import load_average
-from distilldepth.benchmark.timing import quantile, synchronise
+from distilldepth.bench import command_line, machine
+from distilldepth.bench.memory import peak_since, reset_peak
+from distilldepth.bench.timing import quantile, synchronise
 from distilldepth.data.sources import open_source
 from distilldepth.distill.config import load_config
 from distilldepth.distill.data import CropDataset, StepBatches, crop_config, loading, split_heldout
@@ -39,6 +38,7 @@ from distilldepth.distill.step import DistillationStep
 from distilldepth.distill.teachers import load_teachers
 from distilldepth.distill.trainer import label_batch, make_accelerator, make_objective
 from distilldepth.losses import ObjectiveInputs
+from distilldepth.machine import load_average
 from distilldepth.models import create_student
 from distilldepth.ops.backend import OPS, available_backends
 

@@ -119,13 +119,13 @@ def bench(
         raise click.UsageError("--scaling and --plot contradict each other: the roofline is drawn for one shape")
     options.check_json_target(json_file)
     if plot_file is not None:
-        from distilldepth.benchmark.plot import check_plot
-        from distilldepth.predict.writers import check_writable
+        from distilldepth.bench.plot import check_plot
+        from distilldepth.files import check_writable
 
         check_plot(Path(plot_file))
         check_writable(Path(plot_file).parent)
 
-    from distilldepth import benchmark
+    from distilldepth import bench as benchmark
 
     def tell(row: dict[str, Any]) -> None:
         where = f"{_kernel(row)} {row['backend']} {row['direction']} {_shape(row)}"
@@ -151,7 +151,7 @@ def bench(
         result = benchmark.run_benchmark(names, shape or DEFAULT_SHAPE, dtype, **arguments)
     options.write_json(result, json_file)
     if plot_file is not None:
-        from distilldepth.benchmark.plot import draw_roofline
+        from distilldepth.bench.plot import draw_roofline
 
         draw_roofline(result, Path(plot_file))
         click.echo(f"wrote {plot_file}", err=True)
@@ -168,7 +168,7 @@ def _words(
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    from distilldepth import benchmark
+    from distilldepth import bench as benchmark
 
     rows = result["results"]
     found = benchmark.compared_with(rows)
@@ -208,7 +208,7 @@ def _print_table(result: dict[str, Any]) -> None:
 
 
 def _print_scaling(result: dict[str, Any]) -> None:
-    from distilldepth import benchmark
+    from distilldepth import bench as benchmark
 
     rows = result["results"]
     order = sorted(range(len(rows)), key=lambda i: (_kernel(rows[i]), rows[i]["backend"], rows[i]["shape"]))
@@ -252,7 +252,7 @@ def _print_scaling(result: dict[str, Any]) -> None:
 
 
 def _growth(value: float | None, row: dict[str, Any]) -> str:
-    from distilldepth.benchmark import uncertainty
+    from distilldepth.bench import uncertainty
 
     return "" if value is None else f"{'~' if uncertainty(row) > NOISY else ''}{digits(value, 2)}x"
 
@@ -299,7 +299,7 @@ def digits(value: float, count: int = 3) -> str:
 
 def _ratio(base: dict[str, Any] | None, row: dict[str, Any]) -> str:
     """How many times faster, with as many digits as the spread of both timings leaves."""
-    from distilldepth.benchmark import uncertainty
+    from distilldepth.bench import uncertainty
 
     if base is None:
         return ""
@@ -315,7 +315,7 @@ def _ratio(base: dict[str, Any] | None, row: dict[str, Any]) -> str:
 
 def _noise_note(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
     """Say what noisy means and how many runs would help, if any ratio is."""
-    from distilldepth.benchmark import uncertainty
+    from distilldepth.bench import uncertainty
 
     doubts = [(uncertainty(*pair), min(row["repeats"] for row in pair)) for pair in pairs]
     noisy = [(doubt, repeats) for doubt, repeats in doubts if doubt > NOISY]

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from distilldepth.cli import options
-from distilldepth.distill.config import DistillConfig, blamed_on, keys, load_config, preset_names, to_toml
+from distilldepth.distill.config import DistillConfig, blamed_on, load_config, preset_names
+from distilldepth.settings import keys, to_toml
 
 _PLACEHOLDERS = {int: click.INT, float: click.FLOAT, str: click.STRING}
 

@@ -97,8 +97,8 @@ def examine() -> tuple[dict[str, Any], list[str]]:
     import torch
 
     from distilldepth import native
-    from distilldepth.benchmark import machine, processor_name
-    from distilldepth.cache import cache_folder
+    from distilldepth.bench import machine, processor_name
+    from distilldepth.files import cache_folder
 
     problems: list[str] = []
     gpus = _gpus(torch)

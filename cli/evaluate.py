@@ -292,7 +292,7 @@ def _truth_scale(given: dict[str, Any]) -> float | None:
 def _score(given: dict[str, Any]) -> None:
     from contextlib import ExitStack
 
-    from distilldepth.benchmark import command_line
+    from distilldepth.bench import command_line
     from distilldepth.evaluate.run import evaluate as run
     from distilldepth.evaluate.table import make_table
 

@@ -240,8 +240,7 @@ def check_json_target(target: str | None, used: Iterable[str | Path] = ()) -> No
     """
     if target is None or target == "-":
         return
-    from distilldepth.files import place, places
-    from distilldepth.predict.writers import check_writable
+    from distilldepth.files import check_writable, place, places
 
     refuse_url(target)
     path = Path(target)

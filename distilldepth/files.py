@@ -110,3 +110,25 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return `DISTILLDEPTH_CACHE`, or `~/.cache/distilldepth`. It need not exist yet."""
+    return expand_user(os.environ.get("DISTILLDEPTH_CACHE") or "~/.cache/distilldepth")
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` and prove that a file can be written in it.
+
+    Raises:
+        OSError: it cannot, with the path.
+        UsageError: a URL.
+    """
+    refuse_url(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".distilldepth-{secrets.token_hex(6)}"
+    try:
+        probe.touch(exist_ok=False)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write here: {error.strerror}", str(folder)) from error
+    probe.unlink()

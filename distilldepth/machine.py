@@ -1,13 +1,20 @@
-"""What this machine is fast at: the one place that decides what precision `auto` means."""
+"""What this machine is, for the metadata of measurements, and what it is fast at: what precision `auto` means."""
 
 from __future__ import annotations
 
 import functools
+import os
+import platform
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from distilldepth import __version__
 from distilldepth.errors import UsageError
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -79,3 +86,71 @@ def bfloat16_gain(kind: str) -> float:
             if best[torch.bfloat16] > _HOPELESS * best[torch.float32]:
                 break
     return best[torch.float32] / max(best[torch.bfloat16], 1e-9)
+
+
+def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Return what a measurement depends on: versions, device, driver, threads."""
+    device = torch.device(device)
+    name = processor_name() if device.type != "cuda" else torch.cuda.get_device_name(device)
+    return {
+        "distilldepth": __version__,
+        "commit": _commit(),
+        "device": f"{device.type}: {name}",
+        "driver": _driver() if device.type == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def processor_name() -> str:
+    """Return the processor's own name where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run during the last minute; with more than there are cores, distrust the times."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def command_line() -> str:
+    """Return the command that was typed, for the metadata."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit; None for an installed package, whose version says it."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return None

@@ -43,9 +43,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from distilldepth.cache import cache_folder
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.files import cache_folder
 
 KINDS = ("cpu", "cuda")
 BUILD = "run `distilldepth doctor --build`"

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from distilldepth.cache import cache_folder
+from distilldepth.files import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from distilldepth.cli.main import cli
-from distilldepth.data.arrays import read_npy
 from distilldepth.errors import DistillDepthError
+from distilldepth.formats.npy import read_npy
 
 KINDS = st.sampled_from(["<f4", ">f4", "<f8", "<f2", "|u1", "<u2", ">i4", "<i8"])
 

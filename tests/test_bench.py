@@ -13,9 +13,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from distilldepth import benchmark, reference
-from distilldepth.benchmark import memory, metadata, timing
-from distilldepth.benchmark.run import scaling_shapes
+from distilldepth import bench as benchmark
+from distilldepth import reference
+from distilldepth.bench import limits as metadata
+from distilldepth.bench import memory, timing
+from distilldepth.bench.run import scaling_shapes
 from distilldepth.cli import bench
 from distilldepth.cli.bench import digits
 from distilldepth.cli.main import cli
@@ -40,7 +42,7 @@ USUAL = benchmark.USUAL
 def quick_limits(monkeypatch):
     """A ceiling of the machine that costs no measurement; one test measures it."""
     known = {"copy_bytes_per_s": 1e10, "cached_copy_bytes_per_s": 4e10, "peak_flops_per_s": 1e11}
-    monkeypatch.setattr("distilldepth.benchmark.run.limits", lambda device: known)
+    monkeypatch.setattr("distilldepth.bench.run.limits", lambda device: known)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def four_kernels(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     patch = pytest.MonkeyPatch()
     known = {"copy_bytes_per_s": 1e10, "cached_copy_bytes_per_s": 4e10, "peak_flops_per_s": 1e11}
-    patch.setattr("distilldepth.benchmark.run.limits", lambda device: known)
+    patch.setattr("distilldepth.bench.run.limits", lambda device: known)
     args = ["bench", "--kernel", "all", "--contexts", "all", "--shape", "2x31x45", "--repeats", "2", "--device", "cpu"]
     result = CliRunner().invoke(
         cli, [*args, "--json", str(folder / "new" / "bench.json"), "--plot", str(folder / "roofline.svg")]
@@ -188,7 +190,7 @@ def test_a_kernel_that_breaks_is_a_failure_and_a_baseline_that_does_is_left_out(
         raise RuntimeError("out of luck\nand more")
 
     monkeypatch.setattr("distilldepth.reference.channel_kl_loss", broken)
-    monkeypatch.setattr("distilldepth.benchmark.baselines.meshgrid_points", broken)
+    monkeypatch.setattr("distilldepth.bench.usual.meshgrid_points", broken)
     left_out = run("--kernel", "backproject", "--shape", "1x8x8", "--repeats", "1")
     assert left_out.exit_code == 0, left_out.stderr
     assert "not run: meshgrid: RuntimeError: out of luck\n" in left_out.stderr

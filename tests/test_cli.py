@@ -275,7 +275,7 @@ def test_words_of_the_options_are_those_of_the_library():
     assert options.RESIZE_POLICIES == RESIZE_POLICIES
     assert cli_predict.FORMATS == FORMATS
     assert cli_predict.COLORMAPS == COLORMAPS
-    from distilldepth.benchmark import KERNELS
+    from distilldepth.bench import KERNELS
 
     assert cli_bench.KERNELS == KERNELS
 

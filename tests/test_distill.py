@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from waiting import patience_s, wait_until
 
 import distilldepth as dd
-from distilldepth.cache import cache_folder
 from distilldepth.data.sources import open_source
 from distilldepth.distill.agreement import measure_agreement, predict_at
 from distilldepth.distill.config import DistillConfig, load_config
@@ -43,6 +42,7 @@ from distilldepth.distill.spec import parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs
 from distilldepth.distill.teachers import Teacher, TeacherPool, load_teachers, nearest_size
 from distilldepth.distill.trainer import distill, label_batch, make_accelerator
+from distilldepth.files import cache_folder
 from distilldepth.folders import claim_folder
 from distilldepth.losses import distill_any_depth_objective
 from distilldepth.models import create_student, save_model

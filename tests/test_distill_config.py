@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from distilldepth.distill.config import DistillConfig, keys, load_config, parse_size, preset_names, to_toml
+from distilldepth.distill.config import DistillConfig, load_config, parse_size, preset_names
 from distilldepth.distill.spec import parse_teachers
 from distilldepth.errors import DistillDepthError, UsageError
+from distilldepth.settings import keys, to_toml
 
 
 def test_toml_round_trip_keeps_every_key(tmp_path):
@@ -30,7 +31,7 @@ def test_precedence_is_preset_file_set_flag(tmp_path):
 
 
 def test_every_key_is_documented():
-    for key, (_, doc) in keys().items():
+    for key, (_, doc) in keys(DistillConfig).items():
         assert len(doc) > 5, key
 
 

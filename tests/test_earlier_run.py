@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import distilldepth as dd
-from distilldepth.distill.config import load_config, to_toml
+from distilldepth.distill.config import load_config
 from distilldepth.distill.trainer import distill
+from distilldepth.settings import to_toml
 
 EARLIER = Path(__file__).parent / "earlier_run"
 

@@ -17,8 +17,8 @@ from distilldepth.data.images import list_images
 from distilldepth.data.listing import is_own_file, is_own_picture
 from distilldepth.data.sources import open_source
 from distilldepth.errors import DistillDepthError, UsageError
-from distilldepth.evaluate.page import png
 from distilldepth.evaluate.predictions import save_prediction
+from distilldepth.pages import png
 from distilldepth.predict import plan_jobs, write_color_png, write_depth_png
 
 

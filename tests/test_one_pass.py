@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distilldepth.benchmark import CONTEXTS
+from distilldepth.bench import CONTEXTS
 from distilldepth.ops.backend import available_backends
 
 REPOSITORY = Path(__file__).parents[1]

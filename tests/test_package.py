@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+from import_graph import circles, file_graph, named_modules, room_graph
 from packaging.requirements import Requirement
 
 import distilldepth
@@ -28,39 +29,20 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "distilldepth"
 CLI = REPOSITORY / "cli"
 
-BASE = {"errors", "files", "documents", "folders", "machine", "capacity", "signals", "cache", "depth", "device"}
-OPERATIONS = BASE | {"reference", "kernels", "native", "ops"}
-SCORES = {"losses", "metrics", "alignment"}
-MODELS = BASE | {"data", "models"}
-JOBS = OPERATIONS | SCORES | MODELS | {"inference"}
-MAY_IMPORT = {
-    "errors": set(),
-    "files": {"errors"},
-    "documents": {"errors"},
-    "folders": {"documents", "errors", "files"},
-    "machine": {"errors"},
-    "signals": set(),
-    "capacity": {"errors"},
-    "cache": {"errors", "files"},
-    "depth": {"errors"},
-    "device": {"errors", "machine"},
-    "reference": {"errors", "depth"},
-    "kernels": {"errors", "depth"},
-    "native": {"errors", "cache", "documents"},
-    "ops": OPERATIONS,
-    "losses": OPERATIONS | SCORES,
-    "metrics": OPERATIONS | SCORES,
-    "alignment": OPERATIONS | SCORES,
-    "data": BASE,
-    "models": MODELS,
-    "inference": MODELS,
-    "benchmark": OPERATIONS,
-    "distill": JOBS | {"predict", "evaluate"},
-    "evaluate": JOBS | {"benchmark", "predict"},
-    "predict": JOBS,
-    "cli": JOBS | {"distill", "evaluate", "predict", "benchmark"},
-}
-"""What each part of the package may import besides itself; `distilldepth` itself imports by name, at first use."""
+LAYERS = (
+    {"errors", "signals", "depth"},
+    {"files", "documents", "settings", "machine", "capacity", "reference", "kernels"},
+    {"folders", "device", "native"},
+    {"ops"},
+    {"losses", "metrics", "alignment", "formats", "bench"},
+    {"pages", "data"},
+    {"models"},
+    {"inference"},
+    {"distill", "evaluate", "predict"},
+    {"cli"},
+    {"__main__"},
+)
+"""Each room of the house may import the rooms of the layers before its own, and no other room of its own layer."""
 
 
 def part_of(path: Path) -> str:
@@ -68,24 +50,6 @@ def part_of(path: Path) -> str:
     if path.is_relative_to(CLI):
         return "cli"
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported_parts(source: str, package: str) -> set[str]:
-    """Parts of distilldepth that a module of `package` names in imports, also inside functions and as strings."""
-    modules = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = package.split(".")
-                base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [node.module])])
-            modules += [f"{base}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            modules += re.findall(r"\A(distilldepth(?:\.\w+)+)(?::\w+)?\Z", node.value)
-    names = [module.split(".") for module in modules]
-    return {name[1] for name in names if name[0] == "distilldepth" and len(name) > 1 and not name[1].startswith("__")}
 
 
 def sources() -> list[Path]:
@@ -105,52 +69,39 @@ def pyproject() -> dict:
     return tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_dependencies_point_one_way():
-    wrong = []
-    for path in sources():
-        if path in (PACKAGE / "__init__.py", PACKAGE / "__main__.py"):
-            continue
-        part = part_of(path)
-        assert part in MAY_IMPORT, f"{path}: give '{part}' a place in MAY_IMPORT"
-        found = imported_parts(path.read_text(encoding="utf-8"), package_name(path.parent))
-        extra = found - MAY_IMPORT[part] - {part}
-        wrong += [f"{path.relative_to(REPOSITORY)} imports distilldepth.{name}" for name in sorted(extra)]
-    assert not wrong, "\n".join(wrong)
-
-
-def test_the_allowed_directions_have_no_cycle():
-    # Parts whose modules share a level (ops, scores, jobs) are one node: what matters is that nothing points upwards.
-    levels = [
-        BASE,
-        OPERATIONS,
-        SCORES | MODELS | {"inference", "benchmark"},
-        {"distill", "evaluate", "predict"},
-        {"cli"},
+def test_rooms_import_what_lies_below_them_only():
+    level = {name: index for index, names in enumerate(LAYERS) for name in names}
+    rooms = room_graph(file_graph(REPOSITORY))
+    assert rooms.keys() - {"distilldepth"} == level.keys(), "give every room a place in LAYERS"
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in rooms.items()
+        for other in sorted(others)
+        if level[other] >= level[name]
     ]
-    level = {part: index for index, parts in reversed(list(enumerate(levels))) for part in parts}
-    assert level.keys() == MAY_IMPORT.keys()
-    for part, allowed in MAY_IMPORT.items():
-        assert all(level[name] <= level[part] for name in allowed), part
-    assert not MAY_IMPORT["models"] & (SCORES | {"ops", "reference"})
-    assert not MAY_IMPORT["data"] & (SCORES | {"models"})
-    assert all("cli" not in allowed for allowed in MAY_IMPORT.values())
+    assert not wrong, wrong
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": set(), "f": {"g", "a"}, "g": {"f"}}
+    assert circles(graph) == [["a", "b", "c"], ["f", "g"]]
 
 
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("import distilldepth.losses.pixel", {"losses"}),
-        ("def f():\n    from distilldepth import metrics as m, __version__", {"metrics"}),
-        ("from distilldepth.ops import hybrid_norm_loss", {"ops"}),
-        ("from ..losses import pixel", {"losses"}),
-        ("from .. import cli", {"cli"}),
-        ("from . import base", {"models"}),
-        ("_NAMES = {'run': 'distilldepth.cli.main:main'}", {"cli"}),
-        ("'''Prose about distilldepth.losses.'''\nimport torch", set()),
+        ("import distilldepth.losses.pixel", {"distilldepth.losses.pixel"}),
+        ("def f():\n    from distilldepth import metrics as m, ops", {"distilldepth.metrics", "distilldepth.ops"}),
+        ("from distilldepth.ops import hybrid_norm_loss", {"distilldepth.ops.hybrid_norm_loss"}),
+        ("from ..losses import pixel", {"distilldepth.losses.pixel"}),
+        ("from .. import cli", {"distilldepth.cli"}),
+        ("from . import base", {"distilldepth.models.base"}),
+        ("_NAMES = {'run': 'distilldepth.cli.main:main'}", {"distilldepth.cli.main"}),
+        ("'''Prose about distilldepth.losses.'''\nimport torch", {"torch"}),
     ],
 )
 def test_imports_are_found_in_every_form(source, found):
-    assert imported_parts(source, "distilldepth.models") == found
+    assert named_modules(source, "distilldepth.models") == found
 
 
 def test_triton_is_imported_in_kernels_only():

@@ -18,6 +18,8 @@ from PIL import Image
 
 from distilldepth.cli.main import cli
 from distilldepth.errors import DistillDepthError
+from distilldepth.formats.colormaps import colormap_table
+from distilldepth.formats.point_cloud import to_depth
 from distilldepth.models import create_student, load_model, save_model
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
@@ -31,8 +33,6 @@ from distilldepth.predict import (
     write_depth_png,
     write_point_cloud,
 )
-from distilldepth.predict.colormaps import colormap_table
-from distilldepth.predict.point_cloud import to_depth
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,12 @@ from distilldepth.data.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate import StoredPredictions, evaluate
 from distilldepth.evaluate.cases import Cases
-from distilldepth.evaluate.predictions import check_distinct, save_prediction, write_kitti_png
+from distilldepth.evaluate.predictions import check_distinct, save_prediction
 from distilldepth.evaluate.submission import write_kitti_submission
+from distilldepth.formats.kitti import write_kitti_png
+from distilldepth.formats.png import write_depth_png
 from distilldepth.models.base import DepthModel, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
-from distilldepth.predict.writers import write_depth_png
 
 SIZE = (12, 17)
 

@@ -16,16 +16,9 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from distilldepth.cache import cache_folder
-from distilldepth.data.sources import (
-    ConcatSource,
-    FolderSource,
-    TarSource,
-    expand_braces,
-    load_or_replace,
-    open_source,
-)
+from distilldepth.data.sources import ConcatSource, FolderSource, TarSource, expand_braces, load_or_replace, open_source
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import cache_folder
 
 
 def picture(number, height=6, width=9):

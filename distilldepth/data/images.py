@@ -16,15 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from distilldepth.data.listing import (
-    glob_files,
-    is_hidden,
-    natural_key,
-    one_line,
-    printable,
-    walk_files,
-    without_own,
-)
+from distilldepth.data.listing import glob_files, is_hidden, natural_key, one_line, printable, walk_files, without_own
 from distilldepth.documents import read_text
 from distilldepth.errors import DistillDepthError, UsageError, refuse_url, shown
 from distilldepth.files import expand_user

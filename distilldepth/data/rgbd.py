@@ -13,7 +13,6 @@ from typing import Any, BinaryIO, TypedDict
 import numpy as np
 from PIL import Image
 
-from distilldepth.data.arrays import read_npy
 from distilldepth.data.images import list_images, natural_key, open_file, open_image, read_image, read_oriented
 from distilldepth.data.orientation import QUARTERS, belongs_to_stored_pixels, turn, turn_intrinsics
 from distilldepth.data.rgbd_lists import (
@@ -28,6 +27,7 @@ from distilldepth.data.rgbd_lists import (
 from distilldepth.documents import parse_json, read_json, read_text
 from distilldepth.errors import DistillDepthError, UsageError, refuse_url, shown
 from distilldepth.files import expand_user
+from distilldepth.formats.npy import read_npy
 
 KINDS = ("depth", "stereo_disparity")
 """What a target holds: `depth` in metres, or `stereo_disparity` in pixels, which stands for inverse depth."""

@@ -16,19 +16,11 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
-from distilldepth.cache import cache_folder
-from distilldepth.data.images import (
-    IMAGE_SUFFIXES,
-    decode_image,
-    is_image_name,
-    list_images,
-    path_exists,
-    read_image,
-)
+from distilldepth.data.images import IMAGE_SUFFIXES, decode_image, is_image_name, list_images, path_exists, read_image
 from distilldepth.data.listing import glob_files, is_own_picture, natural_key, walk_files, warn_of_own
 from distilldepth.data.tar import compressed_error, is_plain, walk_tar
 from distilldepth.errors import DistillDepthError, UsageError, shown
-from distilldepth.files import expand_user
+from distilldepth.files import cache_folder, expand_user
 
 _COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
 

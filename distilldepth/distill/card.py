@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import distilldepth
-from distilldepth.distill.config import DistillConfig, to_toml
+from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.judge import as_dicts
 from distilldepth.distill.teachers import Teacher
 from distilldepth.models import DepthModel
+from distilldepth.settings import to_toml
 
 if TYPE_CHECKING:
     from distilldepth.distill.trainer import RunResult

@@ -6,12 +6,9 @@ Knows nothing of torch, so that `distilldepth distill --help` and `--print-confi
 from __future__ import annotations
 
 import copy
-import dataclasses
 import importlib.resources
-import json
 import math
 import re
-import types
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +19,7 @@ from typing import Any
 from distilldepth.distill.spec import check_known, parse_teachers
 from distilldepth.documents import parse_toml, read_toml
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
+from distilldepth.settings import apply, get_key, keys, option, set_key
 
 NORMALISATIONS = ("hybrid", "global", "local", "none")
 CONTEXTS = ("range", "quantile", "spatial")
@@ -29,13 +27,6 @@ INITIAL_WEIGHTS = ("random", "pretrained")
 MAX_SIDE = 16384
 """Largest side of a region, in pixels."""
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-
-
-def option(default: Any, doc: str) -> Any:
-    """A field with its default and the sentence that `--help` and the documentation print for it."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"doc": doc})
-    return field(default=default, metadata={"doc": doc})
 
 
 @dataclass
@@ -209,7 +200,7 @@ class DistillConfig:
 
     def validate(self) -> DistillConfig:
         """Return self, or raise UsageError naming the first field whose value makes no sense."""
-        for key, (hint, _) in keys().items():
+        for key, (hint, _) in keys(DistillConfig).items():
             _check_value(key, hint, get_key(self, key))
         for key, (least, most) in _BOUNDS.items():
             value = get_key(self, key)
@@ -301,68 +292,9 @@ def parse_size(text: str, name: str) -> tuple[int, int]:
     return height, width
 
 
-def keys(cls: type = DistillConfig, prefix: str = "") -> dict[str, tuple[Any, str]]:
-    """Return every key, dotted, with its type and documentation, in the order of definition."""
-    hints = typing.get_type_hints(cls)
-    found: dict[str, tuple[Any, str]] = {}
-    for item in dataclasses.fields(cls):
-        hint = hints[item.name]
-        if dataclasses.is_dataclass(hint):
-            found.update(keys(hint, f"{prefix}{item.name}."))
-        else:
-            found[prefix + item.name] = (hint, item.metadata["doc"])
-    return found
-
-
-def get_key(config: DistillConfig, key: str) -> Any:
-    """Return the value of a dotted key."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def set_key(config: DistillConfig, key: str, value: Any, origin: str) -> None:
-    """Set a dotted key (kebab-case is accepted), checking name and type; `origin` is named in the error."""
-    known = keys()
-    key = key.replace("-", "_")
-    if key not in known:
-        by_tail = [name for name in known if name.rpartition(".")[2] == key]
-        hint = did_you_mean(by_tail[0] if by_tail else key, known, otherwise="; see --print-config for the keys")
-        raise UsageError(f"distill: unknown key {shown(key)} in {origin}{hint}")
-    section, _, name = key.rpartition(".")
-    target = getattr(config, section) if section else config
-    setattr(target, name, _convert(value, known[key][0], key, origin))
-
-
-def _convert(value: Any, hint: Any, key: str, origin: str) -> Any:
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, "a list of texts")
-    if isinstance(hint, types.GenericAlias):
-        if isinstance(value, str):
-            return [value]
-        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
-            return list(value)
-    elif hint is bool:
-        if isinstance(value, bool):
-            return value
-        if str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-    elif hint is str:
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
-            return str(value)
-    elif not isinstance(value, bool):
-        try:
-            number = hint(value)
-            if hint is float or isinstance(value, str) or value == number:
-                return number + 0  # No negative zero.
-        except (TypeError, ValueError, OverflowError):
-            pass
-    raise UsageError(f"distill: {key} in {origin} must be {wanted}, got {shown(value)}")
-
-
 def preset_names() -> list[str]:
     """Return the names of the presets that are shipped."""
-    folder = importlib.resources.files("distilldepth.distill") / "presets"
+    folder = importlib.resources.files(__package__) / "presets"
     return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
 
 
@@ -376,7 +308,7 @@ def read_preset(name: str) -> dict[str, Any]:
         raise UsageError(f"distill: preset must be text, got {shown(name)}; there are {', '.join(preset_names())}")
     if name not in preset_names():
         raise UsageError(f"distill: unknown preset {shown(name)}{did_you_mean(name, preset_names())}")
-    path = importlib.resources.files("distilldepth.distill") / "presets" / f"{name}.toml"
+    path = importlib.resources.files(__package__) / "presets" / f"{name}.toml"
     return parse_toml(path.read_bytes(), f"preset {name}")
 
 
@@ -411,12 +343,12 @@ def load_config(
             raise FileNotFoundError(f"distill: config file not found: {file}")
         values = read_toml(Path(file), remedy="it must be a TOML file as --print-config shows it")
     if preset:
-        _apply(config, read_preset(preset), f"preset {preset}")
+        apply(config, read_preset(preset), f"preset {preset}", "distill")
     if file is not None:
         with blamed_on(file):
             if not preset and (preset := values.get("preset") or ""):
-                _apply(config, read_preset(preset), f"preset {preset}")
-            _apply(config, values, str(file))
+                apply(config, read_preset(preset), f"preset {preset}", "distill")
+            apply(config, values, str(file), "distill")
     config.preset = preset or ""
     of_file = copy.deepcopy(config)
     for text in settings:
@@ -425,10 +357,10 @@ def load_config(
             raise UsageError(f"distill: --set needs key=value, got {shown(text)}")
         if key.strip() == "preset":
             raise UsageError(f"distill: a preset is chosen with --preset {value.strip()}, not with --set")
-        set_key(config, key.strip(), value.strip(), "--set")
+        set_key(config, key.strip(), value.strip(), "--set", "distill")
     for key, value in (flags or {}).items():
         if value is not None:
-            set_key(config, key, value, f"--{key.replace('_', '-')}")
+            set_key(config, key, value, f"--{key.replace('_', '-')}", "distill")
     try:
         return config.validate()
     except UsageError as error:
@@ -436,11 +368,6 @@ def load_config(
             with blamed_on(file):
                 raise
         raise
-
-
-def _apply(config: DistillConfig, values: dict[str, Any], origin: str) -> None:
-    for key, value in _flatten(values).items():
-        set_key(config, key, value, origin)
 
 
 @contextmanager
@@ -459,38 +386,3 @@ def _complaint(config: DistillConfig) -> str:
     except UsageError as error:
         return str(error)
     return ""
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    sections = {name.rpartition(".")[0] for name in keys()} - {""}
-    for key, value in values.items():
-        # An empty table that is no section is a mistake too, and set_key says so.
-        if isinstance(value, dict) and (value or prefix + key in sections):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def to_toml(config: DistillConfig, *, comments: bool = False) -> str:
-    """Return the configuration as a TOML file that `load_config` reads back; with comments, each key explained."""
-    lines: list[str] = []
-    section = ""
-    for key, (_, doc) in keys().items():
-        head, _, name = key.rpartition(".")
-        if head != section:
-            section = head
-            lines += ["", f"[{section}]"]
-        text = f"{name} = {_toml_value(get_key(config, key))}"
-        lines.append(f"{text}  # {doc}" if comments else text)
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    # A JSON string or list of strings without \u escapes outside the basic plane is valid TOML, but for this control.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

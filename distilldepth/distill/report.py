@@ -11,9 +11,9 @@ import numpy as np
 
 from distilldepth.distill.card import replaced_note
 from distilldepth.documents import read_json_lines
-from distilldepth.evaluate.page import COLOURS, data_url, make_page, png
 from distilldepth.files import write_atomically
-from distilldepth.predict.colormaps import colorize
+from distilldepth.formats.colormaps import colorize
+from distilldepth.pages import COLOURS, data_url, make_page, png
 
 
 def write_report(folder: Path, facts: dict[str, Any]) -> Path:

@@ -16,10 +16,11 @@ from distilldepth.distill.checkpoint import (
     read_state,
     read_tensors,
 )
-from distilldepth.distill.config import DistillConfig, get_key, keys, load_config, to_toml
+from distilldepth.distill.config import DistillConfig, load_config
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
 from distilldepth.folders import LOCK, FolderKind
+from distilldepth.settings import get_key, keys, to_toml
 
 CONFIG, METRICS = "config.toml", "metrics.jsonl"
 RUN = FolderKind(
@@ -159,7 +160,7 @@ def _changes(config: DistillConfig, folder: Path) -> list[str]:
         raise ValueError(f"distill: {folder} has no config.toml to continue with; name the run's own folder with --out")
     saved = load_config(file=saved_file)
     changes = []
-    for key in keys():
+    for key in keys(DistillConfig):
         old, new = get_key(saved, key), get_key(config, key)
         if old == new or key in _NOT_OF_TRAINING:
             continue

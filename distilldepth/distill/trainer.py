@@ -50,13 +50,7 @@ from distilldepth.distill.optimiser import make_optimiser, set_learning_rate, wa
 from distilldepth.distill.progress import ProgressLine, Stopwatch
 from distilldepth.distill.recipe import is_random, rate_warning, settle_optimiser, usual_rate
 from distilldepth.distill.report import read_metrics, write_report
-from distilldepth.distill.run_folder import (
-    METRICS,
-    continue_folder,
-    find_start,
-    recorded_precisions,
-    start_folder,
-)
+from distilldepth.distill.run_folder import METRICS, continue_folder, find_start, recorded_precisions, start_folder
 from distilldepth.distill.spec import TeacherSpec, check_known, parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs
 from distilldepth.distill.teachers import Teacher, load_teachers, nearest_size

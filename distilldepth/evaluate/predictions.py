@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from distilldepth.data.arrays import read_npy
 from distilldepth.data.images import IMAGE_SUFFIXES, open_file, open_image
 from distilldepth.data.rgbd import one_channel, read_grey
 from distilldepth.data.truth import Dataset, Item
 from distilldepth.errors import DistillDepthError, did_you_mean
-from distilldepth.files import atomic_path, expand_user, file_digest, write_atomically
+from distilldepth.files import expand_user, file_digest, write_atomically
+from distilldepth.formats.kitti import KITTI_SCALE, write_kitti_png
+from distilldepth.formats.npy import read_npy
 from distilldepth.models.base import QUANTITIES, DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.load import read_json
 from distilldepth.models.preprocess import Preprocessing
@@ -26,7 +27,6 @@ FORMATS = {"npy": ".npy", "png16": ".png", "kitti": ".png"}
 """How a map is written, with the suffix: float32 as predicted; 16-bit PNG whose text says scale and quantity; 16-bit
 PNG of metres x 256 with 0 for unknown, as the KITTI benchmark has it."""
 
-KITTI_SCALE = 256
 SUFFIXES = (".npy", ".png")
 EXTRAS = ("uncertainty", "std")
 """Further maps beside a prediction: larger = less certain, without a unit; and a standard deviation in metres."""
@@ -87,7 +87,8 @@ def save_prediction(
     if form == "kitti":
         write_kitti_png(path, values, quantity)
     else:
-        from distilldepth.predict.writers import write_depth_png, write_npy
+        from distilldepth.formats.npy import write_npy
+        from distilldepth.formats.png import write_depth_png
 
         path.parent.mkdir(parents=True, exist_ok=True)
         if form == "npy":
@@ -95,38 +96,6 @@ def save_prediction(
         else:
             write_depth_png(path, values, quantity)
     return path
-
-
-def write_kitti_png(path: Path, values: np.ndarray, quantity: str) -> None:
-    """Write metres as the KITTI benchmark wants them: 16-bit grey PNG, metres x 256, 0 = unknown.
-
-    A depth beyond 255.99 m is stored as that; one between 0 and 1/512 m as 1/256 m, since 0 would say unknown.
-
-    Raises:
-        ValueError: the map is not in metres.
-    """
-    from PIL import Image
-
-    from distilldepth.predict.writers import png_texts
-
-    check_metres(quantity)
-    known = np.isfinite(values) & (values > 0)
-    scaled = np.where(known, np.clip(np.rint(np.where(known, values, 0).astype(np.float64) * KITTI_SCALE), 1, 65535), 0)
-    with atomic_path(path) as temporary:
-        Image.fromarray(scaled.astype(np.uint16)).save(temporary, format="PNG", pnginfo=png_texts())
-
-
-def check_metres(quantity: str) -> None:
-    """See that a model's numbers are metres.
-
-    Raises:
-        ValueError: they are not.
-    """
-    if quantity != "metric_depth":
-        raise ValueError(
-            f"the KITTI format holds metres, and the model predicts {quantity}, which is known up to scale and shift "
-            "only; take a model that predicts metric depth, or save as npy"
-        )
 
 
 def write_index(folder: Path, info: ModelInfo, form: str) -> None:

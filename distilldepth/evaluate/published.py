@@ -147,7 +147,7 @@ def dataset_title(kind: str) -> str:
 
 @functools.cache
 def _rows() -> tuple[dict[str, Any], ...]:
-    file = importlib.resources.files("distilldepth.evaluate") / "published.toml"
+    file = importlib.resources.files(__package__) / "published.toml"
     rows = []
     for table in parse_toml(file.read_bytes(), str(file))["table"]:
         columns = [column.split() for column in table["columns"]]

@@ -12,15 +12,6 @@ import numpy as np
 
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.cases import Case, Cases
-from distilldepth.evaluate.page import (
-    Chart,
-    data_url,
-    depth_ticks,
-    jpeg,
-    make_page,
-    nice_ticks,
-    palette_png,
-)
 from distilldepth.evaluate.published import (
     dataset_title,
     format_published,
@@ -40,7 +31,8 @@ from distilldepth.evaluate.table import (
     protocol_lines,
 )
 from distilldepth.files import write_atomically
-from distilldepth.predict.colormaps import colormap_table
+from distilldepth.formats.colormaps import colormap_table
+from distilldepth.pages import Chart, data_url, depth_ticks, jpeg, make_page, nice_ticks, palette_png
 
 __all__ = ["Case", "Cases", "write_report"]
 

@@ -29,19 +29,14 @@ from distilldepth.evaluate.doubts import (
     find_wrong_direction,
     fits_slope,
 )
-from distilldepth.evaluate.predictions import (
-    StoredPredictions,
-    check_distinct,
-    check_metres,
-    save_prediction,
-    write_index,
-)
+from distilldepth.evaluate.predictions import StoredPredictions, check_distinct, save_prediction, write_index
 from distilldepth.evaluate.protocol import Protocol, Rules, choose_protocol
 from distilldepth.evaluate.result import Evaluation, mean_metrics, summarise
 from distilldepth.evaluate.run_folder import RunFolder, check_folder, describe_run
 from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, is_meaningless, score_batch, to_frame
 from distilldepth.evaluate.table import headline
 from distilldepth.files import expand_user
+from distilldepth.formats.kitti import check_metres
 from distilldepth.inference import (
     FAILURES,
     LoadedImage,

@@ -47,7 +47,7 @@ def check_folder(folder: Path, resume: str, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"evaluate: --out must be a folder, {folder} is a file")
     if not folder.is_dir() or all(item.name == LOCK for item in folder.iterdir()):
-        from distilldepth.predict.writers import check_writable
+        from distilldepth.files import check_writable
 
         check_writable(folder)
         return

@@ -14,15 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distilldepth.kernels.hybrid_norm import (
-    BLOCK,
-    OPTIONS,
-    Maps,
-    Sampling,
-    as_bytes,
-    check_dtype,
-    loss_and_gradient,
-)
+from distilldepth.kernels.hybrid_norm import BLOCK, OPTIONS, Maps, Sampling, as_bytes, check_dtype, loss_and_gradient
 
 
 def crop_ssi(

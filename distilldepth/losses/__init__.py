@@ -5,12 +5,7 @@ from distilldepth.losses.anchor import anchor_loss
 from distilldepth.losses.feature import feature_loss
 from distilldepth.losses.gradient import gradient_loss
 from distilldepth.losses.normalise import center_and_spread, normalise
-from distilldepth.losses.objective import (
-    DistillationObjective,
-    ObjectiveInputs,
-    Term,
-    distill_any_depth_objective,
-)
+from distilldepth.losses.objective import DistillationObjective, ObjectiveInputs, Term, distill_any_depth_objective
 from distilldepth.losses.pixel import l1_loss, ssi_loss
 from distilldepth.ops import channel_kl_loss, crop_ssi_loss, hybrid_norm_loss
 

@@ -19,9 +19,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilldepth.cache import cache_folder
 from distilldepth.errors import DistillDepthError
-from distilldepth.files import expand_user, write_atomically
+from distilldepth.files import cache_folder, expand_user, write_atomically
 from distilldepth.models import bounds, hub, registry
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.load import check_config, load_pretrained

@@ -10,14 +10,14 @@ _NAMES = {
     "PredictReport": "distilldepth.predict.run",
     "plan_jobs": "distilldepth.predict.plan",
     "Job": "distilldepth.predict.plan",
-    "colorize": "distilldepth.predict.colormaps",
-    "COLORMAPS": "distilldepth.predict.colormaps",
-    "read_depth_png": "distilldepth.predict.writers",
-    "write_depth_png": "distilldepth.predict.writers",
-    "write_color_png": "distilldepth.predict.writers",
-    "write_npy": "distilldepth.predict.writers",
-    "PointCloudOptions": "distilldepth.predict.point_cloud",
-    "write_point_cloud": "distilldepth.predict.point_cloud",
+    "colorize": "distilldepth.formats.colormaps",
+    "COLORMAPS": "distilldepth.formats.colormaps",
+    "read_depth_png": "distilldepth.formats.png",
+    "write_depth_png": "distilldepth.formats.png",
+    "write_color_png": "distilldepth.formats.png",
+    "write_npy": "distilldepth.formats.npy",
+    "PointCloudOptions": "distilldepth.formats.point_cloud",
+    "write_point_cloud": "distilldepth.formats.point_cloud",
 }
 
 __all__ = sorted(_NAMES)

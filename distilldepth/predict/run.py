@@ -17,6 +17,11 @@ import torch
 
 from distilldepth.device import autocast, resolve_device
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import check_writable
+from distilldepth.formats.colormaps import colorize
+from distilldepth.formats.npy import write_npy
+from distilldepth.formats.png import check_png_scale, write_color_png, write_depth_png
+from distilldepth.formats.point_cloud import PointCloudOptions, write_point_cloud
 from distilldepth.inference import (
     FAILURES,
     LoadedImage,
@@ -30,11 +35,8 @@ from distilldepth.machine import resolve_precision
 from distilldepth.models.base import DepthModel
 from distilldepth.models.digest import model_digest
 from distilldepth.models.preprocess import target_size
-from distilldepth.predict.colormaps import colorize
 from distilldepth.predict.origin import Origin, Outputs, State, digest_of
 from distilldepth.predict.plan import Job, plan_jobs
-from distilldepth.predict.point_cloud import PointCloudOptions, write_point_cloud
-from distilldepth.predict.writers import check_png_scale, check_writable, write_color_png, write_depth_png, write_npy
 
 
 @dataclass

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distilldepth import native
-from distilldepth.cache import cache_folder
+from distilldepth.files import cache_folder
 from distilldepth.ops.backend import OPS
 
 from . import translate

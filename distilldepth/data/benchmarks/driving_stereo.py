@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from distilldepth.data.benchmarks.archive import Place
 from distilldepth.data.benchmarks.kitti_eigen import KITTI_CODEC
-from distilldepth.data.benchmarks.samples import (
-    Benchmark,
-    FileReader,
-    Found,
-    Request,
-    Sample,
-    first_fit,
-    pair,
-    spread,
-)
+from distilldepth.data.benchmarks.samples import Benchmark, FileReader, Found, Request, Sample, first_fit, pair, spread
 from distilldepth.data.benchmarks.splits import Row, Split
 from distilldepth.data.images import is_image_name
 from distilldepth.errors import DistillDepthError

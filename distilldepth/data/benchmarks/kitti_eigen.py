@@ -5,15 +5,7 @@ from __future__ import annotations
 import re
 
 from distilldepth.data.benchmarks.codec import DepthCodec
-from distilldepth.data.benchmarks.samples import (
-    Benchmark,
-    FileReader,
-    Found,
-    Request,
-    Sample,
-    first_fit,
-    spread,
-)
+from distilldepth.data.benchmarks.samples import Benchmark, FileReader, Found, Request, Sample, first_fit, spread
 from distilldepth.data.benchmarks.splits import Row, Split
 from distilldepth.errors import DistillDepthError
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distilldepth import ops, reference
-from distilldepth.benchmark import baselines
+from distilldepth.bench import usual as baselines
 from distilldepth.errors import did_you_mean
 
 KERNELS = ("hybrid-norm", "crop-ssi", "channel-kl", "backproject")

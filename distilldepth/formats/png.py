@@ -1,9 +1,7 @@
-"""Depth maps to files, always whole or not at all, and back."""
+"""Depth maps as PNG, in 16 bit or in colour, written whole or not at all, and back."""
 
 from __future__ import annotations
 
-import io
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +9,11 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from distilldepth import __version__
-from distilldepth.errors import DistillDepthError, UsageError, refuse_url
+from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.files import atomic_path
-from distilldepth.predict.colormaps import colorize
+from distilldepth.formats.colormaps import colorize
 
 _LARGEST = 65535
-
-
-def check_writable(folder: Path) -> None:
-    """Make `folder` and prove that a file can be written in it.
-
-    Raises:
-        OSError: it cannot, with the path.
-        UsageError: a URL.
-    """
-    refuse_url(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".distilldepth-{secrets.token_hex(6)}"
-    try:
-        probe.touch(exist_ok=False)
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot write here: {error.strerror}", str(folder)) from error
-    probe.unlink()
 
 
 def write_depth_png(
@@ -200,20 +181,3 @@ def write_color_png(
     }
     with atomic_path(Path(path)) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG", pnginfo=png_texts(chunks), compress_level=3)
-
-
-def write_npy(path: str | Path, values: np.ndarray) -> None:
-    """Write the map as float32 `.npy`, exactly as predicted.
-
-    Args:
-        path: the file; replaced in one step.
-        values: `(H, W)`, any float dtype.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    # Through memory: on a full disk numpy's own writing says how many bytes it wrote, and not why no more.
-    content = io.BytesIO()
-    np.save(content, values.astype(np.float32), allow_pickle=False)
-    with atomic_path(Path(path)) as temporary:
-        temporary.write_bytes(content.getbuffer())

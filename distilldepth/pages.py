@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from distilldepth.predict.writers import png_texts
+from distilldepth.formats.png import png_texts
 
 COLOURS = ("var(--line-1)", "var(--line-2)", "var(--line-3)", "var(--line-4)", "var(--line-5)", "var(--line-6)")
 """Of the lines of a chart, in order."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from distilldepth.benchmark.cases import DTYPES, Case, make_case
+from distilldepth.bench.workloads import DTYPES, Case, make_case
 
 
 def cuda_peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
@@ -48,7 +48,7 @@ class MemoryServer:
             # Without this glibc keeps large blocks for reuse, and what was freed would still count as used.
             environment = {**os.environ, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "65536"}
             self._process = subprocess.Popen(
-                [sys.executable, "-c", "from distilldepth.benchmark.memory import serve; serve()"],
+                [sys.executable, "-c", "from distilldepth.bench.memory import serve; serve()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

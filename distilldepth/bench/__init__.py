@@ -3,11 +3,11 @@
 One row per operation, backend and direction. On a CPU that others use too, only ratios within one run mean something.
 """
 
-from distilldepth.benchmark.baselines import USUAL, mask_list_loss
-from distilldepth.benchmark.cases import CONTEXTS, DEFAULT_SHAPE, DIRECTIONS, DTYPES, FORMULAS, KERNELS, Case, make_case
-from distilldepth.benchmark.derive import compared_with, linear_cost, per_doubling, speedups, uncertainty
-from distilldepth.benchmark.metadata import command_line, machine, processor_name
-from distilldepth.benchmark.run import BACKENDS, SCALING_SHAPE, run_benchmark, run_scaling
+from distilldepth.bench.derive import compared_with, linear_cost, per_doubling, speedups, uncertainty
+from distilldepth.bench.run import BACKENDS, SCALING_SHAPE, run_benchmark, run_scaling
+from distilldepth.bench.usual import USUAL, mask_list_loss
+from distilldepth.bench.workloads import CONTEXTS, DEFAULT_SHAPE, DIRECTIONS, DTYPES, FORMULAS, KERNELS, Case, make_case
+from distilldepth.machine import command_line, machine, processor_name
 
 __all__ = [
     "BACKENDS",

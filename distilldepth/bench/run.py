@@ -11,23 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distilldepth.benchmark.baselines import USUAL
-from distilldepth.benchmark.cases import (
-    CONTEXTS,
-    DEFAULT_SHAPE,
-    DIRECTIONS,
-    DTYPES,
-    FORMULAS,
-    KERNELS,
-    Case,
-    make_case,
-)
-from distilldepth.benchmark.memory import MemoryServer, cuda_peak_bytes
-from distilldepth.benchmark.metadata import limits, load_average, machine
-from distilldepth.benchmark.timing import Clock, Timing, quantile, time_in_turns
+from distilldepth.bench.limits import limits
+from distilldepth.bench.memory import MemoryServer, cuda_peak_bytes
+from distilldepth.bench.timing import Clock, Timing, quantile, time_in_turns
+from distilldepth.bench.usual import USUAL
+from distilldepth.bench.workloads import CONTEXTS, DEFAULT_SHAPE, DIRECTIONS, DTYPES, FORMULAS, KERNELS, Case, make_case
 from distilldepth.capacity import check_memory
 from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
+from distilldepth.machine import load_average, machine
 from distilldepth.ops.backend import available_backends
 
 IMPLEMENTATIONS = ("native", "triton", "reference")

@@ -1,14 +1,18 @@
-"""Arrays of others in `.npy`: compared with the size of their file before memory is asked for, never unpickled."""
+"""Arrays in `.npy`, written and read; those of others are compared with the size of their file before memory is asked
+for, and never unpickled."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import atomic_path
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -54,3 +58,20 @@ def read_npy(file: BinaryIO, name: str) -> np.ndarray:
     if read != needed:
         raise DistillDepthError(f"{name}: is cut off: {read} of {needed} bytes could be read")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+def write_npy(path: str | Path, values: np.ndarray) -> None:
+    """Write the map as float32 `.npy`, exactly as predicted.
+
+    Args:
+        path: the file; replaced in one step.
+        values: `(H, W)`, any float dtype.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    # Through memory: on a full disk numpy's own writing says how many bytes it wrote, and not why no more.
+    content = io.BytesIO()
+    np.save(content, values.astype(np.float32), allow_pickle=False)
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_bytes(content.getbuffer())
