@@ -22,7 +22,7 @@ demo: $(VENV)/.native
 	for model in $(DEMO)/untrained $(DEMO)/run baseline:ramp; do \
 	    $(BIN)/distilldepth evaluate --model $$model --data scenes:100 --offline || exit 1; \
 	done
-	$(BIN)/python -c "from PIL import Image; from distilldepth.data.scenes import render_scene; \
+	$(BIN)/python -c "from PIL import Image; from distilldepth.scenes import render_scene; \
 	[Image.fromarray(render_scene(seed).image).save(f'$(DEMO)/images/scene-{seed}.png') for seed in range($(SEED), $(SEED) + 8)]"
 	$(BIN)/distilldepth predict $(DEMO)/images --model $(DEMO)/run --out $(DEMO)/depth --as png16,color --offline
 	@echo; echo "Report with curves and pictures:  $(DEMO)/run/report.html"

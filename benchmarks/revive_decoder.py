@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distilldepth.data.scenes import SceneSource
 from distilldepth.models import load_model, save_model
 from distilldepth.models.depth_anything import DepthAnythingDepth
+from distilldepth.scenes.source import SceneSource
 
 OPEN_SHARE = 0.03
 NECK, FIRST, SECOND = 5.0, 3.0, 3.0

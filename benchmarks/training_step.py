@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from distilldepth.bench import command_line, machine
 from distilldepth.bench.memory import peak_since, reset_peak
 from distilldepth.bench.timing import quantile, synchronise
-from distilldepth.data.sources import open_source
 from distilldepth.distill.config import load_config
 from distilldepth.distill.data import CropDataset, StepBatches, crop_config, loading, split_heldout
 from distilldepth.distill.optimiser import make_optimiser
@@ -37,6 +36,7 @@ from distilldepth.distill.spec import parse_teachers
 from distilldepth.distill.step import DistillationStep
 from distilldepth.distill.teachers import load_teachers
 from distilldepth.distill.trainer import label_batch, make_accelerator, make_objective
+from distilldepth.images.sources import open_source
 from distilldepth.losses import ObjectiveInputs
 from distilldepth.machine import load_average
 from distilldepth.models import create_student

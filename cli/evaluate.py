@@ -265,7 +265,7 @@ def _option(key: str) -> str:
 
 
 def _require_root(ctx: click.Context, given: dict[str, Any]) -> None:
-    from distilldepth.evaluate.data import benchmark_name
+    from distilldepth.datasets.open import benchmark_name
 
     for spec in given["data"]:
         if given["root"] is None and (name := benchmark_name(spec)):
@@ -273,7 +273,7 @@ def _require_root(ctx: click.Context, given: dict[str, Any]) -> None:
 
 
 def _open(given: dict[str, Any]) -> list[Any]:
-    from distilldepth.evaluate.data import open_data
+    from distilldepth.datasets.open import open_data
 
     return open_data(
         list(given["data"]),
@@ -362,7 +362,7 @@ def _say_how_to_go_on(out: str | None) -> None:
 
 
 def _check(given: dict[str, Any]) -> None:
-    from distilldepth.data.benchmarks import check
+    from distilldepth.datasets.check import check
 
     rows = [check(dataset) for dataset in _open(given)]
     options.write_json(rows, given["json_file"])
@@ -473,7 +473,7 @@ def _show_published(given: dict[str, Any]) -> None:
 def _submit(given: dict[str, Any]) -> None:
     from contextlib import ExitStack
 
-    from distilldepth.data.benchmarks import submission_items
+    from distilldepth.datasets import submission_items
     from distilldepth.evaluate.run import open_model
     from distilldepth.evaluate.submission import write_kitti_submission
 

@@ -88,7 +88,7 @@ def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def _datasets() -> tuple[list[str], list[dict[str, Any]]]:
-    from distilldepth.data.benchmarks import BENCHMARKS
+    from distilldepth.datasets.catalogue import BENCHMARKS
 
     rows = []
     for benchmark in BENCHMARKS.values():

@@ -12,16 +12,18 @@ __version__ = "0.1.0"
 
 _SUBMODULES = (
     "alignment",
-    "data",
+    "datasets",
     "depth",
     "distill",
     "evaluate",
+    "images",
     "losses",
     "metrics",
     "models",
     "ops",
     "predict",
     "reference",
+    "scenes",
 )
 _NAMES = {
     "load_model": "distilldepth.models",

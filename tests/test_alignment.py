@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tolerances import PUBLISHED_DIGITS, assert_map
 
 from distilldepth.alignment import align
-from distilldepth.data.rgbd import open_rgbd
+from distilldepth.datasets.rgbd import open_rgbd
 from distilldepth.metrics import depth_metrics
 
 RGBD = Path(__file__).resolve().parents[2] / "shared" / "data" / "rgbd"

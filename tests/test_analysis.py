@@ -13,7 +13,7 @@ from rich.console import Console
 from tolerances import BATCHED
 
 from distilldepth.alignment import align
-from distilldepth.data.truth import Dataset, Item, Truth
+from distilldepth.datasets.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.analysis import LEAST_PIXELS, METRICS, local_global, place_regions
 from distilldepth.evaluate.baselines import load_baseline

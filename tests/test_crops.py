@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distilldepth.data.crops import CropConfig, _edges, make_crop
+from distilldepth.images.crops import CropConfig, _edges, make_crop
 from distilldepth.ops import sample_crops
 
 

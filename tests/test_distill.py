@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from waiting import patience_s, wait_until
 
 import distilldepth as dd
-from distilldepth.data.sources import open_source
 from distilldepth.distill.agreement import measure_agreement, predict_at
 from distilldepth.distill.config import DistillConfig, load_config
 from distilldepth.distill.data import (
@@ -44,6 +43,7 @@ from distilldepth.distill.teachers import Teacher, TeacherPool, load_teachers, n
 from distilldepth.distill.trainer import distill, label_batch, make_accelerator
 from distilldepth.files import cache_folder
 from distilldepth.folders import claim_folder
+from distilldepth.images.sources import open_source
 from distilldepth.losses import distill_any_depth_objective
 from distilldepth.models import create_student, save_model
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
@@ -391,7 +391,7 @@ def test_workers_that_nobody_ended_do_not_keep_python_from_ending(tmp_path):
     # They ignore SIGTERM, which is what multiprocessing sends at the end, and waits.
     Image.fromarray(np.random.default_rng(3).integers(0, 256, (48, 64, 3), np.uint8)).save(tmp_path / "a.png")
     code = f"""
-from distilldepth.data.sources import open_source
+from distilldepth.images.sources import open_source
 from distilldepth.distill.config import load_config
 from distilldepth.distill.data import CropDataset, StepBatches, crop_config, loading, split_heldout
 training, _ = split_heldout(open_source({str(tmp_path)!r}), 0)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import layouts
+import dataset_layouts as layouts
 import numpy as np
 import pytest
 import torch
@@ -19,9 +19,9 @@ from PIL import Image
 from waiting import patience_s, wait_until
 
 from distilldepth.cli.main import cli
-from distilldepth.data.truth import Dataset, Item, Truth
+from distilldepth.datasets.open import SCENE_SEED
+from distilldepth.datasets.truth import Dataset, Item, Truth
 from distilldepth.evaluate import choose_protocol, evaluate, open_data, read_evaluation
-from distilldepth.evaluate.data import SCENE_SEED
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
 

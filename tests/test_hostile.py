@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save, save_file
 
 from distilldepth import capacity
 from distilldepth.cli.main import cli
-from distilldepth.data.scenes import SceneSource
-from distilldepth.data.sources import MAX_SHARDS, expand_braces, open_source
 from distilldepth.errors import DistillDepthError, UsageError
+from distilldepth.images.sources import MAX_SHARDS, expand_braces, open_source
 from distilldepth.models import create_student, load_model, save_model
 from distilldepth.models.base import ModelInfo
 from distilldepth.models.depth_anything import build
+from distilldepth.scenes.source import SceneSource
 
 TINY = {
     "hidden": 32, "layers": 4, "heads": 2, "mlp_ratio": 2, "taps": [0, 1, 2, 3], "neck": [8, 8, 8, 8], "fusion": 8,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from distilldepth.data import images
-from distilldepth.data.images import as_rgb, decode_image, list_images, natural_key, read_image
 from distilldepth.errors import DistillDepthError
+from distilldepth.images import decode as images
+from distilldepth.images.decode import as_rgb, decode_image, list_images, natural_key, read_image
 
 
 def photo(height=24, width=37, seed=0):

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from PIL import Image, PngImagePlugin
 
 from distilldepth.cli.main import cli
-from distilldepth.data.images import list_images
-from distilldepth.data.listing import is_own_file, is_own_picture
-from distilldepth.data.sources import open_source
 from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.evaluate.predictions import save_prediction
+from distilldepth.images.decode import list_images
+from distilldepth.images.listing import is_own_file, is_own_picture
+from distilldepth.images.sources import open_source
 from distilldepth.pages import png
 from distilldepth.predict import plan_jobs, write_color_png, write_depth_png
 

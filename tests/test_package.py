@@ -30,12 +30,14 @@ PACKAGE = REPOSITORY / "distilldepth"
 CLI = REPOSITORY / "cli"
 
 LAYERS = (
-    {"errors", "signals", "depth"},
+    {"errors", "signals", "depth", "lazy"},
     {"files", "documents", "settings", "machine", "capacity", "reference", "kernels"},
     {"folders", "device", "native"},
     {"ops"},
     {"losses", "metrics", "alignment", "formats", "bench"},
-    {"pages", "data"},
+    {"pages", "scenes"},
+    {"images"},
+    {"datasets"},
     {"models"},
     {"inference"},
     {"distill", "evaluate", "predict"},

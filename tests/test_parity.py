@@ -12,7 +12,7 @@ import torch
 from tolerances import OFFICIAL
 
 from distilldepth.alignment import align
-from distilldepth.data.truth import Truth
+from distilldepth.datasets.truth import Truth
 from distilldepth.evaluate.protocol import choose_protocol
 from distilldepth.evaluate.score import apply_image_crop, score_batch
 from distilldepth.metrics import boundary_f1_masked

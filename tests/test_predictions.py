@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import layouts
+import dataset_layouts as layouts
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 from distilldepth.cli.main import cli
-from distilldepth.data.benchmarks import submission_items
-from distilldepth.data.truth import Dataset, Item, Truth
+from distilldepth.datasets import submission_items
+from distilldepth.datasets.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate import StoredPredictions, evaluate
 from distilldepth.evaluate.cases import Cases

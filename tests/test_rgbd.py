@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distilldepth.data.rgbd import KINDS, open_rgbd, read_depth
+from distilldepth.datasets.rgbd import KINDS, open_rgbd, read_depth
 from distilldepth.errors import DistillDepthError
 
 REAL = Path(os.environ.get("DISTILLDEPTH_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data") / "rgbd"

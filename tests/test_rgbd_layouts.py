@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from PIL import ExifTags, Image
 
 from distilldepth.cli.main import cli
-from distilldepth.data.rgbd import open_rgbd, read_depth
-from distilldepth.data.rgbd_lists import inside, read_timed_pairs
-from distilldepth.data.scale import scale_notes
+from distilldepth.datasets.rgbd import open_rgbd, read_depth
+from distilldepth.datasets.rgbd_lists import inside, read_timed_pairs
+from distilldepth.datasets.scale import scale_notes
 from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.evaluate.predictions import StoredPredictions
 
@@ -242,10 +242,10 @@ def test_names_in_lists():
 
 def test_lists_are_bounded(tmp_path, monkeypatch):
     (tmp_path / "l.txt").write_text("a b\n" * 50)
-    monkeypatch.setattr("distilldepth.data.rgbd_lists._MOST_ROWS", 49)
+    monkeypatch.setattr("distilldepth.datasets.rgbd_lists._MOST_ROWS", 49)
     with pytest.raises(DistillDepthError, match="more than 49 lines"):
         open_rgbd(tmp_path / "l.txt")
-    monkeypatch.setattr("distilldepth.data.rgbd_lists._BYTES", 99)
+    monkeypatch.setattr("distilldepth.datasets.rgbd_lists._BYTES", 99)
     with pytest.raises(DistillDepthError, match="more than 99 bytes"):
         open_rgbd(tmp_path / "l.txt")
 
@@ -344,7 +344,7 @@ def scores(*args: object) -> dict[str, float]:
 
 
 def scene(root: Path, count: int = 2, scale: float = 1000, turned: int = 1) -> Path:
-    from distilldepth.data.scenes import render_scene
+    from distilldepth.scenes.render import render_scene
 
     for seed in range(count):
         made = render_scene(7 + seed, (96, 144))

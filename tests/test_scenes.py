@@ -11,25 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distilldepth.data import scenes
-from distilldepth.data.scenes import KINDS, SceneSource, geometry, render_scene
-from distilldepth.data.scenes.geometry import (
-    BOX,
-    CONE,
-    CYLINDER,
-    ELLIPSOID,
-    FOLIAGE,
-    TERRAIN,
-    Camera,
-    Objects,
-    cast,
-    look,
-)
+from distilldepth.scenes import geometry, render, source
+from distilldepth.scenes.geometry import BOX, CONE, CYLINDER, ELLIPSOID, FOLIAGE, TERRAIN, Camera, Objects, cast, look
+from distilldepth.scenes.render import KINDS, render_scene
+from distilldepth.scenes.source import SceneSource
 
 SMALL = (48, 64)
 
 
-def digest(scene: scenes.Scene) -> str:
+def digest(scene: render.Scene) -> str:
     depth = np.rint(np.minimum(scene.depth, 1e4) * 1000).astype(np.int64)
     return hashlib.sha256(scene.image.tobytes() + depth.tobytes()).hexdigest()
 
@@ -178,7 +168,7 @@ def test_same_scene_in_another_process() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_renders(kind: str) -> None:
     for seed in (1, 2):
-        scene = scenes._render(seed, SMALL, kind=kind)
+        scene = render._render(seed, SMALL, kind=kind)
         assert scene.image.std() > 4
         assert np.isfinite(scene.depth).mean() >= 0.4
 
@@ -280,7 +270,7 @@ def test_cache_keeps_the_scenes_and_survives_damage(tmp_path: Path, monkeypatch:
     files[2].write_bytes(b"not a scene at all")
     for i in range(3):
         np.testing.assert_array_equal(kept[i]["depth"], plain[i]["depth"])
-    monkeypatch.setattr(scenes, "render_scene", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(source, "render_scene", lambda *_: pytest.fail("rendered again"))
     for i in range(3):
         assert kept[i]["image"].shape == (*SMALL, 3)
 
@@ -296,6 +286,6 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
 
 def test_cache_is_apart_for_other_sizes_and_renderers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = {SceneSource(size, cache=tmp_path).folder for size in (SMALL, (64, 48))}
-    monkeypatch.setattr(scenes, "RENDERER_VERSION", scenes.RENDERER_VERSION + 1)
+    monkeypatch.setattr(source, "RENDERER_VERSION", source.RENDERER_VERSION + 1)
     folders.add(SceneSource(SMALL, cache=tmp_path).folder)
     assert len(folders) == 3

@@ -11,7 +11,7 @@ import torch
 from tolerances import SCORE
 
 from distilldepth.alignment import align
-from distilldepth.data.truth import Truth
+from distilldepth.datasets.truth import Truth
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.protocol import PROTOCOLS, Rules, choose_protocol, crop_box
 from distilldepth.evaluate.score import apply_image_crop, fill_background, pool, score_batch, scoring_mask

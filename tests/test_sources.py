@@ -16,9 +16,16 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from distilldepth.data.sources import ConcatSource, FolderSource, TarSource, expand_braces, load_or_replace, open_source
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import cache_folder
+from distilldepth.images.sources import (
+    ConcatSource,
+    FolderSource,
+    TarSource,
+    expand_braces,
+    load_or_replace,
+    open_source,
+)
 
 
 def picture(number, height=6, width=9):
@@ -271,9 +278,9 @@ def test_scenes_are_opened_with_what_they_need(monkeypatch, tmp_path):
         opened.append((size, count, seed, cache))
         return Numbers(count or 1000, depth=True)
 
-    module = types.ModuleType("distilldepth.data.scenes")
+    module = types.ModuleType("distilldepth.scenes")
     module.SceneSource = scene_source
-    monkeypatch.setitem(sys.modules, "distilldepth.data.scenes", module)
+    monkeypatch.setitem(sys.modules, "distilldepth.scenes.source", module)
     monkeypatch.setenv("DISTILLDEPTH_CACHE", str(tmp_path))
     assert open_source("scenes").has_depth
     open_source("scenes:50", size=(96, 128), seed=3)

@@ -12,11 +12,11 @@ from PIL import Image
 
 from distilldepth import load_model
 from distilldepth.cli.main import cli
-from distilldepth.data.images import list_images, read_image
-from distilldepth.data.rgbd import open_rgbd
-from distilldepth.data.sources import open_source
+from distilldepth.datasets.open import open_data
+from distilldepth.datasets.rgbd import open_rgbd
 from distilldepth.errors import DistillDepthError, UsageError, refuse_url
-from distilldepth.evaluate.data import open_data
+from distilldepth.images.decode import list_images, read_image
+from distilldepth.images.sources import open_source
 from distilldepth.predict import predict_files
 
 URL = "https://example.org/photos/a.png"

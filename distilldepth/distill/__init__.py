@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from distilldepth.lazy import lazy_names
 
 _NAMES = {
     "DistillConfig": "distilldepth.distill.config",
@@ -13,10 +12,4 @@ _NAMES = {
 }
 
 __all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    # Lazy, so that reading a configuration does not import torch.
-    if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
-    raise AttributeError(f"module 'distilldepth.distill' has no attribute '{name}'")
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -187,7 +187,7 @@ class DistillConfig:
 
     def check_names(self) -> None:
         """Raise UsageError, with the nearest name, for a teacher or student that is neither known nor a path."""
-        from distilldepth.data.images import path_exists
+        from distilldepth.images.decode import path_exists
         from distilldepth.models import registry
 
         check_known(parse_teachers(self.teachers))

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distilldepth.data.crops import CropConfig, make_crop
-from distilldepth.data.sources import ImageSource, Sample, load_or_replace
 from distilldepth.distill.config import DistillConfig
 from distilldepth.errors import DistillDepthError
+from distilldepth.images.crops import CropConfig, make_crop
+from distilldepth.images.sources import ImageSource, Sample, load_or_replace
 
 _WHOLE = 1 << 30
 """A crop bound no photograph reaches: the largest region there is."""

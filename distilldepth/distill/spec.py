@@ -65,7 +65,7 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
 
 def check_known(specs: list[TeacherSpec]) -> None:
     """Raise UsageError with the nearest name for a bare name that neither the registry nor a file carries."""
-    from distilldepth.data.images import path_exists
+    from distilldepth.images.decode import path_exists
     from distilldepth.models.registry import teacher_names, what_else
 
     known = {ORACLE, *teacher_names()}

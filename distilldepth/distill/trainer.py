@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distilldepth.capacity import check_memory, network_bytes
-from distilldepth.data.sources import ImageSource, check_readable, open_source
 from distilldepth.device import resolve_device
 from distilldepth.distill.agreement import AgreementLog, measure_agreement, predict_at, some_of
 from distilldepth.distill.augment import augment
@@ -57,6 +56,7 @@ from distilldepth.distill.teachers import Teacher, load_teachers, nearest_size
 from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.files import atomic_path
 from distilldepth.folders import claim_folder
+from distilldepth.images.sources import ImageSource, check_readable, open_source
 from distilldepth.losses import DistillationObjective, center_and_spread, distill_any_depth_objective
 from distilldepth.machine import resolve_precision
 from distilldepth.models import DepthModel, create_student, load_model, save_model

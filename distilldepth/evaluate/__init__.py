@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from distilldepth.lazy import lazy_names
 
 _NAMES = {
     "evaluate": "distilldepth.evaluate.run",
     "Evaluation": "distilldepth.evaluate.result",
     "read_evaluation": "distilldepth.evaluate.result",
-    "open_data": "distilldepth.evaluate.data",
+    "open_data": "distilldepth.datasets.open",
     "StoredPredictions": "distilldepth.evaluate.predictions",
     "bootstrap_interval": "distilldepth.evaluate.statistics",
     "compare": "distilldepth.evaluate.statistics",
@@ -22,10 +21,4 @@ _NAMES = {
 }
 
 __all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    # Lazy, so that the command line can list protocols without importing torch.
-    if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
-    raise AttributeError(f"module 'distilldepth.evaluate' has no attribute '{name}'")
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

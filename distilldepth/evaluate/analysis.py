@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from distilldepth.alignment import align
+from distilldepth.datasets.open import Dataset, Item, Truth, open_data
 from distilldepth.depth import to_disparity
 from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.baselines import load_baseline
-from distilldepth.evaluate.data import Dataset, Item, Truth, open_data
 from distilldepth.evaluate.run import open_model
 from distilldepth.evaluate.statistics import bootstrap_interval
 from distilldepth.inference import LoadedImage, estimate_batch, load_batches, reason

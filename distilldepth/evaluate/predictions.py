@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from distilldepth.data.images import IMAGE_SUFFIXES, open_file, open_image
-from distilldepth.data.rgbd import one_channel, read_grey
-from distilldepth.data.truth import Dataset, Item
+from distilldepth.datasets.rgbd import one_channel, read_grey
+from distilldepth.datasets.truth import Dataset, Item
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.files import expand_user, file_digest, write_atomically
 from distilldepth.formats.kitti import KITTI_SCALE, write_kitti_png
 from distilldepth.formats.npy import read_npy
+from distilldepth.images.decode import IMAGE_SUFFIXES, open_file, open_image
 from distilldepth.models.base import QUANTITIES, DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.load import read_json
 from distilldepth.models.preprocess import Preprocessing

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilldepth.data.truth import Dataset
+from distilldepth.datasets.truth import Dataset
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.doubts import summarise_doubts

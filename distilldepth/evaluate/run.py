@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilldepth.data.truth import Dataset, Item, Truth
+from distilldepth.datasets.open import check_any_readable, open_data
+from distilldepth.datasets.truth import Dataset, Item, Truth
 from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.baselines import load_baseline
 from distilldepth.evaluate.cases import Cases
-from distilldepth.evaluate.data import check_any_readable, open_data
 from distilldepth.evaluate.doubts import (
     DIRECTION,
     SHAPE,

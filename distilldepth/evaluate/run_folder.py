@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distilldepth.data.truth import Dataset
+from distilldepth.datasets.truth import Dataset
 from distilldepth.documents import read_json, read_json_lines
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically

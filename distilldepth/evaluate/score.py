@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilldepth.data.truth import Truth
+from distilldepth.datasets.truth import Truth
 from distilldepth.depth import to_disparity
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.doubts import median_ratio, rank_correlation

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from distilldepth.data.images import open_image
-from distilldepth.data.truth import Item
+from distilldepth.datasets.truth import Item
 from distilldepth.device import autocast, resolve_device
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import expand_user
 from distilldepth.formats.kitti import check_metres, write_kitti_png
+from distilldepth.images.decode import open_image
 from distilldepth.inference import FAILURES, estimate_batch, load_batches, reason
 from distilldepth.models.base import DepthModel
 

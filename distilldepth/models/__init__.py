@@ -5,8 +5,7 @@ Names are imported at first use, so that the registry can be read without import
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from distilldepth.lazy import lazy_names
 
 _NAMES = {
     "BundledModelWarning": "distilldepth.models.load",
@@ -26,14 +25,5 @@ _NAMES = {
     "teacher_names": "distilldepth.models.registry",
 }
 
-__all__ = list(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
-    raise AttributeError(f"module 'distilldepth.models' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = sorted(_NAMES)
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from distilldepth.data.images import check_regular
 from distilldepth.errors import DistillDepthError, shown
+from distilldepth.images.decode import check_regular
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 

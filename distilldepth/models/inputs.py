@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilldepth.data.images import as_rgb, decode_image
+from distilldepth.images.decode import as_rgb, decode_image
 
 _SLACK = 1e-3
 """How far outside [0, 1] values may be: what resizing leaves there; they are clamped."""

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from distilldepth import documents
-from distilldepth.data.images import path_exists
 from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
 from distilldepth.files import expand_user, write_atomically
+from distilldepth.images.decode import path_exists
 from distilldepth.models import hub, registry, unit
 from distilldepth.models.base import DepthModel, ModelInfo
 from distilldepth.models.bounds import check_architecture

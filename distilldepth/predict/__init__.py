@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from distilldepth.lazy import lazy_names
 
 _NAMES = {
     "predict_files": "distilldepth.predict.run",
@@ -21,10 +20,4 @@ _NAMES = {
 }
 
 __all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    # Lazy, so that the command line can read the names of the colour maps without importing torch.
-    if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
-    raise AttributeError(f"module 'distilldepth.predict' has no attribute '{name}'")
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

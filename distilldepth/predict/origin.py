@@ -14,11 +14,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from distilldepth.data.images import check_regular, open_file, open_image
-from distilldepth.data.listing import is_own_file
 from distilldepth.documents import parse_json, read_text
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import file_digest
+from distilldepth.images.decode import check_regular, open_file, open_image
+from distilldepth.images.listing import is_own_file
 
 INDEX = ".predict.jsonl"
 _BYTES = 1 << 30

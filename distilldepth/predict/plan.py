@@ -81,8 +81,8 @@ def plan_jobs(
 
 
 def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
-    from distilldepth.data.images import list_images, path_exists
-    from distilldepth.data.listing import fixed_part, without_own
+    from distilldepth.images.decode import list_images, path_exists
+    from distilldepth.images.listing import fixed_part, without_own
 
     groups: list[tuple[Path | None, list[Path]]] = []
     target = os.path.realpath(out)

@@ -131,7 +131,7 @@ def predict_files(
         OSError: the output cannot be written.
         DistillDepthError: the model cannot be loaded, or none of several images can be read.
     """
-    from distilldepth.data.images import check_any_readable, read_image
+    from distilldepth.images.decode import check_any_readable, read_image
 
     if existing not in ("refuse", "skip", "overwrite"):
         raise ValueError(f"predict_files: existing must be refuse, skip or overwrite, got {existing!r}")

@@ -1,0 +1,136 @@
+"""What is wrong with a dataset on disk, from some of its samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from distilldepth.datasets.samples import spread
+from distilldepth.datasets.scale import likely_scales, saturation_note
+from distilldepth.datasets.truth import Dataset, Item, Truth
+from distilldepth.errors import DistillDepthError
+
+CHECKED_FILES = 50
+"""How many samples `check` reads of a dataset."""
+
+
+_PLAUSIBLE = {"indoor": (0.5, 8.0), "outdoor": (2.0, 60.0), "": (0.5, 60.0)}
+"""Medians of depth, in metres, between which a dataset of a domain is expected; a wrong scale is off by 4 or more."""
+
+
+_KEPT_VALUES = 4096
+
+
+def check(dataset: Dataset, workers: int = 2, limit: int | None = None, all: bool = False) -> dict[str, Any]:
+    """Read some samples of a dataset and say what is in them, so that a wrong depth scale is seen before a run.
+
+    Args:
+        dataset: any dataset, also one that is no benchmark.
+        workers: threads that read.
+        limit: read at most so many samples, spread evenly; None for 50.
+        all: read every sample.
+
+    Returns:
+        `name`, `kind`, `domain`, `field`, `notes`; `count` of samples and how many are `expected`; `read`, how many
+        were read; `images` and `truths`, each a list of `[height, width, count]`, the most frequent first;
+        `valid_share` of the pixels; `is_metric`; `min`, `median`, `max` of the valid values (metres where
+        `is_metric`; the median is that of at most 4096 values of each sample); `unreadable`, a list of `name` and
+        `error`; `warnings`, lines on what looks wrong. Numbers are None if nothing could be read.
+
+    Raises:
+        ValueError: `workers` or `limit` below 1.
+    """
+    if workers < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"check: workers and limit must be at least 1, got {workers} and {limit}")
+    items = dataset.items if all else spread(dataset.items, limit or CHECKED_FILES)
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="distilldepth-io") as pool:
+        results = list(pool.map(_inspect, items))
+    return _report(dataset, items, results)
+
+
+def _report(dataset: Dataset, items: list[Item], results: list[_Inspection | str]) -> dict[str, Any]:
+    seen = [result for result in results if isinstance(result, _Inspection)]
+    unreadable = [
+        {"name": item.name, "error": result}
+        for item, result in zip(items, results, strict=True)
+        if isinstance(result, str)
+    ]
+    report: dict[str, Any] = {
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "domain": dataset.domain,
+        "field": dataset.field,
+        "notes": list(dataset.notes),
+        "count": len(dataset.items),
+        "expected": dataset.expected,
+        "read": len(seen),
+        "images": _most_frequent([result.image for result in seen]),
+        "truths": _most_frequent([result.truth for result in seen]),
+        "valid_share": None,
+        "is_metric": all(result.is_metric for result in seen),
+        "min": None,
+        "median": None,
+        "max": None,
+        "unreadable": unreadable,
+        "warnings": [],
+    }
+    if seen:
+        pixels = sum(height * width for height, width in (result.truth for result in seen))
+        report["valid_share"] = sum(result.valid for result in seen) / pixels
+        report["min"] = min(result.low for result in seen)
+        report["median"] = float(np.median(np.concatenate([result.values for result in seen])))
+        report["max"] = max(result.high for result in seen)
+        report["warnings"] = _suspicions(report, seen)
+    return report
+
+
+class _Inspection:
+    """What one sample looks like."""
+
+    def __init__(self, image: np.ndarray, truth: Truth) -> None:
+        values = truth.depth[truth.valid]
+        self.image, self.truth = image.shape[:2], truth.depth.shape
+        ratio = image.shape[1] * truth.depth.shape[0] / (image.shape[0] * truth.depth.shape[1])
+        self.is_unlike = abs(ratio - 1) > 0.02
+        self.valid = values.size
+        self.is_metric = truth.is_metric
+        self.scale = truth.scale
+        self.low, self.high = float(values.min()), float(values.max())
+        self.values = values[:: -(-values.size // _KEPT_VALUES)].copy()
+        self.saturated = "" if truth.scale is None else saturation_note(truth.depth, truth.valid, truth.scale)
+
+
+def _inspect(item: Item) -> _Inspection | str:
+    try:
+        return _Inspection(*item.read())
+    except (DistillDepthError, OSError, ValueError, MemoryError) as error:
+        return " ".join(str(error).split())
+
+
+def _most_frequent(shapes: list[tuple[int, int]]) -> list[list[int]]:
+    return [[height, width, count] for (height, width), count in Counter(shapes).most_common()]
+
+
+def _suspicions(report: dict[str, Any], seen: list[_Inspection]) -> list[str]:
+    lines = []
+    low, high = _PLAUSIBLE[report["domain"]]
+    hint = "" if report["kind"] else " --truth-scale, or a manifest's `scale`, gives the stored units per metre"
+    scales = {result.scale for result in seen}
+    if len(scales) == 1 and None not in scales:
+        likely = likely_scales(report["median"], scale := scales.pop())[:2]
+        hint += f", now {scale:g}" + "".join(f"; {usual} makes it {value:.3g} m" for usual, value in likely)
+    where = f" for {report['domain']} data" if report["domain"] else ""
+    if report["is_metric"] and not low <= report["median"] <= high:
+        lines.append(
+            f"a median of {report['median']:.3g} m is unusual{where} "
+            f"(expected {low:g} to {high:g}): is the depth scale right?{hint}"
+        )
+    lines += [result.saturated for result in seen if result.saturated][:1]
+    if unlike := sum(result.is_unlike for result in seen):
+        lines.append(
+            f"{unlike} of {len(seen)} images have another shape than their ground truth: do both show the same?"
+        )
+    return lines

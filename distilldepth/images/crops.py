@@ -1,0 +1,198 @@
+"""Training crops: a region of the photograph for the student, and windows of that region for the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distilldepth.images.sources import Sample
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """How regions and patches are cut.
+
+    Raises:
+        ValueError: a size, count or share out of range.
+    """
+
+    size: tuple[int, int] = (560, 560)
+    """(height, width) to which the region is resized; its aspect is the region's."""
+    patch_size: tuple[int, int] | None = None
+    """(height, width) to which each patch is resized; None for `size`. Its aspect is the patch window's."""
+    patches: int = 0
+    """Windows per region, for local-global distillation."""
+    min_crop: int = 644
+    """The region's shorter side is at least this many pixels of the photograph, or all there is."""
+    max_crop: int | None = None
+    """The region's shorter side is at most this many pixels; None for no bound. It wins over the lower bounds."""
+    min_crop_share: float | None = None
+    """The region's shorter side is also at least this share of the photograph's, 0..1: for photographs of any size."""
+    patch_window: int = 560
+    """Shorter side of a patch window in pixels of the photograph."""
+    patch_share: float | None = None
+    """Side of a patch window as a share of the region's, 0..1, instead of `patch_window`."""
+    flip: bool = True
+    """Mirror half of the samples left to right."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "patch_size"):
+            value = getattr(self, name)
+            if value is not None and (len(value) != 2 or min(value) < 1):
+                raise ValueError(f"CropConfig: {name} must be (height, width) of at least 1, got {value}")
+        for name, least in (("patches", 0), ("min_crop", 1), ("patch_window", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"CropConfig: {name} must be at least {least}, got {getattr(self, name)}")
+        if self.max_crop is not None and self.max_crop < 1:
+            raise ValueError(f"CropConfig: max_crop must be at least 1, got {self.max_crop}")
+        for name in ("min_crop_share", "patch_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"CropConfig: {name} must be above 0 and at most 1, got {value}")
+
+
+def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> dict[str, Tensor | str]:
+    """Cut one training region and its patches out of a photograph.
+
+    The region has the aspect of `config.size`. Its shorter side is uniform between the lower bound
+    `max(min_crop, min_crop_share * shorter side of the photograph)` and the largest region that fits, and its place is
+    uniform. Patches are windows of the region, uniform in place, that may overlap; a window's shorter side is
+    `patch_window` pixels of the photograph, or `patch_share` of the region, at most the region itself.
+
+    Images are resized with an antialiased bicubic filter, or not at all if they have the wanted size already. Depth is
+    taken from the nearest pixel: any average would mix foreground and background into surfaces that do not exist, and
+    spread inf and NaN.
+
+    Args:
+        sample: `image` uint8 `(H, W, 3)`, `name`, and if it is known `depth` float32 `(H, W)`; any size from 1x1.
+        config: what to cut.
+        rng: the only source of chance, so that equal state gives equal crops.
+
+    Returns:
+        A dictionary with `image` uint8 `(3, H, W)`; `patches` uint8 `(N, 3, h, w)`; `boxes` float32 `(N, 4)`, the edges
+        x0, y0, x1, y1 of each patch in pixels of `image` (the whole is 0, 0, W, H); `name`; and if the sample has depth
+        `depth` float32 `(H, W)` and `patch_depth` float32 `(N, h, w)`.
+
+    Raises:
+        TypeError: the image is not uint8.
+        ValueError: the image is not `(H, W, 3)` with pixels, or depth has another size.
+
+    Source: Distill Any Depth, sections 3.3 and 4.1 (side in [644, shorter side], 560 x 560).
+    """
+    pixels, depth = sample["image"], sample.get("depth")
+    if pixels.dtype != np.uint8:
+        raise TypeError(f"make_crop: image must be uint8, got {pixels.dtype}")
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(f"make_crop: image must have shape (H, W, 3), got {pixels.shape}")
+    if depth is not None and depth.shape != pixels.shape[:2]:
+        raise ValueError(f"make_crop: depth must have the image's size {pixels.shape[:2]}, got {depth.shape}")
+    patch_size = config.patch_size or config.size
+
+    region = _draw_region(pixels.shape[:2], config, rng)
+    top, left, height, width = region
+    window_height, window_width = _window_size(height, width, patch_size, config)
+    windows = [
+        (
+            top + int(rng.integers(height - window_height + 1)),
+            left + int(rng.integers(width - window_width + 1)),
+            window_height,
+            window_width,
+        )
+        for _ in range(config.patches)
+    ]
+    mirror = config.flip and bool(rng.random() < 0.5)
+
+    # The pixels that matter are converted once; the region and every patch are then resized out of them.
+    picture = Image.fromarray(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
+    boxes = np.array([(y - top, x - left, h, w) for y, x, h, w in windows], dtype=np.float64).reshape(-1, 4)
+    crop: dict[str, Tensor | str] = {
+        "image": _to_tensor(_resize(picture, (0, 0, height, width), config.size), mirror),
+        "patches": _stack(
+            [_to_tensor(_resize(picture, tuple(map(int, box)), patch_size), mirror) for box in boxes],
+            (3, *patch_size),
+            torch.uint8,
+        ),
+        "boxes": torch.from_numpy(_edges(boxes, (height, width), config.size, mirror)),
+        "name": sample["name"],
+    }
+    if depth is not None:
+        crop["depth"] = _nearest(depth, region, config.size, mirror)
+        crop["patch_depth"] = _stack(
+            [_nearest(depth, window, patch_size, mirror) for window in windows], patch_size, torch.float32
+        )
+    return crop
+
+
+def _draw_region(
+    image_size: tuple[int, int], config: CropConfig, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a region with the aspect of `config.size`."""
+    image_height, image_width = image_size
+    height, width = config.size
+    largest = min(height, width) * min(image_height / height, image_width / width)
+    most = largest if config.max_crop is None else min(largest, config.max_crop)
+    least = max(config.min_crop, (config.min_crop_share or 0.0) * min(image_size))
+    shorter = rng.uniform(min(least, most), most)
+    scale = shorter / min(height, width)
+    region_height = min(max(round(height * scale), 1), image_height)
+    region_width = min(max(round(width * scale), 1), image_width)
+    top = int(rng.integers(image_height - region_height + 1))
+    left = int(rng.integers(image_width - region_width + 1))
+    return top, left, region_height, region_width
+
+
+def _window_size(height: int, width: int, patch_size: tuple[int, int], config: CropConfig) -> tuple[int, int]:
+    """Height and width of a patch window inside a region, with the aspect of `patch_size`."""
+    share = config.patch_share or min(1.0, config.patch_window / min(height, width))
+    scale = share * min(height / patch_size[0], width / patch_size[1])
+    window_height = min(max(round(patch_size[0] * scale), 1), height)
+    window_width = min(max(round(patch_size[1] * scale), 1), width)
+    return window_height, window_width
+
+
+def _resize(picture: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
+    """The box (top, left, height, width) of a picture at `size`."""
+    top, left, height, width = box
+    edges = (left, top, left + width, top + height)
+    if (height, width) == tuple(size):
+        return np.asarray(picture.crop(edges))
+    # Reducing by whole numbers first, down to three times the size, cannot be told from the full filter and is faster.
+    resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=edges, reducing_gap=3.0)
+    return np.asarray(resized)
+
+
+def _edges(boxes: np.ndarray, region: tuple[int, int], size: tuple[int, int], mirror: bool) -> np.ndarray:
+    """Boxes (top, left, height, width) in region pixels as x0, y0, x1, y1 in pixels of the resized region."""
+    top, left, height, width = boxes.T
+    if mirror:
+        left = region[1] - left - width
+    # Whole numbers up to the one division, which rounds once and in order: an edge of the region is an edge of the
+    # result exactly, and no other edge lies beyond it.
+    x0, x1 = left * size[1] / region[1], (left + width) * size[1] / region[1]
+    y0, y1 = top * size[0] / region[0], (top + height) * size[0] / region[0]
+    return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
+
+
+def _nearest(depth: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int], mirror: bool) -> Tensor:
+    """The box (top, left, height, width) of a depth map at `size`: the pixel under each new pixel's centre."""
+    top, left, height, width = box
+    rows = top + ((np.arange(size[0]) + 0.5) * height / size[0]).astype(np.int64)
+    columns = left + ((np.arange(size[1]) + 0.5) * width / size[1]).astype(np.int64)
+    if mirror:
+        columns = columns[::-1]
+    return torch.from_numpy(depth[rows[:, None], columns[None, :]].astype(np.float32, copy=False))
+
+
+def _to_tensor(pixels: np.ndarray, mirror: bool) -> Tensor:
+    if mirror:
+        pixels = pixels[:, ::-1]
+    # A copy in any case: Pillow's arrays are read-only.
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+
+
+def _stack(items: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.stack(items) if items else torch.empty((0, *shape), dtype=dtype)

@@ -1,0 +1,105 @@
+"""Scenes as a source of images, kept on disk once they are rendered."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilldepth.files import atomic_path
+from distilldepth.scenes.render import RENDERER_VERSION, Scene, render_scene
+
+_ENDLESS = 1_000_000
+
+
+class SceneSource:
+    """Procedural scenes as an image source: item i is `render_scene(seed + i, size)`.
+
+    Args:
+        size: height and width of the images.
+        count: how many scenes there are; None means a million, which is as good as endless.
+        seed: seed of the first scene.
+        cache: folder in which each scene is kept once rendered. Several processes may share it.
+    """
+
+    has_depth = True
+    names = None
+
+    def __init__(
+        self, size: tuple[int, int] = (192, 256), count: int | None = None, seed: int = 0, cache: Path | None = None
+    ) -> None:
+        if count is not None and count < 1:
+            raise ValueError(f"SceneSource: count must be >= 1, got {count}")
+        self.size = (int(size[0]), int(size[1]))
+        self.seed = int(seed)
+        self.count = count
+        self.folder: Path | None = None
+        if cache is not None:
+            key = hashlib.sha256(f"{RENDERER_VERSION} {self.size}".encode()).hexdigest()[:12]
+            self.folder = Path(cache) / key
+
+    @property
+    def description(self) -> str:
+        number = "endless" if self.count is None else str(self.count)
+        size = f"{self.size[0]}x{self.size[1]}"
+        return f"{number} procedural scenes of {size} from seed {self.seed}, renderer version {RENDERER_VERSION}"
+
+    def __len__(self) -> int:
+        return _ENDLESS if self.count is None else self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The scene's Sample: image, name, depth, intrinsics."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"SceneSource: index must be in [0, {len(self)}), got {index}")
+        seed = self.seed + index % len(self)
+        name = f"scene-{seed:06d}"
+        if self.folder is None:
+            return _sample(render_scene(seed, self.size), name)
+        path = self.folder / f"{seed // 1000:04d}" / f"{name}.npz"
+        kept = _read(path, self.size)
+        if kept is None:
+            kept = _sample(render_scene(seed, self.size), name)
+            try:
+                _write(path, kept)
+            except OSError as error:
+                warnings.warn(
+                    f"scenes are rendered anew each time, {self.folder} cannot be written "
+                    f"({error.strerror or error}); set DISTILLDEPTH_CACHE to another folder",
+                    stacklevel=2,
+                )
+                self.folder = None
+        return {**kept, "name": name}
+
+
+def _sample(scene: Scene, name: str) -> dict[str, Any]:
+    return {"image": scene.image, "name": name, "depth": scene.depth, "intrinsics": scene.intrinsics}
+
+
+def _read(path: Path, size: tuple[int, int]) -> dict[str, Any] | None:
+    """A kept scene, or None if there is none or the file is damaged."""
+    pixels = size[0] * size[1]
+    if not path.is_file():
+        return None
+    try:
+        with zipfile.ZipFile(path) as file:
+            # Three arrays and their headers; what claims to be more is not unpacked.
+            if sum(item.file_size for item in file.infolist()) > 7 * pixels + 10_000:
+                return None
+        with np.load(path, allow_pickle=False) as file:
+            found = {key: file[key] for key in ("image", "depth", "intrinsics")}
+    except Exception:
+        # Whatever a damaged file makes zip and numpy stumble over: the scene is rendered again.
+        return None
+    shapes = {"image": (np.uint8, (*size, 3)), "depth": (np.float32, size), "intrinsics": (np.float32, (3, 3))}
+    fits = all(found[key].dtype == dtype and found[key].shape == shape for key, (dtype, shape) in shapes.items())
+    return found if fits else None
+
+
+def _write(path: Path, sample: dict[str, Any]) -> None:
+    """Keep a scene, so that no reader sees half a file."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, image=sample["image"], depth=sample["depth"], intrinsics=sample["intrinsics"])
