@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from distilldepth.models import load_model, save_model
-from distilldepth.models.depth_anything import DepthAnythingDepth
+from distilldepth.models.families.depth_anything import DepthAnythingDepth
 from distilldepth.scenes.source import SceneSource
 
 OPEN_SHARE = 0.03

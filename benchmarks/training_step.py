@@ -32,15 +32,15 @@ from distilldepth.distill.config import load_config
 from distilldepth.distill.data import CropDataset, StepBatches, crop_config, loading, split_heldout
 from distilldepth.distill.optimiser import make_optimiser
 from distilldepth.distill.progress import PHASES
-from distilldepth.distill.spec import parse_teachers
 from distilldepth.distill.step import DistillationStep
-from distilldepth.distill.teachers import load_teachers
 from distilldepth.distill.trainer import label_batch, make_accelerator, make_objective
 from distilldepth.images.sources import open_source
 from distilldepth.losses import ObjectiveInputs
 from distilldepth.machine import load_average
 from distilldepth.models import create_student
 from distilldepth.ops.backend import OPS, available_backends
+from distilldepth.teachers.pool import load_teachers
+from distilldepth.teachers.spec import parse_teachers
 
 WARM_STEPS = 2
 MEMORY_STEPS = 3

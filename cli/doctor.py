@@ -14,6 +14,7 @@ import click
 
 from distilldepth.cli import options
 from distilldepth.cli.table import available_width, format_facts
+from distilldepth.models import inventory
 
 KERNELS = {
     "hybrid-norm": "hybrid depth normalisation loss",
@@ -148,7 +149,7 @@ def _models(problems: list[str]) -> dict[str, list[dict[str, Any]]]:
     from distilldepth.models import registry
 
     found: dict[str, list[dict[str, Any]]] = {"bundled_models": [], "checkpoints": []}
-    for row in registry.describe():
+    for row in inventory.describe():
         if registry.ENTRIES[row["name"]].bundled:
             found["bundled_models"].append({"name": row["name"], "present": row["path"] is not None})
         elif row["path"] is not None:

@@ -9,6 +9,7 @@ import click
 
 from distilldepth.cli import options
 from distilldepth.cli.table import Column, available_width, format_table
+from distilldepth.models import inventory
 
 KINDS = ("teachers", "students", "datasets", "protocols", "presets", "kernels")
 
@@ -55,7 +56,7 @@ def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
     from distilldepth.models import registry
 
     rows = []
-    for described in registry.describe(role):
+    for described in inventory.describe(role):
         aliases = sorted(alias for alias, name in registry.ALIASES.items() if name == described["name"])
         rows.append(
             {

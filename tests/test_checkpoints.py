@@ -67,7 +67,7 @@ def metric_state() -> dict[str, Tensor]:
 def load_built(network):
     """The network with the official positions, as every official file is read."""
     from distilldepth.models.base import ModelInfo
-    from distilldepth.models.depth_anything import DepthAnythingDepth
+    from distilldepth.models.families.depth_anything import DepthAnythingDepth
     from distilldepth.models.preprocess import Preprocessing
 
     info = ModelInfo("t", "depth-anything", "disparity", "x", "y")
@@ -520,7 +520,7 @@ def test_the_option_of_predict_and_evaluate(state, images):
         ["--model", "dav2@latest.pth", "--model-max-depth", "2.5"],
         ["--model", "dav2-metric:2.5@latest.pth"],
     ):
-        done = CliRunner().invoke(cli, ["predict", "a.png", "-o", "a.npy", *model])
+        done = CliRunner().invoke(cli, ["predict", "a.png", "-o", "a.npy", "--precision", "float32", *model])
         assert done.exit_code == 0, done.output
         assert ": metric_depth" in done.stderr
         values = np.load("a.npy")
@@ -560,8 +560,8 @@ def test_the_option_is_refused_where_it_makes_no_sense(state, command, arguments
 
 
 def test_teachers_are_told_one_by_one(state):
-    from distilldepth.distill.spec import check_known, parse_teachers
-    from distilldepth.distill.teachers import load_teachers
+    from distilldepth.teachers.pool import load_teachers
+    from distilldepth.teachers.spec import check_known, parse_teachers
 
     torch.save(official_latest(state), "latest.pth")
     torch.save(changed(state), "other.pth")

@@ -13,7 +13,7 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 from distilldepth.errors import DistillDepthError
 from distilldepth.models import count_parameters, create_student, load_model
 from distilldepth.models.base import ModelInfo
-from distilldepth.models.depth_anything import VARIANTS, build
+from distilldepth.models.families.depth_anything import VARIANTS, build
 
 LAYERS = 4
 

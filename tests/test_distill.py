@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from waiting import patience_s, wait_until
 
 import distilldepth as dd
-from distilldepth.distill.agreement import measure_agreement, predict_at
+from distilldepth.distill.agreement import measure_agreement
 from distilldepth.distill.config import DistillConfig, load_config
 from distilldepth.distill.data import (
     CropDataset,
@@ -37,17 +37,18 @@ from distilldepth.distill.log import keep_lines_until
 from distilldepth.distill.optimiser import make_optimiser, schedule_factor, watch_gradients
 from distilldepth.distill.progress import Stopwatch
 from distilldepth.distill.run_folder import find_start
-from distilldepth.distill.spec import parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs
-from distilldepth.distill.teachers import Teacher, TeacherPool, load_teachers, nearest_size
 from distilldepth.distill.trainer import distill, label_batch, make_accelerator
 from distilldepth.files import cache_folder
 from distilldepth.folders import claim_folder
 from distilldepth.images.sources import open_source
 from distilldepth.losses import distill_any_depth_objective
 from distilldepth.models import create_student, save_model
-from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.preprocess import MAP_INTERPOLATIONS, Preprocessing, target_size
+from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo, predict_at
+from distilldepth.models.preprocess import MAP_INTERPOLATIONS, Preprocessing, nearest_size, target_size
+from distilldepth.teachers.pool import TeacherPool, load_teachers
+from distilldepth.teachers.spec import parse_teachers
+from distilldepth.teachers.teacher import Teacher
 
 SMALL = [
     "--student", "light-mini", "--size", "64x96", "--batch-size", "4", "--workers", "1", "--heldout", "4",

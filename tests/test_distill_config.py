@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from distilldepth.distill.config import DistillConfig, load_config, parse_size, preset_names
-from distilldepth.distill.spec import parse_teachers
 from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.settings import keys, to_toml
+from distilldepth.teachers.spec import parse_teachers
 
 
 def test_toml_round_trip_keeps_every_key(tmp_path):

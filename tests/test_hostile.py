@@ -24,7 +24,7 @@ from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.images.sources import MAX_SHARDS, expand_braces, open_source
 from distilldepth.models import create_student, load_model, save_model
 from distilldepth.models.base import ModelInfo
-from distilldepth.models.depth_anything import build
+from distilldepth.models.families.depth_anything import build
 from distilldepth.scenes.source import SceneSource
 
 TINY = {
@@ -580,7 +580,7 @@ def test_no_pickle_in_the_cache_explodes(bomb):
 
 @pytest.mark.parametrize("bomb", bombs())
 def test_no_pickle_in_a_latent_model_or_its_kept_prompts_explodes(bomb):
-    from distilldepth.models import latent
+    from distilldepth.models.families import latent
 
     for folder in ("m/unet", "m/vae"):
         Path(folder).mkdir(parents=True)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from distilldepth.cli.main import cli
-from distilldepth.inference import without_relief
+from distilldepth.inference.batches import without_relief
 from distilldepth.models import load_model, save_model
 
 

@@ -153,7 +153,9 @@ def test_text_encoder_is_run_once(tmp_path, images, monkeypatch):
     model = load_model(folder)
     torch.testing.assert_close(model.context, context)
     torch.testing.assert_close(model(images).values, formula(vae, unet, context, images), rtol=1e-5, atol=1e-6)
-    monkeypatch.setattr("distilldepth.models.latent._encode_empty_prompt", lambda folder: pytest.fail("run again"))
+    monkeypatch.setattr(
+        "distilldepth.models.families.latent._encode_empty_prompt", lambda folder: pytest.fail("run again")
+    )
     torch.testing.assert_close(load_model(folder).context, context)
 
 

@@ -31,7 +31,7 @@ from distilldepth.models import (
     teacher_names,
 )
 from distilldepth.models.base import ModelInfo
-from distilldepth.models.depth_anything import build
+from distilldepth.models.families.depth_anything import build
 from distilldepth.models.preprocess import resize
 
 TINY = {
@@ -488,7 +488,7 @@ def test_registry_counts_parameters(name):
 
 def test_registry_imports_no_torch():
     code = (
-        "import sys; import distilldepth.models.registry as r; r.describe(); "
+        "import sys; import distilldepth.models.inventory as i; i.describe(); "
         "assert not {'torch', 'transformers', 'diffusers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -39,7 +39,7 @@ LAYERS = (
     {"images"},
     {"datasets"},
     {"models"},
-    {"inference"},
+    {"inference", "teachers"},
     {"distill", "evaluate", "predict"},
     {"cli"},
     {"__main__"},

@@ -11,7 +11,7 @@ from PIL import Image
 from test_models_loading import TINY
 
 from distilldepth.models.base import ModelInfo
-from distilldepth.models.depth_anything import build
+from distilldepth.models.families.depth_anything import build
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 
 from distilldepth.models import load_model, save_model
 from distilldepth.models.base import ModelInfo
-from distilldepth.models.depth_anything import build
+from distilldepth.models.families.depth_anything import build
 
 SCRIPT = str(Path(__file__).parents[1] / "benchmarks" / "revive_decoder.py")
 SMALL = {

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distilldepth.models.base import ModelInfo
-from distilldepth.models.topformer import KEY_WIDTH, SIZES, VALUE_WIDTH, VARIANTS, Attention, DropPath, build
+from distilldepth.models.families.topformer import KEY_WIDTH, SIZES, VALUE_WIDTH, VARIANTS, Attention, DropPath, build
 
 INFO = ModelInfo("topformer-test", "topformer", "disparity", "Apache-2.0", "random")
 INJECTION_WIDTH = {"tiny": 128, "small": 192, "base": 256}

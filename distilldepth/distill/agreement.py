@@ -15,14 +15,14 @@ from distilldepth.alignment import align
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.data import SourceView, whole_batches
 from distilldepth.distill.log import keep_lines_until
-from distilldepth.distill.teachers import Teacher, nearest_size
 from distilldepth.documents import read_json_lines
 from distilldepth.files import write_atomically
-from distilldepth.inference import without_relief
+from distilldepth.inference.batches import without_relief
 from distilldepth.losses import normalise
 from distilldepth.metrics import depth_metrics
 from distilldepth.models import DepthModel
-from distilldepth.models.preprocess import resize, restore
+from distilldepth.models.base import predict_at
+from distilldepth.teachers.teacher import Teacher
 
 PICTURES = 6
 """Held-out images kept as pictures."""
@@ -140,14 +140,6 @@ def _is_row(row: dict[str, Any]) -> bool:
 def some_of(heldout: SourceView) -> SourceView:
     """Return the held-out images on which a student is measured in the middle of a run."""
     return SourceView(heldout, range(min(len(heldout), _BETWEEN)))
-
-
-def predict_at(student: DepthModel, images: Tensor) -> Tensor:
-    """Return the student's map at the size of the images, `(B, H, W)`."""
-    preprocessing = student.preprocessing
-    inner = nearest_size(*images.shape[-2:], preprocessing.multiple)
-    values = student(resize(images, inner, preprocessing.interpolation)).values
-    return restore(values, images.shape[-2:], preprocessing)
 
 
 def _means(columns: dict[str, list[Tensor]]) -> dict[str, float]:

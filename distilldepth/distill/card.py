@@ -9,9 +9,9 @@ import torch
 import distilldepth
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.judge import as_dicts
-from distilldepth.distill.teachers import Teacher
 from distilldepth.models import DepthModel
 from distilldepth.settings import to_toml
+from distilldepth.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
     from distilldepth.distill.trainer import RunResult

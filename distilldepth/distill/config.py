@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilldepth.distill.spec import check_known, parse_teachers
 from distilldepth.documents import parse_toml, read_toml
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
 from distilldepth.settings import apply, get_key, keys, option, set_key
+from distilldepth.teachers.spec import check_known, parse_teachers
 
 NORMALISATIONS = ("hybrid", "global", "local", "none")
 CONTEXTS = ("range", "quantile", "spatial")

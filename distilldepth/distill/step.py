@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distilldepth.distill.progress import Stopwatch
-from distilldepth.distill.teachers import nearest_size
 from distilldepth.losses import DistillationObjective, ObjectiveInputs
 from distilldepth.models import DepthModel
-from distilldepth.models.preprocess import resize, restore
+from distilldepth.models.preprocess import nearest_size, resize, restore
 
 _SHORT_SEQUENCE_PIXELS = 128 * 14 * 14
 """Up to this many pixels a transformer on patches of 14 sees at most 128 tokens."""

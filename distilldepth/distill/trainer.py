@@ -24,7 +24,7 @@ from torch import Tensor
 
 from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.device import resolve_device
-from distilldepth.distill.agreement import AgreementLog, measure_agreement, predict_at, some_of
+from distilldepth.distill.agreement import AgreementLog, measure_agreement, some_of
 from distilldepth.distill.augment import augment
 from distilldepth.distill.card import model_card, run_facts
 from distilldepth.distill.checkpoint import Trained, list_checkpoints, load_checkpoint, read_state, save_checkpoint
@@ -50,9 +50,7 @@ from distilldepth.distill.progress import ProgressLine, Stopwatch
 from distilldepth.distill.recipe import is_random, rate_warning, settle_optimiser, usual_rate
 from distilldepth.distill.report import read_metrics, write_report
 from distilldepth.distill.run_folder import METRICS, continue_folder, find_start, recorded_precisions, start_folder
-from distilldepth.distill.spec import TeacherSpec, check_known, parse_teachers
 from distilldepth.distill.step import DistillationStep, StepInputs
-from distilldepth.distill.teachers import Teacher, load_teachers, nearest_size
 from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.files import atomic_path
 from distilldepth.folders import claim_folder
@@ -60,8 +58,13 @@ from distilldepth.images.sources import ImageSource, check_readable, open_source
 from distilldepth.losses import DistillationObjective, center_and_spread, distill_any_depth_objective
 from distilldepth.machine import resolve_precision
 from distilldepth.models import DepthModel, create_student, load_model, save_model
+from distilldepth.models.base import predict_at
+from distilldepth.models.preprocess import nearest_size
 from distilldepth.ops.backend import available_backends
 from distilldepth.signals import Interrupted, StopRequest
+from distilldepth.teachers.pool import load_teachers
+from distilldepth.teachers.spec import TeacherSpec, check_known, parse_teachers
+from distilldepth.teachers.teacher import Teacher
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system says when a disk is full, or as much of it as the user may have."""

@@ -22,7 +22,7 @@ from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.baselines import load_baseline
 from distilldepth.evaluate.run import open_model
 from distilldepth.evaluate.statistics import bootstrap_interval
-from distilldepth.inference import LoadedImage, estimate_batch, load_batches, reason
+from distilldepth.inference.batches import LoadedImage, estimate_batch, load_batches, reason
 from distilldepth.metrics import depth_metrics
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import resize

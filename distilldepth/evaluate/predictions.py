@@ -20,8 +20,8 @@ from distilldepth.formats.kitti import KITTI_SCALE, write_kitti_png
 from distilldepth.formats.npy import read_npy
 from distilldepth.images.decode import IMAGE_SUFFIXES, open_file, open_image
 from distilldepth.models.base import QUANTITIES, DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.load import read_json
 from distilldepth.models.preprocess import Preprocessing
+from distilldepth.models.pretrained import read_json
 
 FORMATS = {"npy": ".npy", "png16": ".png", "kitti": ".png"}
 """How a map is written, with the suffix: float32 as predicted; 16-bit PNG whose text says scale and quantity; 16-bit

@@ -17,7 +17,7 @@ from distilldepth.evaluate.run_folder import RESULT
 from distilldepth.evaluate.score import pool
 from distilldepth.evaluate.statistics import mean_intervals
 from distilldepth.files import expand_user
-from distilldepth.inference import reason
+from distilldepth.inference.batches import reason
 
 _MOST_BYTES = 1 << 30
 """Of a result: a million frames take a few hundred megabytes."""

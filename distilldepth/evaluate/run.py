@@ -37,7 +37,7 @@ from distilldepth.evaluate.score import MEANINGLESS, Scores, apply_image_crop, i
 from distilldepth.evaluate.table import headline
 from distilldepth.files import expand_user
 from distilldepth.formats.kitti import check_metres
-from distilldepth.inference import (
+from distilldepth.inference.batches import (
     FAILURES,
     LoadedImage,
     check_side,

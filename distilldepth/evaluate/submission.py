@@ -17,7 +17,7 @@ from distilldepth.errors import DistillDepthError
 from distilldepth.files import expand_user
 from distilldepth.formats.kitti import check_metres, write_kitti_png
 from distilldepth.images.decode import open_image
-from distilldepth.inference import FAILURES, estimate_batch, load_batches, reason
+from distilldepth.inference.batches import FAILURES, estimate_batch, load_batches, reason
 from distilldepth.models.base import DepthModel
 
 COUNT = 500

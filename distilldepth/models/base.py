@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distilldepth.capacity import check_memory, network_bytes
-from distilldepth.models.preprocess import Preprocessing, choose_policy, resize, restore, target_size
+from distilldepth.models.preprocess import Preprocessing, choose_policy, nearest_size, resize, restore, target_size
 
 QUANTITIES = ("disparity", "depth", "metric_depth")
 
@@ -265,3 +265,21 @@ class DepthModel(nn.Module):
 def _unit(image: Tensor) -> Tensor:
     """uint8 as floating numbers in [0, 1]; floating ones as they are."""
     return image.float() / 255 if image.dtype == torch.uint8 else image
+
+
+def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
+    """Return the number of parameters, each counted once.
+
+    Args:
+        model: any module.
+        trainable_only: leave out those that need no gradient.
+    """
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def predict_at(student: DepthModel, images: Tensor) -> Tensor:
+    """Return the student's map at the size of the images, `(B, H, W)`."""
+    preprocessing = student.preprocessing
+    inner = nearest_size(*images.shape[-2:], preprocessing.multiple)
+    values = student(resize(images, inner, preprocessing.interpolation)).values
+    return restore(values, images.shape[-2:], preprocessing)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -193,23 +192,3 @@ def _cache_folder() -> Path:
 def _has_weights(folder: Path) -> bool:
     """Whether a folder holds weights, at its top or in one of a diffusers repository's sub-folders."""
     return any(path.suffix in _WEIGHT_SUFFIXES for pattern in ("*", "*/*") for path in folder.glob(pattern))
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence progress bars and warnings of transformers and diffusers; what matters is checked and raised by us."""
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    states = []
-    for log in (transformers_logging, diffusers_logging):
-        states.append((log, log.get_verbosity(), log.is_progress_bar_enabled()))
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log, verbosity, bars in states:
-            log.set_verbosity(verbosity)
-            if bars:
-                log.enable_progress_bar()

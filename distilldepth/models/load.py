@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import json
 import os
 import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
-from distilldepth import documents
 from distilldepth.device import resolve_device
-from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
-from distilldepth.files import expand_user, write_atomically
+from distilldepth.errors import DistillDepthError, UsageError, refuse_url, shown
+from distilldepth.files import expand_user
 from distilldepth.images.decode import path_exists
 from distilldepth.models import hub, registry, unit
 from distilldepth.models.base import DepthModel, ModelInfo
-from distilldepth.models.bounds import check_architecture
-from distilldepth.models.bounds import config as check_config_values
+from distilldepth.models.families import find_family
 from distilldepth.models.files import CHECKPOINT_SUFFIXES, read_weights
-from distilldepth.models.preprocess import Preprocessing
-from distilldepth.models.state_dict import ADAPTER, check_state, check_tensor, find_state, read_state, report_state
-
-M = TypeVar("M", bound=nn.Module)
-
-FAMILIES = {
-    "depth-anything": "distilldepth.models.depth_anything",
-    "latent": "distilldepth.models.latent",
-    "light": "distilldepth.models.light",
-    "topformer": "distilldepth.models.topformer",
-    "transformers": "distilldepth.models.transformers_depth",
-}
-"""Module of each family, imported when it is needed."""
-
-FORMAT = "distilldepth"
-FORMAT_VERSION = 2
+from distilldepth.models.pretrained import read_json
+from distilldepth.models.saved import FORMAT, load_saved
+from distilldepth.models.state_dict import (
+    _MISFITS,
+    ADAPTER,
+    _why,
+    find_state,
+)
 
 
 class CheckpointWarning(UserWarning):
@@ -138,83 +122,7 @@ def create_student(name: str | Path, *, seed: int | None = None, offline: bool =
     with torch.random.fork_rng(devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        return _family(entry.family).build({"variant": entry.variant}, info)
-
-
-def save_model(
-    model: DepthModel,
-    folder: str | Path,
-    *,
-    card: str | None = None,
-    extra: dict[str, Any] | None = None,
-    dtype: torch.dtype | None = None,
-) -> Path:
-    """Write a model as a folder that `load_model` reads: `model.safetensors`, `config.json`, with `card` `README.md`.
-
-    Each file is written whole or not at all.
-
-    Args:
-        model: any model whose family can be built again.
-        folder: made if it does not exist.
-        card: model card, Markdown.
-        extra: further JSON-able keys of `config.json`.
-        dtype: floating dtype of the file, for example `torch.float16` to ship it; None for the model's own.
-
-    Returns:
-        The folder.
-
-    Raises:
-        TypeError: the family cannot be built again.
-        ValueError: `extra` has a key of the format, or weights that are not finite (in that dtype).
-    """
-    from safetensors.torch import save
-
-    config = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "family": model.info.family,
-        "name": model.info.name,
-        "quantity": model.info.quantity,
-        "licence": model.info.licence,
-        "source": model.info.source,
-        "architecture": model.architecture,
-        "preprocessing": model.preprocessing.to_dict(),
-    }
-    if clash := sorted(set(config) & set(extra or {})):
-        raise ValueError(f"save_model: extra must not have the keys {', '.join(clash)}, they belong to the format")
-    state = {}
-    for key, tensor in model.state_dict().items():
-        tensor = tensor.detach().cpu()
-        if tensor.is_floating_point():
-            tensor = tensor.to(dtype or tensor.dtype)
-            if not tensor.isfinite().all():
-                raise ValueError(f"save_model: weights must be finite in {tensor.dtype}, got otherwise in '{key}'")
-        # a copy: tensors that share memory, or lie in channels-last order, cannot be written
-        state[key] = tensor.clone(memory_format=torch.contiguous_format)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
-    text = json.dumps(config | (extra or {}), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / "config.json", text)
-    if card is not None:
-        write_atomically(folder / "README.md", card)
-    return folder
-
-
-def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
-    """Return the number of parameters, each counted once.
-
-    Args:
-        model: any module.
-        trainable_only: leave out those that need no gradient.
-    """
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
-
-
-def _family(key: str) -> ModuleType:
-    if key not in FAMILIES:
-        raise DistillDepthError(f"load_model: unknown family '{key}'{did_you_mean(key, FAMILIES)}")
-    return importlib.import_module(FAMILIES[key])
+        return find_family(entry.family).build({"variant": entry.variant}, info)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,7 +291,7 @@ def _load_from(path: Path, entry: registry.Entry | None, name: str | None, given
 
 def _load_official(path: Path, entry: registry.Entry | None, name: str, given: _Given) -> DepthModel:
     """Load the weights of a Depth Anything network, whatever a training script wrapped around them."""
-    from distilldepth.models import depth_anything
+    from distilldepth.models.families import depth_anything
 
     content, metadata = read_weights(path)
     found = find_state(content, path, depth_anything.is_official)
@@ -444,8 +352,8 @@ def _load_folder(folder: Path, entry: registry.Entry | None, name: str, given: _
     if kind == "depth_anything":
         quantity = "metric_depth" if config.get("depth_estimation_type") == "metric" else "disparity"
         info = ModelInfo(name, "depth-anything", quantity, licence, str(folder))
-        return _family("depth-anything").load_transformers(folder, info)
-    return _family("transformers").load_transformers(folder, kind, name=name, licence=licence)
+        return find_family("depth-anything").load_transformers(folder, info)
+    return find_family("transformers").load_transformers(folder, kind, name=name, licence=licence)
 
 
 def _looks_latent(folder: Path) -> bool:
@@ -473,182 +381,4 @@ def _only_weights(folder: Path) -> Path:
 def _load_latent(path: Path, entry: registry.Entry | None, name: str, given: _Given) -> DepthModel:
     if entry is not None and entry.family != "latent":
         raise DistillDepthError(f"load_model: {path} has no config.json, which a folder of '{name}' must have")
-    return _family("latent").load_diffusers(path, entry, name=name, offline=given.offline, base=given.base)
-
-
-def load_saved(folder: Path) -> DepthModel:
-    """Load a folder that `save_model` wrote.
-
-    Raises:
-        DistillDepthError: unreadable, incomplete or of a newer format.
-    """
-    path = folder / "config.json"
-    config = read_json(path)
-    version = config.get("version", 0)
-    if isinstance(version, bool) or not isinstance(version, int) or version > FORMAT_VERSION:
-        raise DistillDepthError(f"load_model: {path} has format version {version!r}; update distilldepth to read it")
-    try:
-        info = ModelInfo(
-            config["name"], config["family"], config["quantity"], config["licence"], config.get("source") or str(folder)
-        )
-        preprocessing = _read_preprocessing(config["preprocessing"])
-        architecture = config["architecture"]
-    except _MISFITS as error:
-        raise DistillDepthError(f"load_model: {path} is not a complete model description: {_why(error)}") from error
-    family = _family(info.family)
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise DistillDepthError(f"load_model: {folder} has a config.json but no model.safetensors")
-    wrong = f"{path} describes no '{info.family}' network"
-    try:
-        check_architecture(family.ARCHITECTURE, architecture, may_lack=frozenset(getattr(family, "_DEFAULTS", ())))
-    except ValueError as error:
-        raise DistillDepthError(f"load_model: {wrong}: {error}") from error
-    state = {k: t.float() if t.is_floating_point() else t for k, t in read_state(weights).items()}
-    model = build_to_fit(
-        lambda: family.build(architecture, info, preprocessing),
-        lambda skeleton: check_state(weights, skeleton, state),
-        wrong,
-    )
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def _read_preprocessing(values: Any) -> Preprocessing:
-    if not isinstance(values, dict):
-        raise ValueError(f"preprocessing must be an object, got {shown(values)}")
-    known = {item.name for item in dataclasses.fields(Preprocessing)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"preprocessing has an unknown entry {shown(unknown[0])}")
-    needed = [item.name for item in dataclasses.fields(Preprocessing) if item.default is dataclasses.MISSING]
-    if missing := [name for name in needed if name not in values]:
-        raise ValueError(f"preprocessing lacks {', '.join(missing)}")
-    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def build_to_fit(build: Callable[[], M], check: Callable[[M], None], wrong: str) -> M:
-    """Build a network, but only after its skeleton, which has no memory, fitted the weights that are there.
-
-    Args:
-        build: makes it.
-        check: raises unless the skeleton fits.
-        wrong: start of the message if there is no such network.
-
-    Raises:
-        DistillDepthError: from `check`, or there is no such network.
-    """
-    try:
-        with torch.device("meta"):
-            skeleton = build()
-        check(skeleton)
-        return build()
-    except DistillDepthError:
-        raise
-    except Exception as error:
-        # The model libraries check their configurations with errors of their own.
-        raise DistillDepthError(f"load_model: {wrong}: {_why(error)}") from error
-
-
-_MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
-"""What building a network raises for a description that makes no sense."""
-
-
-def _why(error: Exception) -> str:
-    """What was wrong, in one short line."""
-    text = " ".join(str(error).split())[:160]
-    return f"lacks {text}" if isinstance(error, KeyError) else text or type(error).__name__
-
-
-def check_config(path: Path) -> None:
-    """Raise a DistillDepthError unless a JSON file of a model's folder is readable and its numbers are possible."""
-    try:
-        check_config_values(path.stem, read_json(path))
-    except ValueError as error:
-        raise DistillDepthError(f"load_model: {path} describes no network: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        DistillDepthError: unreadable, or something else than an object.
-    """
-    return documents.read_json(path, remedy="copy or download it again")
-
-
-def load_pretrained(cls: Any, folder: Path, *, never_used: str | None = None, **options: Any) -> Any:
-    """`cls.from_pretrained` of a local folder: strict, quiet, float32, without remote code or network.
-
-    Args:
-        cls: a class of transformers or diffusers.
-        folder: where it is.
-        never_used: regular expression of tensors that may be missing or left over, because the forward pass has no use
-            for them.
-        options: further arguments for `from_pretrained`.
-
-    Raises:
-        DistillDepthError: unreadable, or weights missing, left over or of another shape.
-    """
-    # diffusers and transformers call the same option differently
-    is_diffusers = cls.__module__.startswith("diffusers")
-    dtype = "torch_dtype" if is_diffusers else "dtype"
-    options = {"local_files_only": True, "output_loading_info": True, dtype: torch.float32} | options
-    if not is_diffusers:
-        options["trust_remote_code"] = False
-    for file in sorted({*folder.glob("*config.json"), *folder.glob("*.index.json")}):
-        check_config(file)
-    with hub.quiet_transformers():
-        try:
-            _check_size(cls, folder)
-            network, loading = cls.from_pretrained(folder, **options)
-        except DistillDepthError:
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DistillDepthError(f"load_model: {folder} cannot be loaded ({reason}); download it again") from error
-    mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in loading.get("mismatched_keys", ())]
-    missing, unexpected = (
-        sorted(key for key in loading[kind] if not (never_used and re.search(never_used, key)))
-        for kind in ("missing_keys", "unexpected_keys")
-    )
-    report_state(folder, missing, unexpected, mismatched, _integer_weights(folder))
-    for key, tensor in network.state_dict().items():
-        check_tensor(folder, key, tensor)
-    return network
-
-
-def _check_size(cls: Any, folder: Path) -> None:
-    """Raise if a configuration describes more weights than the files beside it can hold."""
-    with torch.device("meta"):
-        if cls.__module__.startswith("diffusers"):
-            skeleton = cls.from_config(cls.load_config(folder, local_files_only=True))
-        elif hasattr(cls, "from_config"):
-            from transformers import AutoConfig
-
-            skeleton = cls.from_config(
-                AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            )
-        else:
-            skeleton = cls(cls.config_class.from_pretrained(folder, local_files_only=True))
-    described = count_parameters(skeleton)
-    held = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in CHECKPOINT_SUFFIXES)
-    # No published format has less than a byte for a weight.
-    if described > held:
-        raise DistillDepthError(
-            f"load_model: {folder / 'config.json'} describes a network of {described} weights, and the files beside it "
-            f"have {held} bytes; they do not belong together, or are incomplete"
-        )
-
-
-def _integer_weights(folder: Path) -> list[str]:
-    """Names of weights in safetensors files that are whole numbers."""
-    from safetensors import safe_open
-
-    found = []
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118, it is no dictionary
-                dtype = tensors.get_slice(key).get_dtype()
-                if key.endswith(("weight", "bias")) and dtype.startswith(("I", "U", "BOOL")):
-                    found.append(f"{key} ({dtype})")
-    return found
+    return find_family("latent").load_diffusers(path, entry, name=name, offline=given.offline, base=given.base)

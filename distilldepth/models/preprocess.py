@@ -186,3 +186,8 @@ def resize(maps: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
 def restore(maps: Tensor, size: tuple[int, int], preprocessing: Preprocessing) -> Tensor:
     """Bring a network's maps `(B, h, w)` back to the size (height, width) of its images; float32 `(B, H, W)`."""
     return resize(maps.float()[:, None], size, preprocessing.map_interpolation)[:, 0]
+
+
+def nearest_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Return the size nearest to (height, width) whose sides are multiples of `multiple`."""
+    return tuple(max(round(side / multiple), 1) * multiple for side in (height, width))

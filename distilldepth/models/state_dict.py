@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -323,3 +323,39 @@ def report_state(
             parts.append(f"{len(names)} {word}: {', '.join(names[:4])}{more}")
     if parts:
         raise DistillDepthError(f"load_model: {path} does not fit the network; tensors {'; '.join(parts)}")
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def build_to_fit(build: Callable[[], M], check: Callable[[M], None], wrong: str) -> M:
+    """Build a network, but only after its skeleton, which has no memory, fitted the weights that are there.
+
+    Args:
+        build: makes it.
+        check: raises unless the skeleton fits.
+        wrong: start of the message if there is no such network.
+
+    Raises:
+        DistillDepthError: from `check`, or there is no such network.
+    """
+    try:
+        with torch.device("meta"):
+            skeleton = build()
+        check(skeleton)
+        return build()
+    except DistillDepthError:
+        raise
+    except Exception as error:
+        # The model libraries check their configurations with errors of their own.
+        raise DistillDepthError(f"load_model: {wrong}: {_why(error)}") from error
+
+
+_MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
+"""What building a network raises for a description that makes no sense."""
+
+
+def _why(error: Exception) -> str:
+    """What was wrong, in one short line."""
+    text = " ".join(str(error).split())[:160]
+    return f"lacks {text}" if isinstance(error, KeyError) else text or type(error).__name__

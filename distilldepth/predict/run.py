@@ -22,7 +22,7 @@ from distilldepth.formats.colormaps import colorize
 from distilldepth.formats.npy import write_npy
 from distilldepth.formats.png import check_png_scale, write_color_png, write_depth_png
 from distilldepth.formats.point_cloud import PointCloudOptions, write_point_cloud
-from distilldepth.inference import (
+from distilldepth.inference.batches import (
     FAILURES,
     LoadedImage,
     check_side,

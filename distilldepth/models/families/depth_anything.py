@@ -386,8 +386,7 @@ def load_official(
     Raises:
         DistillDepthError: tensors missing, left over or of another shape, or another size than `variant`.
     """
-    from distilldepth.models.load import build_to_fit
-    from distilldepth.models.state_dict import check_state
+    from distilldepth.models.state_dict import build_to_fit, check_state
 
     converted, unknown = convert_official(state)
     try:
@@ -417,7 +416,7 @@ def load_transformers(folder: Path, info: ModelInfo) -> DepthAnythingDepth:
     Raises:
         DistillDepthError: weights missing, left over, of another shape or unreadable.
     """
-    from distilldepth.models.load import load_pretrained
+    from distilldepth.models.pretrained import load_pretrained
 
     network = load_pretrained(DepthAnythingForDepthEstimation, folder)
     config = network.config.backbone_config

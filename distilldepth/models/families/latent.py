@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import cache_folder, expand_user, write_atomically
-from distilldepth.models import bounds, hub, registry
+from distilldepth.models import bounds, hub, pretrained, registry
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.load import check_config, load_pretrained
 from distilldepth.models.preprocess import Preprocessing
+from distilldepth.models.pretrained import check_config, load_pretrained
 from distilldepth.models.state_dict import check_state, read_state
 
 _SD_VAE = {
@@ -433,7 +433,7 @@ def _encode_empty_prompt(folder: Path) -> Tensor:
 
     encoder = load_pretrained(CLIPTextModel, folder / "text_encoder").eval()
     try:
-        with hub.quiet_transformers():
+        with pretrained.quiet_transformers():
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except Exception as error:
         why = " ".join(str(error).split())[:160]

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForDepthEstimation
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.models import bounds
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.load import load_pretrained, read_json
 from distilldepth.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, resize
+from distilldepth.models.pretrained import load_pretrained, read_json
 
 QUANTITIES = {
     "dpt": "disparity",
