@@ -28,14 +28,16 @@ from torch import Tensor, nn
 from distilldepth.bench import command_line, machine
 from distilldepth.bench.memory import peak_since, reset_peak
 from distilldepth.bench.timing import quantile, synchronise
+from distilldepth.distill.batches import CropDataset, StepBatches, crop_config, loading, split_heldout
 from distilldepth.distill.config import load_config
-from distilldepth.distill.data import CropDataset, StepBatches, crop_config, loading, split_heldout
+from distilldepth.distill.labels import label_batch
+from distilldepth.distill.objective import make_objective
 from distilldepth.distill.optimiser import make_optimiser
+from distilldepth.distill.processes import make_accelerator
 from distilldepth.distill.progress import PHASES
 from distilldepth.distill.step import DistillationStep
-from distilldepth.distill.trainer import label_batch, make_accelerator, make_objective
+from distilldepth.distill.terms.base import ObjectiveInputs
 from distilldepth.images.sources import open_source
-from distilldepth.losses import ObjectiveInputs
 from distilldepth.machine import load_average
 from distilldepth.models import create_student
 from distilldepth.ops.backend import OPS, available_backends

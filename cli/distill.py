@@ -140,7 +140,7 @@ def _free_folder(out: str) -> str:
 
 
 def _summary(result: Any) -> None:
-    from distilldepth.distill.card import replaced_note
+    from distilldepth.distill.agreement import replaced_note
 
     for name, after in result.after.get("teachers", {}).items():
         before = result.before["teachers"][name]

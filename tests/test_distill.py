@@ -22,8 +22,7 @@ from waiting import patience_s, wait_until
 
 import distilldepth as dd
 from distilldepth.distill.agreement import measure_agreement
-from distilldepth.distill.config import DistillConfig, load_config
-from distilldepth.distill.data import (
+from distilldepth.distill.batches import (
     CropDataset,
     SourceView,
     StepBatches,
@@ -32,13 +31,17 @@ from distilldepth.distill.data import (
     next_batch,
     split_heldout,
 )
+from distilldepth.distill.config import DistillConfig, load_config
 from distilldepth.distill.ema import WeightAverage
-from distilldepth.distill.log import keep_lines_until
-from distilldepth.distill.optimiser import make_optimiser, schedule_factor, watch_gradients
+from distilldepth.distill.guard import watch_gradients
+from distilldepth.distill.labels import label_batch
+from distilldepth.distill.optimiser import make_optimiser, schedule_factor
+from distilldepth.distill.processes import make_accelerator
 from distilldepth.distill.progress import Stopwatch
-from distilldepth.distill.run_folder import find_start
+from distilldepth.distill.record.folder import find_start
+from distilldepth.distill.record.log import keep_lines_until
 from distilldepth.distill.step import DistillationStep, StepInputs
-from distilldepth.distill.trainer import distill, label_batch, make_accelerator
+from distilldepth.distill.trainer import distill
 from distilldepth.files import cache_folder
 from distilldepth.folders import claim_folder
 from distilldepth.images.sources import open_source
@@ -394,7 +397,7 @@ def test_workers_that_nobody_ended_do_not_keep_python_from_ending(tmp_path):
     code = f"""
 from distilldepth.images.sources import open_source
 from distilldepth.distill.config import load_config
-from distilldepth.distill.data import CropDataset, StepBatches, crop_config, loading, split_heldout
+from distilldepth.distill.batches import CropDataset, StepBatches, crop_config, loading, split_heldout
 training, _ = split_heldout(open_source({str(tmp_path)!r}), 0)
 dataset = CropDataset(training, crop_config(load_config(settings=["size=32"])), seed=0)
 block = loading(dataset, StepBatches(0, 1000, 1), 1, pin=False)

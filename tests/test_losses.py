@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tolerances import INVARIANT, assert_gradient, assert_loss, assert_map
 
 from distilldepth import losses
+from distilldepth.distill.terms.table import TERMS
 from distilldepth.losses import (
     DistillationObjective,
     ObjectiveInputs,
@@ -28,6 +29,7 @@ from distilldepth.losses import (
     normalise,
     ssi_loss,
 )
+from distilldepth.ops import sample_crops
 
 TRIMMED = partial(ssi_loss, trim=0.2)
 PAIR_LOSSES = (gradient_loss, ssi_loss, l1_loss, TRIMMED)
@@ -486,7 +488,7 @@ def test_normalisations(normalisation, device):
         patches = data.patch_pseudo_labels, data.boxes, data.image_index, data.patch_valid
         if normalisation == "none":
             shared = l1_loss(*pair)
-            crops = losses.objective.sample_crops(data.prediction, data.boxes, data.image_index, (8, 9))
+            crops = sample_crops(data.prediction, data.boxes, data.image_index, (8, 9))
             each = [l1_loss(crops[i : i + 1], patches[0][i : i + 1], patches[3][i : i + 1]) for i in range(4)]
             local = sum(each) / 4
         else:
@@ -521,8 +523,8 @@ def test_a_term_of_weight_zero_is_not_computed(monkeypatch):
     def explode(*args, **kwargs):
         raise AssertionError("computed")
 
-    monkeypatch.setattr("distilldepth.losses.objective.gradient_loss", explode)
-    monkeypatch.setattr("distilldepth.losses.objective.crop_ssi_loss", explode)
+    monkeypatch.setattr("distilldepth.distill.terms.gradient.gradient_loss", explode)
+    monkeypatch.setattr("distilldepth.distill.terms.local_global.crop_ssi_loss", explode)
     module = objective(weights={"gradient": 0.0, "local_global": 0})
     assert [term.name for term in module.terms] == ["shared_context", "feature", "anchor"]
     module(inputs())
@@ -614,7 +616,7 @@ def test_mistakes_are_named():
         ({"weights": {"gradient": -1.0}}, "weight of gradient must be finite and not negative"),
         ({"weights": {"gradient": float("nan")}}, "weight of gradient"),
         ({"normalisation_shared": "hybrd"}, "did you mean 'hybrid'"),
-        ({"weights": dict.fromkeys(losses.objective.TERMS, 0.0)}, "at least one term"),
+        ({"weights": dict.fromkeys(TERMS, 0.0)}, "at least one term"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 import distilldepth as dd
 from distilldepth.distill import trainer
-from distilldepth.distill.checkpoint import Trained, list_checkpoints, read_tensors
+from distilldepth.distill.batches import split_heldout
 from distilldepth.distill.config import load_config
-from distilldepth.distill.data import split_heldout
-from distilldepth.distill.log import keep_lines_until
+from distilldepth.distill.record.checkpoint import Trained, list_checkpoints, read_tensors
+from distilldepth.distill.record.log import keep_lines_until
 from distilldepth.distill.trainer import distill
 
 SETTINGS = {

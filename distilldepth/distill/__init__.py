@@ -7,7 +7,7 @@ from distilldepth.lazy import lazy_names
 _NAMES = {
     "DistillConfig": "distilldepth.distill.config",
     "load_config": "distilldepth.distill.config",
-    "RunResult": "distilldepth.distill.trainer",
+    "RunResult": "distilldepth.distill.record.result",
     "distill": "distilldepth.distill.trainer",
 }
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from distilldepth.alignment import align
+from distilldepth.distill.batches import SourceView, whole_batches
 from distilldepth.distill.config import DistillConfig
-from distilldepth.distill.data import SourceView, whole_batches
-from distilldepth.distill.log import keep_lines_until
+from distilldepth.distill.record.log import keep_lines_until
 from distilldepth.documents import read_json_lines
 from distilldepth.files import write_atomically
 from distilldepth.inference.batches import without_relief
-from distilldepth.losses import normalise
+from distilldepth.losses.normalise import normalise
 from distilldepth.metrics import depth_metrics
 from distilldepth.models import DepthModel
 from distilldepth.models.base import predict_at
@@ -160,3 +160,9 @@ def _correlation(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
 def _ssi_error(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
     difference = (normalise(a, valid) - normalise(b, valid)).abs()
     return torch.where(valid, difference, 0.0).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
+
+
+def replaced_note(agreement: dict[str, Any]) -> str:
+    """Return what to say of held-out images that could not be read, nothing if all could."""
+    replaced = agreement.get("replaced")
+    return f" ({replaced} unreadable, another in its place)" if replaced else ""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import Tensor
 
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.muon import Muon, matrix_parameters
@@ -68,16 +65,3 @@ def schedule_factor(config: DistillConfig, step: int) -> float:
     if settings.schedule == "poly":
         return least + (1 - least) * (1 - progress) ** 0.9
     return 1.0
-
-
-def watch_gradients(accelerator: Accelerator, optimiser: Any, device: torch.device) -> Tensor | None:
-    """Give the fused optimiser a flag on the device that makes it skip a step with a non-finite gradient.
-
-    A branch on the host would wait for the device in every step. Under float16 the gradient scaler does the same.
-    """
-    if accelerator.scaler is not None or device.type not in ("cpu", "cuda"):
-        return None
-    inner = getattr(optimiser, "optimizer", optimiser)
-    flag = torch.zeros((), device=device)
-    inner.found_inf, inner.grad_scale = flag, None
-    return flag

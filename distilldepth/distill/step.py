@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from distilldepth.distill.objective import DistillationObjective
 from distilldepth.distill.progress import Stopwatch
-from distilldepth.losses import DistillationObjective, ObjectiveInputs
+from distilldepth.distill.terms.base import ObjectiveInputs
 from distilldepth.models import DepthModel
 from distilldepth.models.preprocess import nearest_size, resize, restore
 

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import errno
-import os
-import random
-import shlex
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
-from safetensors.torch import save_file
-from torch import Tensor
+from accelerate.utils import broadcast_object_list
 
 from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.device import resolve_device
 from distilldepth.distill.agreement import AgreementLog, measure_agreement, some_of
-from distilldepth.distill.augment import augment
-from distilldepth.distill.card import model_card, run_facts
-from distilldepth.distill.checkpoint import Trained, list_checkpoints, load_checkpoint, read_state, save_checkpoint
-from distilldepth.distill.config import DistillConfig
-from distilldepth.distill.data import (
+from distilldepth.distill.batches import (
     CropDataset,
-    SourceView,
     StepBatches,
     crop_config,
     fingerprint,
@@ -40,25 +26,33 @@ from distilldepth.distill.data import (
     next_batch,
     process_ended,
     split_heldout,
-    whole_batches,
 )
+from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.ema import WeightAverage
-from distilldepth.distill.judge import Finding, judge
-from distilldepth.distill.log import RunLog, keep_lines_until
-from distilldepth.distill.optimiser import make_optimiser, set_learning_rate, watch_gradients
+from distilldepth.distill.guard import FULL, stop_if_not_finite, stopped, watch_gradients
+from distilldepth.distill.judge import judge
+from distilldepth.distill.labels import label_batch
+from distilldepth.distill.objective import make_objective
+from distilldepth.distill.optimiser import make_optimiser, set_learning_rate
+from distilldepth.distill.processes import make_accelerator, seed_step, settle_precisions
 from distilldepth.distill.progress import ProgressLine, Stopwatch
-from distilldepth.distill.recipe import is_random, rate_warning, settle_optimiser, usual_rate
-from distilldepth.distill.report import read_metrics, write_report
-from distilldepth.distill.run_folder import METRICS, continue_folder, find_start, recorded_precisions, start_folder
-from distilldepth.distill.step import DistillationStep, StepInputs
+from distilldepth.distill.recipe import rate_warning, settle_optimiser, usual_rate
+from distilldepth.distill.record.card import model_card
+from distilldepth.distill.record.checkpoint import (
+    Trained,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
+from distilldepth.distill.record.folder import METRICS, continue_folder, find_start, recorded_precisions, start_folder
+from distilldepth.distill.record.log import RunLog, keep_lines_until
+from distilldepth.distill.record.page import read_metrics, write_report
+from distilldepth.distill.record.result import RunResult, run_facts
+from distilldepth.distill.step import DistillationStep
 from distilldepth.errors import DistillDepthError, UsageError
-from distilldepth.files import atomic_path
 from distilldepth.folders import claim_folder
 from distilldepth.images.sources import ImageSource, check_readable, open_source
-from distilldepth.losses import DistillationObjective, center_and_spread, distill_any_depth_objective
-from distilldepth.machine import resolve_precision
 from distilldepth.models import DepthModel, create_student, load_model, save_model
-from distilldepth.models.base import predict_at
 from distilldepth.models.preprocess import nearest_size
 from distilldepth.ops.backend import available_backends
 from distilldepth.signals import Interrupted, StopRequest
@@ -66,30 +60,8 @@ from distilldepth.teachers.pool import load_teachers
 from distilldepth.teachers.spec import TeacherSpec, check_known, parse_teachers
 from distilldepth.teachers.teacher import Teacher
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""What the system says when a disk is full, or as much of it as the user may have."""
 _TOLD = 5
 """Unreadable images that are named while the run goes on."""
-
-
-@dataclass
-class RunResult:
-    """What a finished run leaves behind."""
-
-    folder: Path
-    """The run folder."""
-    steps: int
-    """Steps that the student was trained for."""
-    before: dict[str, Any]
-    """Agreement on held-out images before training, by teacher."""
-    after: dict[str, Any]
-    """The same after training."""
-    seconds: float
-    """Wall-clock time of training, resumed parts included."""
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    """Agreement in the course of the run: `step`, `images`, `teachers` with scores by name."""
-    findings: list[Finding] = field(default_factory=list)
-    """What is wrong with the student, the worst first; empty if it is as it should be."""
 
 
 def distill(config: DistillConfig, *, command: str = "") -> RunResult:
@@ -121,7 +93,7 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
             raise
         raise process_ended(error) from error
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         raise DistillDepthError(
             f"distill: {folder} cannot be written ({error.strerror}); make room, then continue with --resume auto"
@@ -238,7 +210,7 @@ def _distill(
         if not save_checkpoint(accelerator, trained, checkpoints, done, log.state(), keep=config.keep_checkpoints):
             row = log.flush(done, optimiser.param_groups[-1]["lr"], stopwatch.shares()) if log.has_samples else {}
             what = "a weight or the optimiser's state is not finite"
-            raise _stopped(config, row | {"step": done}, what, log.bad_batch, dataset, accelerator, folder)
+            raise stopped(config, row | {"step": done}, what, log.bad_batch, dataset, accelerator, folder)
 
     unreadable: set[str] = set()
     step_module.train()
@@ -282,7 +254,7 @@ def _distill(
                     if len(unreadable) < _TOLD and text not in unreadable:
                         unreadable.add(text)
                         progress.write(f"distilldepth: warning: {text}; another image takes its place")
-                _stop_if_not_finite(config, row, log.bad_batch, dataset, accelerator, folder)
+                stop_if_not_finite(config, row, log.bad_batch, dataset, accelerator, folder)
             between = config.agreement_every and done % config.agreement_every == 0 and done < config.steps
             if between and accelerator.is_main_process and len(heldout):
                 if average is not None:
@@ -322,22 +294,6 @@ def _distill(
 
 def _tell(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-def settle_precisions(config: DistillConfig, device: torch.device, recorded: dict[str, str]) -> dict[str, str]:
-    """Return the precision of student, teachers and Muon's iteration.
-
-    What is left open is what the run began with if it is `recorded`, so that a resumed run computes the same, and what
-    is fast on this machine if not.
-    """
-    asked = {"student": config.precision, "teachers": config.teacher_precision, "muon": "auto"}
-    if config.optimiser.algorithm != "muon":
-        del asked["muon"]
-    settled = {"muon": "float32"}
-    for who, precision in asked.items():
-        known = recorded.get(who, "auto") if precision == "auto" else precision
-        settled[who] = resolve_precision(known, device, what=f"distill, {who}")
-    return settled
 
 
 def _first_state(source: ImageSource, accelerator: Accelerator, precisions: dict[str, str]) -> dict[str, Any]:
@@ -423,175 +379,3 @@ def check_single_batch(student: DepthModel, config: DistillConfig) -> None:
             f"distill: one image of {height} x {width} is too little for {student.info.name} to normalise over; "
             "use --batch-size 2 or a larger --size"
         ) from error
-
-
-def make_accelerator(config: DistillConfig, precision: str) -> Accelerator:
-    """Return the accelerator for a configuration; under `accelerate launch` the launcher decides on the device."""
-    device = resolve_device(config.device)
-    kind = device.type
-    if kind == "cuda" and "LOCAL_RANK" not in os.environ:
-        torch.cuda.set_device(device)
-    names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-    # It is one for the whole process and refuses another precision; a process may train several students in turn.
-    AcceleratorState._reset_state()
-    return Accelerator(
-        cpu=kind == "cpu",
-        mixed_precision=names[precision],
-        gradient_accumulation_steps=config.grad_accumulation,
-        # The Depth Anything head and teachers without features leave parameters without gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-
-
-def make_objective(
-    config: DistillConfig, student: DepthModel, teachers: list[Teacher], training: SourceView
-) -> DistillationObjective:
-    """Return the weighted terms of the run.
-
-    Feature projections are sized from the models' own widths. A student with trained weights is anchored at the centre
-    and spread that it has on some of the training images; a random one at the default.
-    """
-    loss = config.loss
-    weights = {
-        "shared_context": loss.shared_context,
-        "local_global": loss.local_global if config.crop.patches else 0.0,
-        "feature": loss.feature,
-        "gradient": loss.gradient,
-        "aligned_log": loss.aligned_log,
-        "anchor": loss.anchor,
-    }
-    student_channels, teacher_channels = None, None
-    if loss.feature:
-        teacher_channels = {t.name: w for t in teachers if (w := feature_width(t.model)) is not None}
-        student_channels = feature_width(student) if teacher_channels else None
-        if student_channels is None or not teacher_channels:
-            weights["feature"] = 0.0
-    anchor: dict[str, float] = {}
-    if loss.anchor and not is_random(student):
-        anchor["anchor_center"], anchor["anchor_spread"] = output_range(student, training, config)
-    return distill_any_depth_objective(
-        **anchor,
-        weights=weights,
-        normalisation_shared=loss.normalisation_shared,
-        normalisation_local_global=loss.normalisation_local_global,
-        contexts=loss.contexts,
-        aligned_log_knee=loss.aligned_log_knee or None,
-        student_channels=student_channels,
-        teacher_channels=teacher_channels or None,
-    )
-
-
-@torch.inference_mode()
-def output_range(
-    student: DepthModel, training: SourceView, config: DistillConfig, images: int = 16
-) -> tuple[float, float]:
-    """Return the mean centre and spread of a student's maps on the first training images."""
-    student.eval()
-    some = SourceView(training, range(min(images, len(training))))
-    parts = [
-        center_and_spread(predict_at(student, batch["image"].float() / 255))
-        for batch in whole_batches(some, config, config.batch_size)
-    ]
-    center, spread = (torch.cat(values).mean() for values in zip(*parts, strict=True))
-    return float(center), max(float(spread), 1e-3)
-
-
-def feature_width(model: torch.nn.Module | None) -> int | None:
-    """Return the channels of a model's last encoder features, None if it offers none."""
-    if model is None:
-        return None
-    was_training = model.training
-    device = next(model.parameters()).device
-    side = max(-(-64 // model.preprocessing.multiple), 1) * model.preprocessing.multiple
-    with torch.inference_mode():
-        features = model.eval()(torch.zeros(1, 3, side, side, device=device), features=True).features
-    model.train(was_training)
-    return features["encoder"].shape[1] if "encoder" in features else None
-
-
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Seed every generator from (seed, step, process), so that nothing random depends on what ran before."""
-    mixed = int(np.random.SeedSequence([seed, 4, step, process]).generate_state(1)[0])
-    torch.manual_seed(mixed)
-    random.seed(mixed)
-    np.random.seed(mixed)
-
-
-def label_batch(
-    batch: dict[str, Any], teacher: Teacher, config: DistillConfig, device: torch.device, *, features: bool
-) -> StepInputs:
-    """Move a batch to the device, let the teacher label regions and windows, and augment the student's view."""
-    images = _to_float(batch["image"], device)
-    depth = _move(batch.get("depth"), device)
-    label = teacher.label(images, depth, features=features)
-    inputs = StepInputs(
-        augment(images, config.augment),
-        label.disparity,
-        label.valid,
-        teacher_features=label.features,
-        teacher=teacher.name,
-        inverse_depth=teacher.info.quantity == "metric_depth",
-    )
-    if batch["boxes"].shape[1] and config.loss.local_global:
-        patches = _to_float(batch["patches"].flatten(0, 1), device)
-        patch_depth = batch.get("patch_depth")
-        patch_label = teacher.label(patches, _move(None if patch_depth is None else patch_depth.flatten(0, 1), device))
-        inputs.patch_pseudo_labels, inputs.patch_valid = patch_label.disparity, patch_label.valid
-        inputs.boxes = _move(batch["boxes"].flatten(0, 1), device)
-    return inputs
-
-
-def _to_float(images: Tensor, device: torch.device) -> Tensor:
-    moved = images.to(device, non_blocking=True)
-    return moved.float().div_(255).contiguous(memory_format=torch.channels_last)
-
-
-def _move(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device, non_blocking=True)
-
-
-def _stop_if_not_finite(
-    config: DistillConfig,
-    row: dict[str, Any],
-    bad_batch: int,
-    dataset: CropDataset,
-    accelerator: Accelerator,
-    folder: Path,
-) -> None:
-    """Stop the run, with the last bad batch made again and saved, when too much of it was not finite."""
-    broken = not np.isfinite(row["loss"]) or not np.isfinite(row.get("grad_norm", 0.0))
-    if row["skipped"] <= config.max_skipped_share * row["samples"] and not broken:
-        return
-    what = (
-        "the loss or its gradient is not finite"
-        if broken
-        else f"{row['skipped']} of the last {row['samples']} samples are not finite "
-        f"(max_skipped_share {config.max_skipped_share})"
-    )
-    raise _stopped(config, row, what, bad_batch, dataset, accelerator, folder)
-
-
-def _stopped(
-    config: DistillConfig,
-    row: dict[str, Any],
-    what: str,
-    bad_batch: int,
-    dataset: CropDataset,
-    accelerator: Accelerator,
-    folder: Path,
-) -> DistillDepthError:
-    """The error that ends a run with numbers that are not finite: where they are, and the command that goes on."""
-    step, where = row["step"], ""
-    if accelerator.is_main_process and bad_batch >= 0:
-        path = folder / f"failed-step-{step:08d}.safetensors"
-        batches = StepBatches(bad_batch, bad_batch + 1, config.batch_size, processes=accelerator.num_processes)
-        images = torch.stack([dataset[ordinal]["image"] for ordinal in next(iter(batches))])
-        with atomic_path(path) as temporary:
-            save_file({"image": images}, temporary)
-        where = f"the batch is in {path}; "
-    rate = f"optimiser.lr={config.optimiser.lr / 5:g}"
-    going_on = ["--resume", "auto"] if list_checkpoints(folder / "checkpoints") else ["--overwrite"]
-    again = ["distilldepth", "distill", "--config", str(folder / "config.toml"), *going_on, "--set", rate]
-    return DistillDepthError(
-        f"distill: stopped at step {step}: {what}; {where}with a smaller learning rate: {shlex.join(again)}"
-    )

@@ -1,13 +1,24 @@
-"""Losses between a student's and a teacher's maps, and the objectives that weigh them."""
+"""Losses between a student's and a teacher's maps: functions of tensors.
 
+How they are weighed and what they are given in a training step is the business of `distilldepth.distill.terms`.
+"""
+
+from distilldepth.lazy import lazy_names
 from distilldepth.losses.aligned_log import aligned_log_loss
 from distilldepth.losses.anchor import anchor_loss
 from distilldepth.losses.feature import feature_loss
 from distilldepth.losses.gradient import gradient_loss
 from distilldepth.losses.normalise import center_and_spread, normalise
-from distilldepth.losses.objective import DistillationObjective, ObjectiveInputs, Term, distill_any_depth_objective
 from distilldepth.losses.pixel import l1_loss, ssi_loss
 from distilldepth.ops import channel_kl_loss, crop_ssi_loss, hybrid_norm_loss
+
+_ELSEWHERE = {
+    "DistillationObjective": "distilldepth.distill.objective",
+    "ObjectiveInputs": "distilldepth.distill.terms.base",
+    "Term": "distilldepth.distill.terms.base",
+    "distill_any_depth_objective": "distilldepth.distill.objective",
+}
+"""Names that earlier versions had here: objectives know models and teachers now, and live with the training."""
 
 __all__ = [
     "DistillationObjective",
@@ -26,3 +37,5 @@ __all__ = [
     "normalise",
     "ssi_loss",
 ]
+
+__getattr__, _ = lazy_names(__name__, _ELSEWHERE)

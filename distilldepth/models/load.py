@@ -20,12 +20,7 @@ from distilldepth.models.families import find_family
 from distilldepth.models.files import CHECKPOINT_SUFFIXES, read_weights
 from distilldepth.models.pretrained import read_json
 from distilldepth.models.saved import FORMAT, load_saved
-from distilldepth.models.state_dict import (
-    _MISFITS,
-    ADAPTER,
-    _why,
-    find_state,
-)
+from distilldepth.models.state_dict import _MISFITS, ADAPTER, _why, find_state
 
 
 class CheckpointWarning(UserWarning):

@@ -4,64 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-import distilldepth
-from distilldepth.distill.config import DistillConfig
-from distilldepth.distill.judge import as_dicts
-from distilldepth.models import DepthModel
-from distilldepth.settings import to_toml
-from distilldepth.teachers.teacher import Teacher
+from distilldepth.distill.agreement import replaced_note
 
 if TYPE_CHECKING:
-    from distilldepth.distill.trainer import RunResult
-
-
-def run_facts(
-    config: DistillConfig,
-    student: DepthModel,
-    teachers: list[Teacher],
-    images: str,
-    result: RunResult,
-    command: str,
-    state: dict[str, Any],
-) -> dict[str, Any]:
-    """Collect what the model card and the report say, as plain data."""
-    return {
-        "distilldepth": distilldepth.__version__,
-        "torch": torch.__version__,
-        "command": command,
-        "student": student.info.name,
-        "family": student.info.family,
-        "quantity": student.info.quantity,
-        "parameters": sum(parameter.numel() for parameter in student.parameters()),
-        "initial_weights": student.info.source,
-        "initial_licence": student.info.licence,
-        "teachers": [
-            {
-                "name": teacher.name,
-                "weight": teacher.weight,
-                "quantity": teacher.info.quantity,
-                "licence": teacher.info.licence,
-                "source": teacher.info.source,
-                "notes": list(teacher.info.notes),
-            }
-            for teacher in teachers
-        ],
-        "images": images,
-        "steps": result.steps,
-        "batch_size": config.batch_size * config.grad_accumulation,
-        "size": config.size,
-        "seconds": round(result.seconds, 1),
-        "skipped_samples": state["skipped"],
-        "unreadable_images": state["unreadable"],
-        "before": result.before,
-        "after": result.after,
-        "agreement": result.curve,
-        "changes": state["changes"],
-        "findings": as_dicts(result.findings),
-        "config": to_toml(config),
-    }
+    pass
 
 
 def model_card(facts: dict[str, Any]) -> str:
@@ -102,12 +48,6 @@ larger = nearer.
 A student learns from its teachers' outputs and its initial weights. Their licences are listed above; whether they
 bind the student is for you to judge, and a non-commercial teacher is a reason to ask.
 """
-
-
-def replaced_note(agreement: dict[str, Any]) -> str:
-    """Return what to say of held-out images that could not be read, nothing if all could."""
-    replaced = agreement.get("replaced")
-    return f" ({replaced} unreadable, another in its place)" if replaced else ""
 
 
 def agreement_table(facts: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distilldepth.distill.card import replaced_note
+from distilldepth.distill.agreement import replaced_note
 from distilldepth.documents import read_json_lines
 from distilldepth.files import write_atomically
 from distilldepth.formats.colormaps import colorize

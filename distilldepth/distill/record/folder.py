@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from distilldepth.distill.agreement import AGREEMENT
-from distilldepth.distill.checkpoint import (
+from distilldepth.distill.config import DistillConfig, load_config
+from distilldepth.distill.record.checkpoint import (
     CONTENTS,
     EARLIER_CONTENTS,
     list_checkpoints,
@@ -16,7 +17,6 @@ from distilldepth.distill.checkpoint import (
     read_state,
     read_tensors,
 )
-from distilldepth.distill.config import DistillConfig, load_config
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
 from distilldepth.folders import LOCK, FolderKind

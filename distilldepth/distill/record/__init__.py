@@ -1,0 +1,1 @@
+"""What lies in a run folder: checkpoints, log, facts, model card and page."""

@@ -1,0 +1,1 @@
+"""One file per term of the objective; `table` names them all, without torch."""

@@ -1,0 +1,55 @@
+"""The encoder features of student and teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from distilldepth.distill.terms.base import ObjectiveInputs, Term
+from distilldepth.losses.feature import feature_loss
+
+
+class FeatureTerm(Term):
+    """Encoder features of student and teacher (L_feat).
+
+    Where the widths differ a 1x1 projection of the student's features, one per teacher, is trained with the student and
+    dropped with the objective. They are made here, not at the first batch, so that optimiser and checkpoints know them.
+    """
+
+    needs = frozenset({"features"})
+
+    def __init__(
+        self,
+        weight: float,
+        student_channels: int,
+        teacher_channels: Mapping[str, int],
+        *,
+        tolerance: float = 0.15,
+        level: str = "encoder",
+    ) -> None:
+        super().__init__("feature", weight)
+        self.tolerance, self.level = tolerance, level
+        self._widths = dict(teacher_channels)
+        self.projections = nn.ModuleList(
+            nn.Identity() if width == student_channels else nn.Conv2d(student_channels, width, 1)
+            for width in self._widths.values()
+        )
+
+    def is_met(self, inputs: ObjectiveInputs) -> bool:
+        return self.level in inputs.student_features and self.level in inputs.teacher_features
+
+    def forward(self, inputs: ObjectiveInputs) -> Tensor:
+        teacher = inputs.teacher_features[self.level]
+        student = self._projection(inputs.teacher, teacher.shape[1])(inputs.student_features[self.level].float())
+        return feature_loss(student, teacher, tolerance=self.tolerance)
+
+    def _projection(self, name: str, width: int) -> nn.Module:
+        fitting = [i for i, known in enumerate(self._widths.items()) if known[1] == width and name in ("", known[0])]
+        if len(fitting) != 1:
+            known = ", ".join(f"{key} ({value})" for key, value in self._widths.items())
+            raise ValueError(
+                f"FeatureTerm: teacher features must come from one of {known}, got {width} channels of {name or 'a'} "
+                f"teacher; name the teacher in ObjectiveInputs.teacher"
+            )
+        return self.projections[fitting[0]]
