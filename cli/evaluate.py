@@ -293,8 +293,8 @@ def _score(given: dict[str, Any]) -> None:
     from contextlib import ExitStack
 
     from distilldepth.bench import command_line
+    from distilldepth.evaluate.record.table import make_table
     from distilldepth.evaluate.run import evaluate as run
-    from distilldepth.evaluate.table import make_table
 
     with ExitStack() as stack:
         try:
@@ -410,8 +410,8 @@ def _sizes(shapes: list[list[int]]) -> str:
 
 
 def _compare(given: dict[str, Any]) -> None:
-    from distilldepth.evaluate.result import read_evaluation
-    from distilldepth.evaluate.statistics import compare, make_comparison_table
+    from distilldepth.evaluate.compare import compare, make_comparison_table
+    from distilldepth.evaluate.record.result import read_evaluation
 
     a, b = map(read_evaluation, given["compare"])
     try:
@@ -439,7 +439,7 @@ def _compare(given: dict[str, Any]) -> None:
 def _analyse(given: dict[str, Any]) -> None:
     from contextlib import ExitStack
 
-    from distilldepth.evaluate.analysis import local_global
+    from distilldepth.evaluate.local_global import local_global
 
     datasets = _open(given)
     with ExitStack() as stack:
@@ -457,13 +457,13 @@ def _analyse(given: dict[str, Any]) -> None:
 
 
 def _published_rows(kinds: list[str]) -> list[dict[str, Any]]:
-    from distilldepth.evaluate.published import published_rows
+    from distilldepth.evaluate.record.published import published_rows
 
     return [row for kind in kinds if kind for row in published_rows(kind)]
 
 
 def _show_published(given: dict[str, Any]) -> None:
-    from distilldepth.evaluate.published import make_published_table, published_kinds
+    from distilldepth.evaluate.record.published import make_published_table, published_kinds
 
     options.write_json(_published_rows(list(published_kinds())), given["json_file"])
     if given["json_file"] != "-":
@@ -474,7 +474,7 @@ def _submit(given: dict[str, Any]) -> None:
     from contextlib import ExitStack
 
     from distilldepth.datasets import submission_items
-    from distilldepth.evaluate.run import open_model
+    from distilldepth.evaluate.baselines import open_model
     from distilldepth.evaluate.submission import write_kitti_submission
 
     if given["root"] is None:

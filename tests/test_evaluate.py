@@ -580,7 +580,7 @@ def test_wrong_usage_is_exit_2(args, message):
 
 def test_the_words_of_the_command_are_those_of_the_library():
     from distilldepth.cli import evaluate as command
-    from distilldepth.evaluate.predictions import FORMATS
+    from distilldepth.evaluate.record.saved_maps import FORMATS
     from distilldepth.models.base import QUANTITIES
 
     assert set(command.PREDICTION_FORMATS) == set(FORMATS)

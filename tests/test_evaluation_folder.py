@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from distilldepth.cli.main import cli
-from distilldepth.evaluate.result import read_evaluation
+from distilldepth.evaluate.record.result import read_evaluation
 
 
 def run(*arguments):

@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from distilldepth.cli.main import cli
 from distilldepth.errors import DistillDepthError, UsageError
-from distilldepth.evaluate.predictions import save_prediction
+from distilldepth.evaluate.record.saved_maps import save_prediction
 from distilldepth.images.decode import list_images
 from distilldepth.images.listing import is_own_file, is_own_picture
 from distilldepth.images.sources import open_source

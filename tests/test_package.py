@@ -87,6 +87,10 @@ def test_rooms_import_what_lies_below_them_only():
     assert not wrong, wrong
 
 
+def test_no_circle_of_files_imports_itself():
+    assert circles(file_graph(REPOSITORY)) == []
+
+
 def test_circles_are_found():
     graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": set(), "f": {"g", "a"}, "g": {"f"}}
     assert circles(graph) == [["a", "b", "c"], ["f", "g"]]

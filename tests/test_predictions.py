@@ -16,8 +16,8 @@ from distilldepth.datasets import submission_items
 from distilldepth.datasets.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate import StoredPredictions, evaluate
-from distilldepth.evaluate.cases import Cases
-from distilldepth.evaluate.predictions import check_distinct, save_prediction
+from distilldepth.evaluate.record.cases import Cases
+from distilldepth.evaluate.record.saved_maps import check_distinct, save_prediction
 from distilldepth.evaluate.submission import write_kitti_submission
 from distilldepth.formats.kitti import write_kitti_png
 from distilldepth.formats.png import write_depth_png

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from distilldepth.evaluate.published import (
+from distilldepth.evaluate.record.published import (
     TASKS,
     format_published,
     make_published_table,

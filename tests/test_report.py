@@ -16,12 +16,12 @@ from PIL import Image
 from rich.console import Console
 
 from distilldepth.errors import DistillDepthError
-from distilldepth.evaluate.cases import FOLDER, Cases
 from distilldepth.evaluate.protocol import PROTOCOLS
-from distilldepth.evaluate.published import published_rows
-from distilldepth.evaluate.report import write_report
-from distilldepth.evaluate.result import Evaluation
-from distilldepth.evaluate.table import format_metric, make_table, to_csv, to_latex, to_markdown
+from distilldepth.evaluate.record.cases import FOLDER, Cases
+from distilldepth.evaluate.record.page import write_report
+from distilldepth.evaluate.record.published import published_rows
+from distilldepth.evaluate.record.result import Evaluation
+from distilldepth.evaluate.record.table import format_metric, make_table, to_csv, to_latex, to_markdown
 from distilldepth.pages import Chart, data_url, depth_ticks, jpeg, nice_ticks, palette_png, png
 
 BINS = [[1.0, 2.0, 30, 3.0, 27], [2.0, 4.0, 10, 4.0, 2]]

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from distilldepth.cli.main import cli
 from distilldepth.evaluate import Evaluation, choose_protocol
-from distilldepth.evaluate.statistics import bootstrap_interval, compare, mean_intervals
+from distilldepth.evaluate.compare import compare
+from distilldepth.evaluate.statistics import bootstrap_interval, mean_intervals
 
 
 def test_an_interval_of_a_normal_mean_is_nearly_the_analytic_one():

@@ -38,12 +38,7 @@ from distilldepth.distill.processes import make_accelerator, seed_step, settle_p
 from distilldepth.distill.progress import ProgressLine, Stopwatch
 from distilldepth.distill.recipe import rate_warning, settle_optimiser, usual_rate
 from distilldepth.distill.record.card import model_card
-from distilldepth.distill.record.checkpoint import (
-    Trained,
-    load_checkpoint,
-    read_state,
-    save_checkpoint,
-)
+from distilldepth.distill.record.checkpoint import Trained, load_checkpoint, read_state, save_checkpoint
 from distilldepth.distill.record.folder import METRICS, continue_folder, find_start, recorded_precisions, start_folder
 from distilldepth.distill.record.log import RunLog, keep_lines_until
 from distilldepth.distill.record.page import read_metrics, write_report

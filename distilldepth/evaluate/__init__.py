@@ -6,13 +6,13 @@ from distilldepth.lazy import lazy_names
 
 _NAMES = {
     "evaluate": "distilldepth.evaluate.run",
-    "Evaluation": "distilldepth.evaluate.result",
-    "read_evaluation": "distilldepth.evaluate.result",
+    "Evaluation": "distilldepth.evaluate.record.result",
+    "read_evaluation": "distilldepth.evaluate.record.result",
     "open_data": "distilldepth.datasets.open",
     "StoredPredictions": "distilldepth.evaluate.predictions",
     "bootstrap_interval": "distilldepth.evaluate.statistics",
-    "compare": "distilldepth.evaluate.statistics",
-    "Comparison": "distilldepth.evaluate.statistics",
+    "compare": "distilldepth.evaluate.compare",
+    "Comparison": "distilldepth.evaluate.compare",
     "Protocol": "distilldepth.evaluate.protocol",
     "PROTOCOLS": "distilldepth.evaluate.protocol",
     "choose_protocol": "distilldepth.evaluate.protocol",

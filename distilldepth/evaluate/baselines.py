@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,15 @@ def load_baseline(kind: str) -> Baseline:
     if kind not in BASELINES:
         raise UsageError(f"load_baseline: kind must be known, got {kind!r}{did_you_mean(kind, BASELINES)}")
     return Baseline(kind).eval()
+
+
+def open_model(model: str | Path | DepthModel, offline: bool = False) -> DepthModel:
+    """Return the model that `evaluate` would score: a name, path or hub id, or `baseline:constant` and so on."""
+    if isinstance(model, DepthModel):
+        return model
+    kind, colon, name = str(model).partition(":")
+    if colon and kind == "baseline":
+        return load_baseline(name)
+    from distilldepth.models import load_model
+
+    return load_model(model, offline=offline)

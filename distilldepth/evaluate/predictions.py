@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,95 +13,21 @@ import numpy as np
 
 from distilldepth.datasets.rgbd import one_channel, read_grey
 from distilldepth.datasets.truth import Dataset, Item
-from distilldepth.errors import DistillDepthError, did_you_mean
-from distilldepth.files import expand_user, file_digest, write_atomically
-from distilldepth.formats.kitti import KITTI_SCALE, write_kitti_png
+from distilldepth.errors import DistillDepthError
+from distilldepth.evaluate.record.saved_maps import FORMATS, INDEX, _inside, _stem
+from distilldepth.files import expand_user, file_digest
+from distilldepth.formats.kitti import KITTI_SCALE
 from distilldepth.formats.npy import read_npy
-from distilldepth.images.decode import IMAGE_SUFFIXES, open_file, open_image
+from distilldepth.images.decode import open_file, open_image
 from distilldepth.models.base import QUANTITIES, DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.models.pretrained import read_json
 
-FORMATS = {"npy": ".npy", "png16": ".png", "kitti": ".png"}
-"""How a map is written, with the suffix: float32 as predicted; 16-bit PNG whose text says scale and quantity; 16-bit
-PNG of metres x 256 with 0 for unknown, as the KITTI benchmark has it."""
-
 SUFFIXES = (".npy", ".png")
 EXTRAS = ("uncertainty", "std")
 """Further maps beside a prediction: larger = less certain, without a unit; and a standard deviation in metres."""
-INDEX = "predictions.json"
-"""Beside saved maps: which model made them, what their numbers mean and how they are stored."""
 _PROBED = 16
 """PNGs that are asked what they hold, where there is no index; coloured pictures may lie among them."""
-
-
-def prediction_path(folder: Path, dataset: str, name: str, form: str) -> Path:
-    """Return where the map of a sample is saved: `folder/dataset/` and the sample's name with the format's suffix.
-
-    Raises:
-        ValueError: unknown format.
-    """
-    if form not in FORMATS:
-        raise ValueError(f"save_prediction: form must be known, got {form!r}{did_you_mean(form, FORMATS)}")
-    return folder / _inside(dataset) / (_stem(_inside(name)) + FORMATS[form])
-
-
-def check_distinct(datasets: Sequence[Dataset], form: str) -> None:
-    """See that every sample has a file of its own.
-
-    Raises:
-        ValueError: two samples would be saved to one file.
-    """
-    seen: dict[Path, str] = {}
-    for dataset in datasets:
-        for item in dataset.items:
-            path = prediction_path(Path(), dataset.name, item.name, form)
-            if path in seen:
-                raise ValueError(
-                    f"save_prediction: samples must have different names without suffix, got {seen[path]} and "
-                    f"{item.name} in {dataset.name}, which would both be saved as {path}; rename one of them"
-                )
-            seen[path] = item.name
-
-
-def save_prediction(
-    folder: str | Path, dataset: str, name: str, values: np.ndarray, quantity: str, *, form: str = "npy"
-) -> Path:
-    """Write one predicted map and return its path.
-
-    Args:
-        folder: the folder of predictions.
-        dataset, name: of the sample; the map goes to `folder/dataset/name` with the format's suffix.
-        values: `(H, W)`, any float dtype, in `quantity`.
-        quantity: `disparity`, `depth` or `metric_depth`.
-        form: `npy` (float32, exact), `png16` (see `write_depth_png`) or `kitti` (uint16 = metres x 256, 0 unknown).
-
-    Raises:
-        ValueError: not a map, unknown format, or `kitti` for a map without metres.
-        OSError: the file cannot be written.
-    """
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"save_prediction: values must be (H, W) and not empty, got shape {tuple(values.shape)}")
-    path = prediction_path(Path(folder), dataset, name, form)
-    if form == "kitti":
-        write_kitti_png(path, values, quantity)
-    else:
-        from distilldepth.formats.npy import write_npy
-        from distilldepth.formats.png import write_depth_png
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if form == "npy":
-            write_npy(path, values)
-        else:
-            write_depth_png(path, values, quantity)
-    return path
-
-
-def write_index(folder: Path, info: ModelInfo, form: str) -> None:
-    """Write `predictions.json`, from which `StoredPredictions` learns what the maps of the folder are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    index = {"model": info.name, "licence": info.licence, "quantity": info.quantity, "format": form}
-    write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 class StoredPredictions(DepthModel):
@@ -321,18 +246,6 @@ def _candidates(folder: Path, dataset: str, name: str, alone: bool = False) -> I
         relative += [PurePosixPath(stem) for stem in stems]
     for base, path, suffix in itertools.product((folder / _inside(dataset), folder), relative, SUFFIXES):
         yield base / path.with_name(path.name + suffix)
-
-
-def _inside(name: str) -> str:
-    """The name as a relative path that stays inside its folder: `../a/b.png`, as in a manifest, becomes `a/b.png`."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    return "/".join(part for part in path.parts if part not in ("/", ".", "..")) or "unnamed"
-
-
-def _stem(name: str) -> str:
-    """The name without the suffix of an image; other dots belong to the name."""
-    path = PurePosixPath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def _read_index(folder: Path) -> tuple[dict[str, Any], Path]:

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 from distilldepth.datasets.truth import Dataset
 from distilldepth.documents import read_json, read_json_lines
 from distilldepth.errors import DistillDepthError
+from distilldepth.evaluate.record.result import RESULT
 from distilldepth.files import write_atomically
 from distilldepth.folders import LOCK, FolderKind, claim_folder
 from distilldepth.models.base import DepthModel
 from distilldepth.models.digest import model_digest
 
 if TYPE_CHECKING:
-    from distilldepth.evaluate.result import Evaluation
+    from distilldepth.evaluate.record.result import Evaluation
 
-RESULT, PROGRESS, RUN, PREDICTIONS = "result.json", "progress.jsonl", "run.json", "predictions"
+PROGRESS, RUN, PREDICTIONS = "progress.jsonl", "run.json", "predictions"
 EVALUATION = FolderKind(
     "evaluation",
     "evaluate",
@@ -64,7 +65,7 @@ def check_folder(folder: Path, resume: str, overwrite: bool) -> None:
 
 def _saved_maps(folder: Path) -> list[Path]:
     """The maps that the evaluation in a folder has saved, by its own records; none if they cannot be read."""
-    from distilldepth.evaluate.predictions import FORMATS, prediction_path
+    from distilldepth.evaluate.record.saved_maps import FORMATS, prediction_path
 
     try:
         form = read_json(folder / RUN).get("save_predictions")
@@ -177,7 +178,8 @@ class RunFolder:
 
     def write_results(self, evaluation: Evaluation) -> None:
         """Write `result.json`, `samples.csv`, `table.md`, `table.tex` and `report.html`, each whole or not at all."""
-        from distilldepth.evaluate import report, table
+        from distilldepth.evaluate.record import page as report
+        from distilldepth.evaluate.record import table
 
         texts = {
             RESULT: json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",

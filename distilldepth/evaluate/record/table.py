@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from distilldepth.evaluate.aggregate import headline
+
 COLUMNS = {
     "abs_rel": "AbsRel",
     "sq_rel": "SqRel",
@@ -114,16 +116,6 @@ class _Table:
             table.columns[0].no_wrap = False
             table.columns[0].max_width = 34 if separator == " " else 24 if len(names) > 2 else 16
         return table
-
-
-def headline(dataset: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the metrics of a dataset by its protocol's aggregation, and the intervals that belong to them.
-
-    Intervals are of per-image means, so there are none beside pixel-pooled numbers.
-    """
-    if dataset.get("rules", {}).get("aggregation") == "pixel-pooled" and dataset.get("pooled"):
-        return {**dataset["metrics"], **dataset["pooled"]}, {}
-    return dataset["metrics"], dataset.get("intervals") or {}
 
 
 def frames_of(dataset: dict[str, Any]) -> str:

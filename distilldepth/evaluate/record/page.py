@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from distilldepth.errors import DistillDepthError
-from distilldepth.evaluate.cases import Case, Cases
-from distilldepth.evaluate.published import (
+from distilldepth.evaluate.aggregate import headline
+from distilldepth.evaluate.record.cases import Case, Cases
+from distilldepth.evaluate.record.published import (
     dataset_title,
     format_published,
     method_of,
@@ -20,13 +21,12 @@ from distilldepth.evaluate.published import (
     published_rows,
     short_source,
 )
-from distilldepth.evaluate.table import (
+from distilldepth.evaluate.record.table import (
     COLUMNS,
     INTERVALS,
     doubts,
     format_metric,
     frames_of,
-    headline,
     incompleteness,
     protocol_lines,
 )

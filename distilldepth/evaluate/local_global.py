@@ -19,8 +19,7 @@ from distilldepth.datasets.open import Dataset, Item, Truth, open_data
 from distilldepth.depth import to_disparity
 from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError
-from distilldepth.evaluate.baselines import load_baseline
-from distilldepth.evaluate.run import open_model
+from distilldepth.evaluate.baselines import load_baseline, open_model
 from distilldepth.evaluate.statistics import bootstrap_interval
 from distilldepth.inference.batches import LoadedImage, estimate_batch, load_batches, reason
 from distilldepth.metrics import depth_metrics

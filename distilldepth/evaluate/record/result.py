@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilldepth.datasets.truth import Dataset
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError
-from distilldepth.evaluate.doubts import summarise_doubts
-from distilldepth.evaluate.protocol import Protocol, Rules
-from distilldepth.evaluate.run_folder import RESULT
-from distilldepth.evaluate.score import pool
-from distilldepth.evaluate.statistics import mean_intervals
+from distilldepth.evaluate.protocol import Protocol
 from distilldepth.files import expand_user
 from distilldepth.inference.batches import reason
 
@@ -140,39 +134,4 @@ def _check_parts(evaluation: Evaluation) -> None:
         raise ValueError(f"{wrong[0]} does not hold what an evaluation writes")
 
 
-def summarise(dataset: Dataset, rows: list[dict[str, Any]], rules: Rules, quantity: str) -> dict[str, Any]:
-    """Return the numbers of one dataset as they stand in `Evaluation.datasets`, from the rows of its scored frames."""
-    metrics = [row["metrics"] for row in rows]
-    return {
-        "name": dataset.name,
-        "kind": dataset.kind,
-        "domain": dataset.domain,
-        "field": dataset.field,
-        "frames": len(rows),
-        "expected": dataset.expected,
-        "failed": len(dataset.items) - len(rows),
-        "metrics": mean_metrics(metrics),
-        "intervals": mean_intervals(metrics),
-        "pooled": _pool([row["sums"] for row in rows]),
-        "rules": rules.to_dict(),
-        "doubts": summarise_doubts(rows, quantity, rules),
-    }
-
-
-def mean_metrics(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Return the mean of each metric; one value that is not finite makes it None rather than a mean of fewer frames."""
-    names = rows[0].keys() if rows else ()
-    means: dict[str, float | None] = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        finite = all(value is not None and math.isfinite(value) for value in values)
-        means[name] = math.fsum(values) / len(values) if finite else None
-    return means
-
-
-def _pool(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
-    """Metrics over all pixels of all frames; nothing if a frame has a sum that is not finite."""
-    if not rows or any(value is None for row in rows for value in row.values()):
-        return {}
-    pooled = pool({name: math.fsum(row[name] for row in rows) for name in rows[0]})
-    return {name: value if math.isfinite(value) else None for name, value in pooled.items()}
+RESULT = "result.json"

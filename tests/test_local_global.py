@@ -15,8 +15,8 @@ from tolerances import BATCHED
 from distilldepth.alignment import align
 from distilldepth.datasets.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError
-from distilldepth.evaluate.analysis import LEAST_PIXELS, METRICS, local_global, place_regions
 from distilldepth.evaluate.baselines import load_baseline
+from distilldepth.evaluate.local_global import LEAST_PIXELS, METRICS, local_global, place_regions
 from distilldepth.metrics import depth_metrics
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing

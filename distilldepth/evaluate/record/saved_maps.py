@@ -1,0 +1,105 @@
+"""The maps that an evaluation saves: their paths, their formats and the index beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from distilldepth.datasets.truth import Dataset
+from distilldepth.errors import did_you_mean
+from distilldepth.files import write_atomically
+from distilldepth.formats.kitti import write_kitti_png
+from distilldepth.images.decode import IMAGE_SUFFIXES
+from distilldepth.models.base import ModelInfo
+
+FORMATS = {"npy": ".npy", "png16": ".png", "kitti": ".png"}
+"""How a map is written, with the suffix: float32 as predicted; 16-bit PNG whose text says scale and quantity; 16-bit
+PNG of metres x 256 with 0 for unknown, as the KITTI benchmark has it."""
+
+
+INDEX = "predictions.json"
+"""Beside saved maps: which model made them, what their numbers mean and how they are stored."""
+
+
+def prediction_path(folder: Path, dataset: str, name: str, form: str) -> Path:
+    """Return where the map of a sample is saved: `folder/dataset/` and the sample's name with the format's suffix.
+
+    Raises:
+        ValueError: unknown format.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"save_prediction: form must be known, got {form!r}{did_you_mean(form, FORMATS)}")
+    return folder / _inside(dataset) / (_stem(_inside(name)) + FORMATS[form])
+
+
+def check_distinct(datasets: Sequence[Dataset], form: str) -> None:
+    """See that every sample has a file of its own.
+
+    Raises:
+        ValueError: two samples would be saved to one file.
+    """
+    seen: dict[Path, str] = {}
+    for dataset in datasets:
+        for item in dataset.items:
+            path = prediction_path(Path(), dataset.name, item.name, form)
+            if path in seen:
+                raise ValueError(
+                    f"save_prediction: samples must have different names without suffix, got {seen[path]} and "
+                    f"{item.name} in {dataset.name}, which would both be saved as {path}; rename one of them"
+                )
+            seen[path] = item.name
+
+
+def save_prediction(
+    folder: str | Path, dataset: str, name: str, values: np.ndarray, quantity: str, *, form: str = "npy"
+) -> Path:
+    """Write one predicted map and return its path.
+
+    Args:
+        folder: the folder of predictions.
+        dataset, name: of the sample; the map goes to `folder/dataset/name` with the format's suffix.
+        values: `(H, W)`, any float dtype, in `quantity`.
+        quantity: `disparity`, `depth` or `metric_depth`.
+        form: `npy` (float32, exact), `png16` (see `write_depth_png`) or `kitti` (uint16 = metres x 256, 0 unknown).
+
+    Raises:
+        ValueError: not a map, unknown format, or `kitti` for a map without metres.
+        OSError: the file cannot be written.
+    """
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"save_prediction: values must be (H, W) and not empty, got shape {tuple(values.shape)}")
+    path = prediction_path(Path(folder), dataset, name, form)
+    if form == "kitti":
+        write_kitti_png(path, values, quantity)
+    else:
+        from distilldepth.formats.npy import write_npy
+        from distilldepth.formats.png import write_depth_png
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if form == "npy":
+            write_npy(path, values)
+        else:
+            write_depth_png(path, values, quantity)
+    return path
+
+
+def write_index(folder: Path, info: ModelInfo, form: str) -> None:
+    """Write `predictions.json`, from which `StoredPredictions` learns what the maps of the folder are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {"model": info.name, "licence": info.licence, "quantity": info.quantity, "format": form}
+    write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _inside(name: str) -> str:
+    """The name as a relative path that stays inside its folder: `../a/b.png`, as in a manifest, becomes `a/b.png`."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return "/".join(part for part in path.parts if part not in ("/", ".", "..")) or "unnamed"
+
+
+def _stem(name: str) -> str:
+    """The name without the suffix of an image; other dots belong to the name."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name
