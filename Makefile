@@ -1,7 +1,7 @@
 # make demo   distil the bundled teachers into a light student, score it, predict with it
 # make test   the test suite
 # make bench  time the kernels
-# make lint   ruff
+# make lint   ruff, and mypy over the package
 # make clean  remove what these made, except the virtual environment
 
 PYTHON ?= python3
@@ -38,9 +38,12 @@ bench: $(VENV)/.native
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	rm -rf build/lint && mkdir -p build/lint/distilldepth
+	ln -s $(CURDIR)/distilldepth/* $(CURDIR)/cli build/lint/distilldepth
+	cd build/lint && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p distilldepth
 
 clean:
-	rm -rf $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
