@@ -59,12 +59,12 @@ def measure_agreement(
     kept: dict[str, list[np.ndarray]] = {"image": [], "student": []}
     replaced, constant = 0, torch.zeros((), dtype=torch.long, device=device)
     for batch in whole_batches(heldout, config, config.batch_size):
-        replaced += int((batch["unreadable"] > 0).sum())
-        images = batch["image"].to(device).float() / 255
-        depth = batch["depth"].to(device) if "depth" in batch else None
+        replaced += sum(count > 0 for count in batch.unreadable)
+        images = batch.image.to(device).float() / 255
+        depth = None if batch.depth is None else batch.depth.to(device)
         predicted = predict_at(student, images)
         constant += without_relief(predicted).sum()
-        kept["image"].append(batch["image"].permute(0, 2, 3, 1).numpy())
+        kept["image"].append(batch.image.permute(0, 2, 3, 1).numpy())
         kept["student"].append(predicted.cpu().numpy())
         for teacher in teachers:
             label = teacher.label(images, depth)

@@ -58,7 +58,7 @@ def stopped(
     if accelerator.is_main_process and bad_batch >= 0:
         path = folder / f"failed-step-{step:08d}.safetensors"
         batches = StepBatches(bad_batch, bad_batch + 1, config.batch_size, processes=accelerator.num_processes)
-        images = torch.stack([dataset[ordinal]["image"] for ordinal in next(iter(batches))])
+        images = torch.stack([dataset[ordinal].image for ordinal in next(iter(batches))])
         with atomic_path(path) as temporary:
             save_file({"image": images}, temporary)
         where = f"the batch is in {path}; "

@@ -13,17 +13,18 @@ from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.recipe import is_random
 from distilldepth.distill.terms.aligned_log import AlignedLogTerm
 from distilldepth.distill.terms.anchor import AnchorTerm
-from distilldepth.distill.terms.base import ObjectiveInputs, Term
+from distilldepth.distill.terms.base import Term
 from distilldepth.distill.terms.feature import FeatureTerm
 from distilldepth.distill.terms.gradient import GradientTerm
 from distilldepth.distill.terms.local_global import LocalGlobalTerm
 from distilldepth.distill.terms.shared_context import SharedContextTerm
 from distilldepth.distill.terms.table import TERMS
 from distilldepth.errors import did_you_mean
+from distilldepth.images.crops import Regions
 from distilldepth.losses.normalise import center_and_spread
 from distilldepth.models import DepthModel
-from distilldepth.models.base import predict_at
-from distilldepth.teachers.teacher import Teacher
+from distilldepth.models.base import DepthOutput, predict_at
+from distilldepth.teachers.teacher import PseudoLabel, Teacher
 
 
 class DistillationObjective(nn.Module):
@@ -50,7 +51,7 @@ class DistillationObjective(nn.Module):
         """What any term can make use of: `patches`, `features`, `inverse_depth`."""
         return frozenset().union(*(term.needs for term in self.terms))
 
-    def forward(self, inputs: ObjectiveInputs) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum and the unweighted, detached value of each term that this batch can feed.
 
         Computed in float32 under autocast too, and without waiting for the device. A batch that feeds no term gives 0
@@ -58,11 +59,12 @@ class DistillationObjective(nn.Module):
         """
         values: dict[str, Tensor] = {}
         # Starting from the prediction keeps a gradient, of 0, when no term is met.
-        total = torch.zeros((), device=inputs.prediction.device) + inputs.prediction.reshape(-1)[:0].float().sum()
-        with torch.autocast(inputs.prediction.device.type, enabled=False):
+        device = student.values.device
+        total = torch.zeros((), device=device) + student.values.reshape(-1)[:0].float().sum()
+        with torch.autocast(device.type, enabled=False):
             for term in self.terms:
-                if term.is_met(inputs):
-                    value = term(inputs)
+                if term.is_met(student, label):
+                    value = term(student, label, regions)
                     values[term.name] = value.detach()
                     total = total + term.weight * value
         return total, values
@@ -178,7 +180,7 @@ def output_range(
     student.eval()
     some = SourceView(training, range(min(images, len(training))))
     parts = [
-        center_and_spread(predict_at(student, batch["image"].float() / 255))
+        center_and_spread(predict_at(student, batch.image.float() / 255))
         for batch in whole_batches(some, config, config.batch_size)
     ]
     center, spread = (torch.cat(values).mean() for values in zip(*parts, strict=True))

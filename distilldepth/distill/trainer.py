@@ -219,9 +219,11 @@ def _distill(
                     batch = next_batch(loader)
                 teacher = teachers.draw(step)
                 with stopwatch("teacher"):
-                    inputs = label_batch(batch, teacher, config, device, features="features" in objective.needs)
+                    regions, label = label_batch(
+                        batch, teacher, config.augment, device, features="features" in objective.needs
+                    )
                 with accelerator.accumulate(step_module):
-                    outputs = step_module(inputs)
+                    outputs = step_module(regions, label)
                     with stopwatch("student"):
                         accelerator.backward(outputs.loss)
                     with stopwatch("optimiser"):

@@ -16,6 +16,7 @@ from distilldepth.distill.step import StepOutputs
 from distilldepth.documents import parse_json
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
+from distilldepth.images.crops import Regions
 
 
 class RunLog:
@@ -42,7 +43,7 @@ class RunLog:
         self._unreadable, self._samples, self._errors = 0, 0, []
         self._since = time.monotonic()
 
-    def add(self, outputs: StepOutputs, norm: Tensor | None, batch: dict[str, Any], teacher: str, number: int) -> None:
+    def add(self, outputs: StepOutputs, norm: Tensor | None, batch: Regions, teacher: str, number: int) -> None:
         """Take in batch `number` of the run."""
         values = {f"terms.{name}": value for name, value in outputs.terms.items()}
         values |= {"loss": outputs.loss.detach(), "output_center": outputs.center, "output_spread": outputs.spread}
@@ -61,9 +62,9 @@ class RunLog:
         here = torch.where(bad, number, -1)
         self._bad = here if self._bad is None else torch.maximum(here, self._bad)
         self._teachers[teacher] += 1
-        self._samples += len(batch["image"])
-        self._unreadable += int(batch["unreadable"].sum())
-        self._errors += [text for text in batch["errors"] if text]
+        self._samples += len(batch.image)
+        self._unreadable += sum(batch.unreadable)
+        self._errors += [text for text in batch.errors if text]
 
     def flush(self, step: int, lr: float, shares: dict[str, float], signum: int = 0) -> dict[str, Any]:
         """Write and return the line of the steps since the last one, of all processes together.
