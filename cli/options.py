@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import click
 
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url
+from distilldepth.machine import PRECISIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_MODEL = "distilldepth-mini"
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 MAX_SIDE = 16384
 """Largest --size, in pixels."""
 _NO_JSON = (

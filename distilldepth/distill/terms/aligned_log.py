@@ -18,7 +18,7 @@ class AlignedLogTerm(Term):
 
     def __init__(self, weight: float, knee: float | None = None) -> None:
         super().__init__("aligned_log", weight)
-        self.knee = knee
+        self.knee = knee or None
 
     def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
         return aligned_log_loss(student.values, label.disparity, label.valid, knee=self.knee)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from distilldepth.distill.terms.base import Term
+from distilldepth.distill.terms.base import Measured, Term
 from distilldepth.images.crops import Regions
 from distilldepth.losses.anchor import anchor_loss
 from distilldepth.models.base import DepthOutput
@@ -17,6 +19,10 @@ class AnchorTerm(Term):
     def __init__(self, weight: float, center: float, spread: float) -> None:
         super().__init__("anchor", weight)
         self.center, self.spread = center, spread
+
+    @classmethod
+    def make(cls, weight: float, options: dict[str, Any], measured: Measured) -> Term | None:
+        return cls(weight, measured.center, measured.spread, **options)
 
     def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
         return anchor_loss(student.values, label.valid, center=self.center, spread=self.spread)

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from distilldepth.images.crops import Regions
 from distilldepth.models.base import DepthOutput
 from distilldepth.teachers.teacher import PseudoLabel
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of student and teachers when the terms are made."""
+
+    student_channels: int | None = None
+    """Width of the student's encoder features; None if it has none."""
+    teacher_channels: Mapping[str, int] = field(default_factory=dict)
+    """Width of the encoder features of each teacher that has any, by teacher."""
+    center: float = 0.5
+    """Median to which the student's output is drawn."""
+    spread: float = 0.15
+    """Mean absolute deviation to which it is drawn."""
 
 
 class Term(nn.Module):
@@ -27,6 +43,11 @@ class Term(nn.Module):
             raise ValueError(f"Term: weight of {name} must be positive, got {weight}; leave the term out instead")
         self.name = name
         self.weight = float(weight)
+
+    @classmethod
+    def make(cls, weight: float, options: dict[str, Any], measured: Measured) -> Term | None:
+        """Return the term with the options of its row in the table; None where student or teachers cannot feed it."""
+        return cls(weight=weight, **options)
 
     def is_met(self, student: DepthOutput, label: PseudoLabel) -> bool:
         """Whether a batch holds all that this term needs."""

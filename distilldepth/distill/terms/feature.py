@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from distilldepth.distill.terms.base import Term
+from distilldepth.distill.terms.base import Measured, Term
 from distilldepth.images.crops import Regions
 from distilldepth.losses.feature import feature_loss
 from distilldepth.models.base import DepthOutput
@@ -38,6 +39,12 @@ class FeatureTerm(Term):
             nn.Identity() if width == student_channels else nn.Conv2d(student_channels, width, 1)
             for width in self._widths.values()
         )
+
+    @classmethod
+    def make(cls, weight: float, options: dict[str, Any], measured: Measured) -> Term | None:
+        if not (measured.student_channels and measured.teacher_channels):
+            return None
+        return cls(weight, measured.student_channels, measured.teacher_channels, **options)
 
     def is_met(self, student: DepthOutput, label: PseudoLabel) -> bool:
         return self.level in student.features and self.level in label.features
