@@ -232,7 +232,9 @@ def test_names_are_looked_up():
 
 
 def test_nothing_to_learn_from():
-    with pytest.raises(ValueError, match="loss.shared_context, loss.local_global and loss.gradient are all 0; nothing"):
+    with pytest.raises(
+        ValueError, match=r"loss\.shared_context, loss\.local_global and loss\.gradient are all 0; nothing"
+    ):
         load_config(settings=["loss.shared_context=0", "loss.local_global=0", "loss.gradient=0"])
 
 
