@@ -188,8 +188,8 @@ def process_ended(error: Exception) -> DistillDepthError:
     )
 
 
-def whole_batches(source: SourceView, config: DistillConfig, batch_size: int) -> Iterator[Regions]:
+def whole_batches(source: SourceView, config: DistillConfig) -> Iterator[Regions]:
     """Yield held-out images, each once, whole, in order."""
     dataset = CropDataset(source, whole_config(config), config.seed, shuffle=False)
-    for first in range(0, len(source), batch_size):
-        yield Regions.collate([dataset[i] for i in range(first, min(first + batch_size, len(source)))])
+    for first in range(0, len(source), config.batch_size):
+        yield Regions.collate([dataset[i] for i in range(first, min(first + config.batch_size, len(source)))])

@@ -168,10 +168,7 @@ def output_range(
     """Return the mean centre and spread of a student's maps on the first training images."""
     student.eval()
     some = SourceView(training, range(min(images, len(training))))
-    parts = [
-        center_and_spread(predict_at(student, batch.image.float() / 255))
-        for batch in whole_batches(some, config, config.batch_size)
-    ]
+    parts = [center_and_spread(predict_at(student, batch.image.float() / 255)) for batch in whole_batches(some, config)]
     center, spread = (torch.cat(values).mean() for values in zip(*parts, strict=True))
     return float(center), max(float(spread), 1e-3)
 

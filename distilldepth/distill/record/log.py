@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from distilldepth.distill.record.state import MetricsRow, RunState
 from distilldepth.distill.step import StepOutputs
 from distilldepth.documents import parse_json
 from distilldepth.errors import DistillDepthError
@@ -25,13 +26,13 @@ class RunLog:
     After it, `bad_batch` is the number of the last batch with anything not finite, or -1.
     """
 
-    def __init__(self, path: Path | None, state: dict[str, Any], accelerator: Accelerator) -> None:
+    def __init__(self, path: Path | None, state: RunState, accelerator: Accelerator) -> None:
         self._path, self._state, self._accelerator = path, state, accelerator
         self.bad_batch = -1
         self.signum = 0
         """Signal that asked any process to end, as of the last line."""
         self._began = time.monotonic()
-        self._earlier = state["seconds"]
+        self._earlier = state.seconds
         self._reset()
 
     def _reset(self) -> None:
@@ -40,7 +41,8 @@ class RunLog:
         self._teachers: dict[str, int] = defaultdict(int)
         self._skipped: Tensor | None = None
         self._bad: Tensor | None = None
-        self._unreadable, self._samples, self._errors = 0, 0, []
+        self._unreadable, self._samples = 0, 0
+        self._errors: list[str] = []
         self._since = time.monotonic()
 
     def add(self, outputs: StepOutputs, norm: Tensor | None, batch: Regions, teacher: str, number: int) -> None:
@@ -66,7 +68,7 @@ class RunLog:
         self._unreadable += sum(batch.unreadable)
         self._errors += [text for text in batch.errors if text]
 
-    def flush(self, step: int, lr: float, shares: dict[str, float], signum: int = 0) -> dict[str, Any]:
+    def flush(self, step: int, lr: float, shares: dict[str, float], signum: int = 0) -> MetricsRow:
         """Write and return the line of the steps since the last one, of all processes together.
 
         `signum` is the signal that asked this process to end, 0 if none did.
@@ -84,13 +86,20 @@ class RunLog:
         now = time.monotonic()
         self.bad_batch = int(max(row[1] for row in whole))
         self.signum = int(max(row[4] for row in whole))
-        self._state["seconds"] = self._earlier + now - self._began
-        self._state["skipped"] += skipped
-        self._state["unreadable"] += unreadable
-        row: dict[str, Any] = {"step": step, "loss": means.pop("loss")}
-        row["terms"] = {name[6:]: means.pop(name) for name in sorted(means) if name.startswith("terms.")}
-        row |= means
+        self._state = dataclasses.replace(
+            self._state,
+            seconds=self._earlier + now - self._began,
+            skipped=self._state.skipped + skipped,
+            unreadable=self._state.unreadable + unreadable,
+        )
+        terms = {name.removeprefix("terms."): means[name] for name in names if name.startswith("terms.")}
+        row: MetricsRow = {"step": step, "loss": means["loss"], "terms": terms}
+        if "grad_norm" in means:
+            row["grad_norm"] = means["grad_norm"]
         row |= {
+            "output_center": means["output_center"],
+            "output_peak": means["output_peak"],
+            "output_spread": means["output_spread"],
             "lr": lr,
             "samples": samples,
             "skipped": skipped,
@@ -98,7 +107,7 @@ class RunLog:
             "images_per_second": samples / max(now - self._since, 1e-9),
             "time": shares,
             "teachers": dict(self._teachers),
-            "seconds": self._state["seconds"],
+            "seconds": self._state.seconds,
         }
         if self._errors:
             row["errors"] = self._errors[:20]
@@ -119,9 +128,9 @@ class RunLog:
             return [values.tolist()]
         return self._accelerator.gather(values[None]).tolist()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> RunState:
         """Return what a checkpoint keeps."""
-        return {**self._state, "seconds": self._earlier + time.monotonic() - self._began}
+        return dataclasses.replace(self._state, seconds=self._earlier + time.monotonic() - self._began)
 
 
 def keep_lines_until(path: Path, step: int) -> None:
