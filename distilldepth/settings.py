@@ -66,10 +66,10 @@ def option(
 
 def _options(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     """Every key, dotted, with its type and what `option` was told of it, in the order of definition."""
-    hints = typing.get_type_hints(cls)
+    hints: dict[str, Any] = typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
         hint = hints[item.name]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from _options(hint, f"{prefix}{item.name}.")
         else:
             yield prefix + item.name, hint, item.metadata

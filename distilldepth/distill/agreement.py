@@ -79,7 +79,7 @@ def measure_agreement(
             aligned = align(predicted, depth, valid, space="disparity").depth
             for name, values in depth_metrics(aligned, depth, valid).items():
                 if name in ("abs_rel", "delta1"):
-                    truth.setdefault(name, []).append(values)
+                    truth.setdefault(name, []).append(torch.as_tensor(values))
     student.train(was_training)
     if pictures is not None:
         _keep_pictures(kept, pictures)

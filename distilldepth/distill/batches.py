@@ -8,6 +8,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distilldepth.distill.config import DistillConfig
 from distilldepth.errors import DistillDepthError
 from distilldepth.images.crops import CropConfig, Regions, make_crop
-from distilldepth.images.sources import ImageSource, Sample, load_or_replace
+from distilldepth.images.sources import ImageSource, Sample, Samples, load_or_replace
 
 _WHOLE = 1 << 30
 """A crop bound no photograph reaches: the largest region there is."""
@@ -25,9 +26,8 @@ _WHOLE = 1 << 30
 class SourceView:
     """Some images of a source, in a given order."""
 
-    def __init__(self, source: ImageSource | SourceView, indices: Sequence[int] | np.ndarray) -> None:
+    def __init__(self, source: Samples, indices: Sequence[int] | np.ndarray) -> None:
         self.source, self.indices = source, indices
-        self.has_depth, self.description = source.has_depth, source.description
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -141,7 +141,7 @@ def loading(dataset: CropDataset, batches: StepBatches, workers: int, *, pin: bo
         worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
     )
-    batches_of = iter(loader)
+    batches_of: Any = iter(loader)  # Which has no public way to end its workers.
 
     def end() -> None:
         if workers:

@@ -186,8 +186,9 @@ class DistillConfig:
     optimiser: OptimiserSection = field(default_factory=OptimiserSection)
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, str):
-            self.images = [self.images]
+        given: object = self.images
+        if isinstance(given, str):  # As a caller may who has one alone.
+            self.images = [given]
 
     @property
     def height_width(self) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,8 @@ def watch_gradients(accelerator: Accelerator, optimiser: torch.optim.Optimizer) 
     """
     if accelerator.scaler is not None or accelerator.device.type not in ("cpu", "cuda"):
         return None
-    inner = getattr(optimiser, "optimizer", optimiser)
+    # Of the fused optimisers, not of every one; accelerate may have wrapped it.
+    inner: Any = getattr(optimiser, "optimizer", optimiser)
     flag = torch.zeros((), device=accelerator.device)
     inner.found_inf, inner.grad_scale = flag, None
     return flag

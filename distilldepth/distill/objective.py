@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +38,17 @@ class DistillationObjective(nn.Module):
     def __init__(self, terms: Iterable[Term]) -> None:
         super().__init__()
         self.terms = nn.ModuleList(terms)
-        names = [term.name for term in self.terms]
+        names = [term.name for term in self._terms()]
         if len(set(names)) != len(names):
             raise ValueError(f"DistillationObjective: terms must have different names, got {', '.join(names)}")
+
+    def _terms(self) -> Iterator[Term]:
+        return iter(self.terms)  # type: ignore[arg-type]  # torch does not say of what its list is
 
     @property
     def needs(self) -> frozenset[str]:
         """What any term can make use of: `patches`, `features`, `inverse_depth`."""
-        return frozenset().union(*(term.needs for term in self.terms))
+        return frozenset(need for term in self._terms() for need in term.needs)
 
     def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum and the unweighted, detached value of each term that this batch can feed.
@@ -58,7 +61,7 @@ class DistillationObjective(nn.Module):
         device = student.values.device
         total = torch.zeros((), device=device) + student.values.reshape(-1)[:0].float().sum()
         with torch.autocast(device.type, enabled=False):
-            for term in self.terms:
+            for term in self._terms():
                 if term.is_met(student, label):
                     value = term(student, label, regions)
                     values[term.name] = value.detach()
@@ -173,7 +176,7 @@ def output_range(
     return float(center), max(float(spread), 1e-3)
 
 
-def feature_width(model: torch.nn.Module | None) -> int | None:
+def feature_width(model: DepthModel | None) -> int | None:
     """Return the channels of a model's last encoder features, None if it offers none."""
     if model is None:
         return None

@@ -89,11 +89,7 @@ class Run:
 
 
 def prepare(
-    config: DistillConfig,
-    specs: list[TeacherSpec],
-    folder: Path,
-    accelerator: Accelerator,
-    precisions: dict[str, str],
+    config: DistillConfig, specs: list[TeacherSpec], folder: Path, accelerator: Accelerator, precisions: dict[str, str]
 ) -> Run:
     """Build all that a run needs. What an earlier run left in the folder is replaced only when all is there.
 

@@ -94,8 +94,10 @@ class Regions:
         return self._with_each(lambda tensor: tensor.pin_memory())
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Regions:
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
+        changed: dict[str, Any] = {
+            item.name: change(value) for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **changed)
 
     @classmethod
     def collate(cls, parts: Sequence[Regions]) -> Regions:

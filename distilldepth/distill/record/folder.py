@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from distilldepth.distill.agreement import AGREEMENT
 from distilldepth.distill.config import DistillConfig, load_config
@@ -173,5 +172,5 @@ def _changes(config: DistillConfig, folder: Path) -> list[str]:
     return changes
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

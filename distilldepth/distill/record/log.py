@@ -80,8 +80,11 @@ class RunLog:
             name: sum(row[place] for row in sums) / (self._counts[name] * processes) for place, name in enumerate(names)
         }
         means["output_peak"] = max(row[names.index("output_peak")] for row in sums)
-        here = [self._skipped, self._bad, *(torch.tensor(n) for n in (self._samples, self._unreadable, signum))]
-        whole = self._gather(torch.stack([value.to(self._bad.device, torch.int64) for value in here]))
+        skipped_here, bad = self._skipped, self._bad
+        assert skipped_here is not None, "a line is of one batch at least"
+        assert bad is not None
+        here = [skipped_here, bad, *(torch.tensor(n) for n in (self._samples, self._unreadable, signum))]
+        whole = self._gather(torch.stack([value.to(bad.device, torch.int64) for value in here]))
         skipped, _, samples, unreadable, _ = (int(sum(column)) for column in zip(*whole, strict=True))
         now = time.monotonic()
         self.bad_batch = int(max(row[1] for row in whole))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
@@ -39,10 +39,10 @@ def read_metrics(folder: Path) -> list[MetricsRow]:
 
 
 def _is_row(row: Mapping[str, object]) -> TypeGuard[MetricsRow]:
-    def is_number(value: Any) -> bool:
+    def is_number(value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
 
-    def is_table(value: Any) -> bool:
+    def is_table(value: object) -> bool:
         return isinstance(value, dict) and all(map(is_number, value.values()))
 
     numbers = ("step", "loss", "lr", "output_center", "output_spread", "output_peak")
