@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from distilldepth.device import autocast, resolve_device
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import check_writable
 from distilldepth.formats.colormaps import colorize
 from distilldepth.formats.npy import write_npy
 from distilldepth.formats.png import check_png_scale, write_color_png, write_depth_png
 from distilldepth.formats.point_cloud import PointCloudOptions, write_point_cloud
-from distilldepth.inference.batches import (
-    FAILURES,
-    LoadedImage,
-    check_side,
-    estimate_batch,
-    load_batches,
-    reason,
-    without_relief,
-)
-from distilldepth.machine import resolve_precision
+from distilldepth.inference.batches import FAILURES, LoadedImage, reason, without_relief
+from distilldepth.inference.estimator import Estimator, InferenceOptions
 from distilldepth.models.base import DepthModel
 from distilldepth.models.digest import model_digest
-from distilldepth.models.preprocess import target_size
 from distilldepth.predict.origin import Origin, Outputs, State, digest_of
 from distilldepth.predict.plan import Job, plan_jobs
 
@@ -149,30 +139,25 @@ def predict_files(
     outputs = Outputs(folder)
     if existing == "refuse" and is_file:
         _refuse_foreign(jobs, outputs)
-    if isinstance(model, DepthModel) and device == "auto":
-        place = next(model.buffers()).device
-    else:
-        place = resolve_device(device)
-    autocast(place, precision)
+    options = InferenceOptions(resize_policy, size, batch_size, device, precision).settle(model)
     check_any_readable([job.source for job in jobs])
     if not isinstance(model, DepthModel):
         from distilldepth.models import load_model
 
         model = load_model(model, offline=offline)
-    model.to(place)
+    estimator = Estimator(model, options)
     if size is not None or resize_policy is not None:
-        side = size or model.preprocessing.size
-        check_side(model, place, target_size(side, side, model.preprocessing, policy=resize_policy, size=size))
+        estimator.check_size()
 
     info = model.info
     check_png_scale(png_scale, info.quantity)
-    report = PredictReport(info.name, info.quantity, info.licence, str(place), info.notes)
+    report = PredictReport(info.name, info.quantity, info.licence, str(estimator.device), info.notes)
     maker = _Maker(
         model_digest(model),
         {
             "size": size or model.preprocessing.size,
             "resize_policy": resize_policy or model.preprocessing.resize_policy,
-            "precision": resolve_precision(precision, place),
+            "precision": estimator.precision,
         },
         {
             "png16": {"png_scale": png_scale},
@@ -205,36 +190,16 @@ def predict_files(
             advance(1)
 
     began = time.perf_counter()
-    was_training = model.training
-    model.eval()
-    workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="distilldepth-io")
-    try:
+    with estimator:
         pending: deque[tuple[Job, Future]] = deque()
-        batches = load_batches(
-            jobs,
-            lambda job: (read_image(job.source), digest_of(job.source)),
-            model,
-            workers,
-            fail,
-            policy=resize_policy,
-            size=size,
-            batch_size=batch_size,
-        )
-        for batch in batches:
-            results = estimate_batch(model, batch, place, precision=precision, size=size)
-            for loaded, values in zip(batch, results, strict=True):
-                if isinstance(values, Exception):
-                    fail(loaded.item, values)
-                else:
-                    pending.append((loaded.item, workers.submit(write, loaded, values.cpu().numpy())))
+        for batch in estimator.run(jobs, lambda job: (read_image(job.source), digest_of(job.source)), fail):
+            for loaded, values in batch:
+                pending.append((loaded.item, estimator.submit(write, loaded, values.cpu().numpy())))
             # Bounded, so that a slow disk does not fill memory with maps that wait to be written.
             while len(pending) > 2 * batch_size:
                 finish(*pending.popleft())
         while pending:
             finish(*pending.popleft())
-    finally:
-        workers.shutdown(wait=True, cancel_futures=True)
-        model.train(was_training)
     report.seconds = time.perf_counter() - began
     order = {str(job.source): index for index, job in enumerate(planned)}
     report.written.sort(key=lambda entry: order[entry["source"]])
