@@ -1,4 +1,7 @@
-"""Depth for files: readers, writers, colours and point clouds."""
+"""Depth for photographs: which of them become which files, and what is left alone because it is there.
+
+Formats are in `formats`, running the model in `inference`; names that users look for here are offered from there.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from distilldepth.lazy import lazy_names
 
 _NAMES = {
     "predict_files": "distilldepth.predict.run",
+    "PredictOptions": "distilldepth.predict.run",
     "PredictReport": "distilldepth.predict.run",
     "plan_jobs": "distilldepth.predict.plan",
     "Job": "distilldepth.predict.plan",
@@ -15,7 +19,7 @@ _NAMES = {
     "write_depth_png": "distilldepth.formats.png",
     "write_color_png": "distilldepth.formats.png",
     "write_npy": "distilldepth.formats.npy",
-    "PointCloudOptions": "distilldepth.formats.point_cloud",
+    "PointCloudOptions": "distilldepth.formats.options",
     "write_point_cloud": "distilldepth.formats.point_cloud",
 }
 
