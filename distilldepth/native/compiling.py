@@ -16,12 +16,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from distilldepth.errors import DistillDepthError
-from distilldepth.files import cache_folder
+from distilldepth.files import cache_folder, file_digest
 from distilldepth.native import loading, recipe
 
 _TIMEOUT_S = {"cpu": 3600.0, "cuda": 14400.0}
@@ -78,40 +78,40 @@ def _build(kind: str, library: Path, progress: Progress) -> Built:
         with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as folder:
             record = _compile(kind, Path(folder), library.with_suffix(".log"), progress)
             seconds = time.monotonic() - began
-            record["seconds"] = round(seconds, 1)
-            record["sha256"] = loading.digest(Path(folder) / "library")
-            (Path(folder) / "record").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            record.seconds, record.sha256 = round(seconds, 1), file_digest(Path(folder) / "library")
+            (Path(folder) / "record").write_text(json.dumps(record.facts(), indent=2) + "\n", encoding="utf-8")
             os.replace(Path(folder) / "library", library)
             os.replace(Path(folder) / "record", library.with_suffix(".json"))
     return Built(library, seconds)
 
 
-def _compile(kind: str, folder: Path, log: Path, progress: Progress) -> dict[str, Any]:
+def _compile(kind: str, folder: Path, log: Path, progress: Progress) -> loading.Record:
     """Compile and link into `folder/library`; return the record."""
-    record, sources, torch_folder = recipe.make_recipe(kind), recipe.source_files(kind), recipe.torch_folder()
+    record = loading.Record(**asdict(recipe.make_recipe(kind)))
+    sources, torch_folder = recipe.source_files(kind), recipe.torch_folder()
     jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Linked with libtorch, which brings in libtorch_cuda where there is one, but without a path to it: the process that
     # loads the library has loaded libtorch already, and not necessarily the one that is here now.
     libraries = ["-L" + str(torch_folder / "lib"), "-ltorch", "-ltorch_cpu"]
     if kind == "cuda":
         compiler = [str(recipe.find_nvcc())]
-        record["cuda"], record["archs"] = _cuda_version(compiler), _supported(compiler, recipe.cuda_archs())
-        record["compiler"] = f"nvcc {record['cuda']}"
-        flags = [*record["flags"], *recipe.gencode(record["archs"])]
+        record.cuda, record.archs = _cuda_version(compiler), _supported(compiler, recipe.cuda_archs())
+        record.compiler = f"nvcc {record.cuda}"
+        flags = [*record.flags, *recipe.gencode(record.archs)]
         compile_flags = [*flags, f"--threads={max(1, jobs // len(sources))}"]
         # The library has a CUDA runtime of its own, whose names must not meet those of torch's.
         link_flags = [*flags, "-shared", "-cudart=static", "-Xlinker=--exclude-libs=ALL,--no-as-needed"]
     else:
         compiler = recipe.find_compiler() or []
-        flags = compile_flags = record["flags"]
+        flags = compile_flags = record.flags
         version = output([*compiler, "--version"], "; set CXX to a C++ compiler")
-        record["compiler"] = version.partition("\n")[0].strip()
+        record.compiler = version.partition("\n")[0].strip()
         macros = set(output([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull]).split())
-        record["cpu_features"] = [name for name, macro in recipe.FEATURES.items() if macro in macros]
+        record.cpu_features = [name for name, macro in recipe.FEATURES.items() if macro in macros]
         link_flags = [*flags, "-shared", "-Wl,--no-as-needed"]
         if sys.platform == "darwin":
             link_flags, libraries = [*flags, "-shared", "-undefined", "dynamic_lookup"], []
-    record["torch"] = importlib.metadata.version("torch")
+    record.torch = importlib.metadata.version("torch")
     include = "-I" + str(torch_folder / "include")
     objects = {source.name: f"{source.name}.o" for source in sources}
     commands = {
@@ -125,7 +125,7 @@ def _compile(kind: str, folder: Path, log: Path, progress: Progress) -> dict[str
         run_all(link, folder, jobs, deadline, stream, progress)
     if not (folder / "library").is_file():
         raise DistillDepthError(f"{shlex.join(compiler)} ran and made no library: it is no compiler; its log: {log}")
-    if recipe.fingerprint(kind) != record["sources"]:
+    if recipe.fingerprint(kind) != record.sources:
         raise DistillDepthError("the sources changed while they were compiled; build again")
     return record
 

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError
+from distilldepth.files import file_digest
 from distilldepth.native import recipe
 
-_RECORD = {
-    "sources": str, "machine": str, "compiler": str, "torch": str, "sha256": str, "cuda": str,
-    "flags": list, "cpu_features": list, "archs": list,
-}  # fmt: skip
-"""Types of the keys of a record; lists are of texts."""
+
+@dataclass
+class Record(recipe.Recipe):
+    """The JSON file beside a library: what it was made from and what it needs. None is not written."""
+
+    cuda: str | None = None
+    archs: list[str] | None = None
+    compiler: str | None = None
+    cpu_features: list[str] | None = None
+    torch: str | None = None
+    seconds: float | None = None
+    sha256: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What is known, ready for JSON."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,8 @@ def describe(kind: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"loaded": status.loaded, "path": None, "reason": status.reason or None}
     if status.path is not None:
         facts["path"] = str(status.path)
-        facts |= read_record(status.path) or {}
+        record = _read_record(status.path)
+        facts |= record.facts() if record is not None else {}
     facts["obstacle"] = recipe.obstacle(kind)
     return facts
 
@@ -79,7 +91,7 @@ def _load(kind: str) -> Status:
     for path in candidates:
         misfit = find_misfit(path, wanted)
         if misfit is None and kind == "cuda":
-            misfit = _cuda_misfit(read_record(path) or {})
+            misfit = _cuda_misfit(_read_record(path))
         if misfit is None:
             return _load_library(kind, path)
         # The newest library that does not fit is the one that the user will wonder about.
@@ -95,9 +107,9 @@ def _candidates(kind: str) -> list[Path]:
     return list(dict.fromkeys([exact, *sorted(ages, key=ages.__getitem__, reverse=True)]))
 
 
-def find_misfit(library: Path, wanted: dict[str, Any]) -> str | None:
+def find_misfit(library: Path, wanted: recipe.Recipe) -> str | None:
     """Why this library must not be loaded; an empty text if it simply is not there, None if it fits."""
-    record = read_record(library)
+    record = _read_record(library)
     if record is None or not library.is_file():
         return ""
     for key, what in (
@@ -105,35 +117,40 @@ def find_misfit(library: Path, wanted: dict[str, Any]) -> str | None:
         ("flags", "with other flags"),
         ("machine", "for another machine"),
     ):
-        if record.get(key) != wanted[key]:
+        if getattr(record, key) != getattr(wanted, key):
             return f"built {what}; {recipe.BUILD}"
     here = recipe.cpu_flags()
-    lacking = [] if here is None else [name for name in record.get("cpu_features", ()) if name not in here]
+    lacking = [] if here is None else [name for name in record.cpu_features or () if name not in here]
     if lacking:
         return f"built for a processor with {', '.join(lacking)}, which this one lacks; {recipe.BUILD}"
     # Loading a file that was cut off would end the process with a bus error.
-    if "sha256" in record and record["sha256"] != digest(library):
+    if record.sha256 is not None and not _is_whole(library, record.sha256):
         return f"{library.name} is damaged; {recipe.BUILD}"
     return None
 
 
-def digest(library: Path) -> str:
+def _is_whole(library: Path, sha256: str) -> bool:
     try:
-        return hashlib.sha256(library.read_bytes()).hexdigest()
-    except OSError as error:
-        return str(error)
+        return file_digest(library) == sha256
+    except OSError:
+        return False
 
 
-def read_record(library: Path) -> dict[str, Any] | None:
+def _read_record(library: Path) -> Record | None:
+    """The record of a library; None if there is none that can be read."""
     try:
-        record = read_json(library.with_suffix(".json"), limit=1 << 20)
+        found = read_json(library.with_suffix(".json"), limit=1 << 20)
     except DistillDepthError:
         return None
-    for key, kind in _RECORD.items():
-        value = record.get(key, kind())
-        if not isinstance(value, kind) or not all(isinstance(word, str) for word in value):
+    for key in ("sources", "machine", "compiler", "torch", "sha256", "cuda"):
+        if not isinstance(found.get(key, ""), str):
             return None
-    return record
+    for key in ("flags", "cpu_features", "archs"):
+        words = found.get(key, [])
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            return None
+    found = {"sources": "", "flags": [], "machine": "", **found}
+    return Record(**{field.name: found.get(field.name) for field in fields(Record)})
 
 
 def _load_library(kind: str, path: Path) -> Status:
@@ -147,12 +164,12 @@ def _load_library(kind: str, path: Path) -> Status:
     return Status(kind, True, path)
 
 
-def _cuda_misfit(record: dict[str, Any]) -> str | None:
+def _cuda_misfit(record: Record | None) -> str | None:
     """Why torch, the driver or a GPU cannot run this library. Without a GPU it loads and is never called."""
     import torch
 
-    archs = record.get("archs", [])
-    known = re.match(r"[0-9]{1,3}\.", record.get("cuda", "")) and archs
+    cuda, archs = (record.cuda or "", record.archs or []) if record is not None else ("", [])
+    known = re.match(r"[0-9]{1,3}\.", cuda) and archs
     if not known or not all(re.fullmatch("[0-9]{2,3}", arch) for arch in archs):
         return f"its record does not say for which GPUs it was built; {recipe.BUILD}"
     if torch.version.hip is not None:
@@ -161,17 +178,15 @@ def _cuda_misfit(record: dict[str, Any]) -> str | None:
         return None
     driver = _driver_version()
     # A driver of CUDA 12 runs what any CUDA 12 compiled, but nothing that CUDA 13 did.
-    if driver is not None and driver[0] < int(record["cuda"].partition(".")[0]):
+    if driver is not None and driver[0] < int(cuda.partition(".")[0]):
         newest = ".".join(map(str, driver))
-        return (
-            f"built with CUDA {record['cuda']}, but the driver supports {newest} at most: update it, or build with that"
-        )
+        return f"built with CUDA {cuda}, but the driver supports {newest} at most: update it, or build with that"
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
-        if not covers(record["archs"], capability):
+        if not covers(archs, capability):
             arch = "".join(map(str, capability))
             return (
-                f"built for sm_{', sm_'.join(record['archs'])}, not for the sm_{arch} of cuda:{index}; "
+                f"built for sm_{', sm_'.join(archs)}, not for the sm_{arch} of cuda:{index}; "
                 f"run `DISTILLDEPTH_CUDA_ARCHS={arch} distilldepth doctor --build`"
             )
     return None

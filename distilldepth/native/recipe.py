@@ -13,8 +13,8 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.files import cache_folder
@@ -193,9 +193,18 @@ def gencode(archs: Sequence[str]) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
 
 
-def make_recipe(kind: str) -> dict[str, Any]:
+@dataclass
+class Recipe:
     """What a library must have been made from to be loaded."""
-    return {"sources": fingerprint(kind), "flags": compiler_flags(kind), "machine": platform.machine()}
+
+    sources: str  # their fingerprint
+    flags: list[str]
+    machine: str
+
+
+def make_recipe(kind: str) -> Recipe:
+    """What a library that is to be loaded here and now must have been made from."""
+    return Recipe(fingerprint(kind), compiler_flags(kind), platform.machine())
 
 
 def library_path(kind: str) -> Path:
@@ -205,7 +214,7 @@ def library_path(kind: str) -> Path:
     else:
         flags = cpu_flags()
         target = None if flags is None else [name for name in FEATURES if name in flags]
-    key = hashlib.sha256(json.dumps([make_recipe(kind), target]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([asdict(make_recipe(kind)), target]).encode()).hexdigest()[:16]
     return cache_folder() / "native" / f"distilldepth_{kind}-{key}.so"
 
 
