@@ -150,7 +150,8 @@ def _read_record(library: Path) -> Record | None:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             return None
     found = {"sources": "", "flags": [], "machine": "", **found}
-    return Record(**{field.name: found.get(field.name) for field in fields(Record)})
+    known: dict[str, Any] = {field.name: found.get(field.name) for field in fields(Record)}
+    return Record(**known)
 
 
 def _load_library(kind: str, path: Path) -> Status:
