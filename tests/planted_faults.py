@@ -91,7 +91,7 @@ FAULTS = (
         "kept += p > 0;", "kept += p >= 0;", "depth_sums",
     ),
     Fault(
-        MEDIAN, "triton", "distilldepth/kernels/hybrid_norm.py",
+        MEDIAN, "triton", "distilldepth/kernels/selection.py",
         "tl.maximum(pixels - 1, 0) // 2", "pixels // 2", "hybrid_norm",
     ),
     Fault(
