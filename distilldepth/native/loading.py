@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distilldepth.documents import read_json
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, first_line
 from distilldepth.files import file_digest
 from distilldepth.native import recipe
 
@@ -160,7 +160,7 @@ def _load_library(kind: str, path: Path) -> Status:
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        what = str(error).partition("\n")[0]
+        what = first_line(error)
         return Status(kind, False, path, f"{path.name} cannot be loaded: {what}; remove it and {recipe.BUILD}")
     return Status(kind, True, path)
 
