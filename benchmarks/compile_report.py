@@ -26,7 +26,7 @@ import torch
 
 from distilldepth import native
 from distilldepth.bench import command_line, machine
-from distilldepth.ops.backend import OPS
+from distilldepth.words import OPS
 
 MODULES = sorted([*OPS, "scale_gradient"])
 """Those of distilldepth.kernels that are an operation; the others are parts of them."""

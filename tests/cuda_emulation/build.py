@@ -14,7 +14,7 @@ from pathlib import Path
 from distilldepth import native
 from distilldepth.files import cache_folder
 from distilldepth.native import compiling, recipe
-from distilldepth.ops.backend import OPS
+from distilldepth.words import OPS
 
 from . import translate
 
