@@ -1,6 +1,6 @@
-"""Depth for photographs: which of them become which files, and what is left alone because it is there.
+"""`distilldepth predict`: depth for files of images; which image becomes which files, and what may be left as it is.
 
-Formats are in `formats`, running the model in `inference`; names that users look for here are offered from there.
+How a map is written is the business of `distilldepth.formats`.
 """
 
 from __future__ import annotations
