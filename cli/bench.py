@@ -93,15 +93,11 @@ class Shape(click.ParamType):
 def bench(
     kernels: tuple[tuple[str, ...], ...],
     backends: tuple[tuple[str, ...], ...],
-    shape: tuple[int, int, int] | None,
-    dtype: str,
     contexts: tuple[tuple[str, ...], ...],
-    repeats: int | None,
-    cold: bool,
     scaling: bool,
     plot_file: str | None,
-    device: str,
     json_file: str | None,
+    **how: Any,
 ) -> None:
     """Time the fused kernels against plain PyTorch.
 
@@ -137,23 +133,18 @@ def bench(
         click.echo(f"{where}: {digits(row['median_ms'])} ms", err=True)
 
     def save(result: dict[str, Any]) -> None:
-        options.save_json(result, json_file)
+        if json_file not in (None, "-"):
+            options.save_json(result, json_file)
 
-    arguments = {
-        "contexts": _words(contexts, CONTEXTS, ("range",)),
-        "backends": _words(backends, BACKENDS, None),
-        "device": device,
-        "repeats": repeats,
-        "cold": cold,
-        "command": benchmark.command_line(),
-        "on_row": tell,
-        "on_result": save if json_file not in (None, "-") else None,
-    }
-    names = _words(kernels, KERNELS, KERNELS)
-    if scaling:
-        result = benchmark.run_scaling(names, shape or SCALING_SHAPE, dtype, **arguments)
-    else:
-        result = benchmark.run_benchmark(names, shape or DEFAULT_SHAPE, dtype, **arguments)
+    request = benchmark.Request(
+        _words(kernels, KERNELS) or KERNELS,
+        contexts=_words(contexts, CONTEXTS) or ("range",),
+        backends=_words(backends, BACKENDS) or None,
+        command=benchmark.command_line(),
+        **how,
+    )
+    run = benchmark.run_scaling if scaling else benchmark.run_benchmark
+    result = run(request, on_row=tell, on_result=save)
     options.write_json(result, json_file)
     if plot_file is not None:
         from distilldepth.bench.plot import draw_roofline
@@ -165,11 +156,9 @@ def bench(
     _end(result["metadata"]["not_run"])
 
 
-def _words(
-    given: tuple[tuple[str, ...], ...], every: tuple[str, ...], default: tuple[str, ...] | None
-) -> tuple[str, ...] | None:
+def _words(given: tuple[tuple[str, ...], ...], every: tuple[str, ...]) -> tuple[str, ...]:
     asked = tuple(dict.fromkeys(word for words in given for word in words))
-    return every if "all" in asked else asked or default
+    return every if "all" in asked else asked
 
 
 def _print_table(result: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ _NAMES = {
     "DTYPES": "distilldepth.bench.workloads",
     "FORMULAS": "distilldepth.bench.workloads",
     "KERNELS": "distilldepth.bench.choices",
+    "Request": "distilldepth.bench.run",
     "SCALING_SHAPE": "distilldepth.bench.choices",
     "USUAL": "distilldepth.bench.choices",
     "command_line": "distilldepth.machine",
