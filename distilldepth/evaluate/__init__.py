@@ -1,4 +1,7 @@
-"""Scoring a model against measured or rendered depth."""
+"""`distilldepth evaluate`: scoring a model against measured or rendered depth, by a protocol that is written out.
+
+Reading datasets is the business of `distilldepth.datasets`, the scores themselves of `distilldepth.metrics`.
+"""
 
 from __future__ import annotations
 
