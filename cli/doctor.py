@@ -95,8 +95,8 @@ def examine() -> tuple[dict[str, Any], list[str]]:
     import torch
 
     from distilldepth import native
-    from distilldepth.bench import machine, processor_name
     from distilldepth.files import cache_folder
+    from distilldepth.machine import machine, processor_name
 
     problems: list[str] = []
     gpus = _gpus(torch)

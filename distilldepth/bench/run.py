@@ -15,6 +15,7 @@ from torch import Tensor
 from distilldepth.bench.choices import BACKENDS, DEFAULT_SHAPE, DIRECTIONS, KERNELS, SCALING_SHAPE, WITH_CONTEXTS
 from distilldepth.bench.limits import limits
 from distilldepth.bench.memory import MemoryServer, cuda_peak_bytes
+from distilldepth.bench.result import LeftOut, Result, Row
 from distilldepth.bench.timing import Clock, Timing, quantile, time_in_turns
 from distilldepth.bench.workloads import DTYPES, FORMULAS, Case, make_case
 from distilldepth.capacity import check_memory
@@ -25,8 +26,8 @@ from distilldepth.ops.backend import available_backends
 from distilldepth.words import BACKENDS as IMPLEMENTATIONS
 from distilldepth.words import CONTEXTS
 
-OnRow = Callable[[dict[str, Any]], None]
-OnResult = Callable[[dict[str, Any]], None]
+OnRow = Callable[[Row], None]
+OnResult = Callable[[Result], None]
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ class Request:
     """Written into the metadata."""
 
 
-def run_benchmark(
-    request: Request, *, on_row: OnRow | None = None, on_result: OnResult | None = None
-) -> dict[str, Any]:
+def run_benchmark(request: Request, *, on_row: OnRow | None = None, on_result: OnResult | None = None) -> Result:
     """Time kernels and return `{metadata, results}`, ready for JSON.
 
     The backends of a case take turns; every call runs twice before it counts. On a GPU the time is that between two
@@ -105,7 +104,7 @@ def run_benchmark(
     return run.finish()
 
 
-def run_scaling(request: Request, *, on_row: OnRow | None = None, on_result: OnResult | None = None) -> dict[str, Any]:
+def run_scaling(request: Request, *, on_row: OnRow | None = None, on_result: OnResult | None = None) -> Result:
     """Time forward+backward at growing sizes and return `{metadata, results}`; `linear_cost` judges the rows.
 
     Pixels: seven shapes from `(H/8, W/8)` to `(H, W)`, twice the pixels each, for one image and for B. Batch: 1 to 8 B
@@ -196,8 +195,8 @@ class _Run:
         self.request = request
         self.device = _check(request)
         self.dtype = DTYPES[request.dtype]
-        self.not_run: list[dict[str, Any]] = []
-        self.metadata = {
+        self.not_run: list[LeftOut] = []
+        self.metadata: dict[str, Any] = {
             **machine(self.device),
             **limits(self.device),
             "command": request.command,
@@ -210,7 +209,7 @@ class _Run:
         }
         _check_shape(largest, self.device)
         self.clock = Clock(self.device, cold=request.cold)
-        self.results: list[dict[str, Any]] = []
+        self.results: list[Row] = []
         self._on_row, self._on_result = on_row, on_result
 
     def variants(self) -> list[tuple[str, str]]:
@@ -222,7 +221,7 @@ class _Run:
             for contexts in (every if kernel in WITH_CONTEXTS else every[:1])
         ]
 
-    def runnable(self, case: Case, asked: Sequence[str] | None, not_run: list[dict[str, Any]]) -> list[str]:
+    def runnable(self, case: Case, asked: Sequence[str] | None, not_run: list[LeftOut]) -> list[str]:
         """The backends of a case that can run here; what was left out is added to `not_run`."""
         available = available_backends(case.op, self.device.type, self.dtype)
         names = []
@@ -255,11 +254,13 @@ class _Run:
         direction: str,
         shape: tuple[int, int, int],
         timing: Timing,
-        **more: float | None,
+        *,
+        peak_bytes: int | None,
+        max_error: float | None,
     ) -> None:
-        """Make a row of what was timed, with `more` at its end, and tell who wants to know."""
+        """Make a row of what was timed, and tell who wants to know."""
         median = quantile(timing.seconds, 0.5)
-        row = {
+        row: Row = {
             "op": case.op,
             "backend": backend,
             "direction": direction,
@@ -276,7 +277,8 @@ class _Run:
             "bytes_min": case.bytes_min[direction],
             "operations_min": case.operations_min[direction],
             "bandwidth_fraction": case.bytes_min[direction] / median / self.metadata["copy_bytes_per_s"],
-            **more,
+            "peak_bytes": peak_bytes,
+            "max_error": max_error,
         }
         self.results.append(row)
         # In this order: whoever is told of a row may count on it.
@@ -285,7 +287,7 @@ class _Run:
         if self._on_row is not None:
             self._on_row(row)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Result:
         """The result of a run that has come to its end."""
         if not self.results:
             reasons = dict.fromkeys(f"{entry['backend']}: {entry['why']}" for entry in self.not_run)
@@ -295,7 +297,7 @@ class _Run:
         self.metadata["finished"] = _now()
         return self._result()
 
-    def _result(self) -> dict[str, Any]:
+    def _result(self) -> Result:
         return {"metadata": self.metadata, "results": self.results}
 
 
@@ -307,7 +309,7 @@ def _why_absent(backend: str, device: torch.device) -> str:
     return f"not for {device.type} tensors" if device.type != "cuda" else "triton is not installed"
 
 
-def _leave_out(not_run: list[dict[str, Any]], case: Case, backend: str, why: str, *, failed: bool) -> None:
+def _leave_out(not_run: list[LeftOut], case: Case, backend: str, why: str, *, failed: bool) -> None:
     not_run.append({"op": case.op, "contexts": case.contexts, "backend": backend, "why": why, "failed": failed})
 
 
