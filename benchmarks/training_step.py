@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distilldepth.bench import command_line, machine
 from distilldepth.bench.memory import peak_since, reset_peak
 from distilldepth.bench.timing import quantile, synchronise
 from distilldepth.device import resolve_device
@@ -39,13 +38,14 @@ from distilldepth.distill.progress import PHASES
 from distilldepth.distill.step import DistillationStep
 from distilldepth.images.crops import Regions
 from distilldepth.images.sources import open_source
-from distilldepth.machine import load_average
+from distilldepth.machine import command_line, load_average, machine
 from distilldepth.models import create_student
 from distilldepth.models.base import DepthOutput
-from distilldepth.ops.backend import OPS, available_backends
+from distilldepth.ops.backend import available_backends
 from distilldepth.teachers.pool import load_teachers
 from distilldepth.teachers.spec import parse_teachers
 from distilldepth.teachers.teacher import PseudoLabel
+from distilldepth.words import OPS
 
 WARM_STEPS = 2
 MEMORY_STEPS = 3

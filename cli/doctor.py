@@ -15,14 +15,11 @@ import click
 from distilldepth.cli import options
 from distilldepth.cli.table import available_width, format_facts
 from distilldepth.models import inventory
+from distilldepth.native import KINDS
+from distilldepth.words import BACKENDS, KERNELS
 
-KERNELS = {
-    "hybrid-norm": "hybrid depth normalisation loss",
-    "crop-ssi": "local-global loss on crops of the student's map",
-    "channel-kl": "channel-wise distillation",
-    "backproject": "depth to points",
-}
-NATIVE = {"cpu": "CPU", "cuda": "CUDA"}
+NATIVE = {kind: kind.upper() for kind in KINDS}
+BUILDS = ("all", *KINDS)
 
 
 @click.command()
@@ -31,8 +28,8 @@ NATIVE = {"cpu": "CPU", "cuda": "CUDA"}
     is_flag=False,
     flag_value="all",
     default=None,
-    type=options.NearestChoice(("all", "cpu", "cuda")),
-    metavar="[all|cpu|cuda]",
+    type=options.NearestChoice(BUILDS),
+    metavar=f"[{'|'.join(BUILDS)}]",
     help="First compile the native libraries that are missing. all, the default: the CPU library, and the CUDA library "
     "if nvcc is there.",
 )
@@ -70,7 +67,7 @@ def build_libraries(which: str) -> list[str]:
     from distilldepth.errors import DistillDepthError
 
     failures = []
-    for kind in native.KINDS if which == "all" else (which,):
+    for kind in KINDS if which == "all" else (which,):
         obstacle = native.obstacle(kind)
         if obstacle is not None:
             needed = which == kind or (kind == "cpu" and native.build_policy() == "1")
@@ -98,8 +95,8 @@ def examine() -> tuple[dict[str, Any], list[str]]:
     import torch
 
     from distilldepth import native
-    from distilldepth.bench import machine, processor_name
     from distilldepth.files import cache_folder
+    from distilldepth.machine import machine, processor_name
 
     problems: list[str] = []
     gpus = _gpus(torch)
@@ -112,8 +109,8 @@ def examine() -> tuple[dict[str, Any], list[str]]:
         "gpus": gpus,
         "why_no_gpu": None if gpus else _why_no_gpu(torch),
         "cpp_compiler": _version_line(native.find_compiler()),
-        "nvcc": _version_line([native.find_nvcc()] if native.find_nvcc() else None, "release"),
-        "native": {kind: native.describe(kind) for kind in native.KINDS},
+        "nvcc": _version_line([nvcc] if (nvcc := native.find_nvcc()) else None, "release"),
+        "native": {kind: native.describe(kind) for kind in KINDS},
         "kernels": kernel_rows(),
         **_models(problems),
         "offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
@@ -171,15 +168,15 @@ def has_cuda() -> bool:
 
 def kernel_rows() -> list[dict[str, Any]]:
     """Return which backend every kernel uses on which device, and why it is not a better one on those that are here."""
-    from distilldepth.ops.backend import BACKENDS, available_backends
+    from distilldepth.ops.backend import available_backends
 
     forced = os.environ.get("DISTILLDEPTH_BACKEND", "")
-    devices = ("cpu", "cuda") if has_cuda() else ("cpu",)
+    devices = KINDS if has_cuda() else ("cpu",)
     rows = []
     for name, what in KERNELS.items():
         row = {"name": name, "what": what}
         missing = []
-        for device in ("cpu", "cuda"):
+        for device in KINDS:
             available = available_backends(name.replace("-", "_"), device)
             row[device] = available[0]
             if forced:

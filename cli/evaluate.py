@@ -11,9 +11,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from distilldepth import words
 from distilldepth.cli import options
 
-QUANTITIES = ("disparity", "depth", "metric-depth")
+QUANTITIES = tuple(word.replace("_", "-") for word in words.QUANTITIES)
 PREDICTION_FORMATS = ("npy", "png16", "kitti")
 ANALYSES = ("local-global",)
 
@@ -292,9 +293,9 @@ def _truth_scale(given: dict[str, Any]) -> float | None:
 def _score(given: dict[str, Any]) -> None:
     from contextlib import ExitStack
 
-    from distilldepth.bench import command_line
     from distilldepth.evaluate.record.table import make_table
     from distilldepth.evaluate.run import evaluate as run
+    from distilldepth.machine import command_line
 
     with ExitStack() as stack:
         try:

@@ -10,16 +10,14 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from distilldepth import __version__
 from distilldepth.errors import UsageError
+from distilldepth.words import PRECISIONS
 
-if TYPE_CHECKING:
-    import torch
-
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-"""Words of `--precision`. The command line reads them, so nothing here imports torch before it computes."""
 _CLEARLY = 1.2
 """Gain from which bfloat16 is worth its rounding. CPUs with instructions for it reach 1.8 to 8, others 0.01 to 0.5."""
 _ATTEMPTS = 6
@@ -64,8 +62,6 @@ def bfloat16_gain(kind: str) -> float:
     On CPUs a convolution and a matrix product are timed, which takes a few hundredths of a second: flags of the
     processor do not say what torch and oneDNN make of them, nor what was switched off by their variables.
     """
-    import torch
-
     if kind == "cuda":
         return 2.0 if torch.cuda.is_bf16_supported(including_emulation=False) else 0.5
     if kind != "cpu":
@@ -94,8 +90,6 @@ def bfloat16_gain(kind: str) -> float:
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Return what a measurement depends on: versions, device, driver, threads."""
-    import torch
-
     device = torch.device(device)
     name = processor_name() if device.type != "cuda" else torch.cuda.get_device_name(device)
     return {

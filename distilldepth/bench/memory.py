@@ -16,11 +16,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from distilldepth.bench.workloads import DTYPES, Case, make_case
+from distilldepth.errors import first_line
 
 
 def cuda_peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
@@ -58,9 +59,14 @@ class MemoryServer:
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
-            self._process.stdin.close()
-            self._process.stdout.close()
+            for pipe in self._pipes(self._process):
+                pipe.close()
             self._process.wait()
+
+    @staticmethod
+    def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+        assert process.stdin is not None and process.stdout is not None, "both were asked for"  # noqa: PT018
+        return process.stdin, process.stdout
 
     def peak_bytes(
         self, kernel: str, shape: tuple[int, int, int], dtype: str, contexts: str, backend: str, direction: str
@@ -77,10 +83,11 @@ class MemoryServer:
             "direction": direction,
             "threads": torch.get_num_threads(),
         }
+        requests, answers = self._pipes(self._process)
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            requests.write(json.dumps(request) + "\n")
+            requests.flush()
+            answer = answers.readline()
         except BrokenPipeError:
             return None
         return json.loads(answer) if answer else None
@@ -98,8 +105,8 @@ def serve() -> None:
                 os.write(write, str(_measure(json.loads(line))).encode())
                 code = 0
             except Exception as error:
-                why = str(error).partition("\n")[0][:300]
-                print(f"memory not measured: {type(error).__name__}: {why}", file=sys.stderr, flush=True)
+                why = f"{type(error).__name__}: {first_line(error, 300)}"
+                print(f"memory not measured: {why}", file=sys.stderr, flush=True)
             finally:
                 os._exit(code)
         os.close(write)

@@ -18,13 +18,11 @@ from typing import Any
 from distilldepth.distill.terms.table import TERMS, LossSection
 from distilldepth.documents import parse_toml, read_toml
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
-from distilldepth.machine import PRECISIONS
 from distilldepth.settings import apply, check, get_key, option, set_key
 from distilldepth.teachers.spec import check_known, parse_teachers
+from distilldepth.words import MAX_SIDE, PRECISIONS
 
 INITIAL_WEIGHTS = ("random", "pretrained")
-MAX_SIDE = 16384
-"""Largest side of a region, in pixels."""
 _MANY = 1_000_000_000
 """Upper bounds are far beyond any use: they keep a slip of the keyboard from filling memory or overflowing."""
 

@@ -1,4 +1,4 @@
-"""Local-global loss in Triton: the normalisation kernels of `hybrid_norm` on crops that are resampled while reading.
+"""Local-global loss in Triton: the kernels of `normalise` on crops that are resampled while reading.
 
 Where the sample points of a crop lie is computed once per row and column, in float64. The gradient to the resampled
 pixels is carried back to the map without atomics: first along the rows, to `(N, h, W)`, then every pixel of the map
@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distilldepth.kernels.hybrid_norm import BLOCK, OPTIONS, Maps, Sampling, as_bytes, check_dtype, loss_and_gradient
+from distilldepth.kernels.maps import BLOCK, OPTIONS, Maps, Sampling, as_bytes, check_dtype
+from distilldepth.kernels.normalise import loss_and_gradient
 
 
 def crop_ssi(
@@ -28,9 +29,7 @@ def crop_ssi(
     spread_eps: float,
     need_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss, its gradient `(B, H, W)` over a scale, and the scale, all float32.
-
-    The gradient is `(0,)` if it is not needed.
+    """Loss, gradient `(B, H, W)` over a scale, and scale, as `hybrid_norm` returns and raises them.
 
     Args:
         prediction: `(B, H, W)` float32, float16 or bfloat16, contiguous.
@@ -38,13 +37,7 @@ def crop_ssi(
         boxes: `(N, 4)` float64 x0, y0, x1, y1, contiguous.
         image_index: `(N,)` int64; a crop whose index is not from 0 to B - 1 is NaN where it is valid.
         valid: bool `(N, h, w)`, contiguous; None = all.
-        segments: how many contexts each level has.
-        contexts: 0 range, 1 quantile, 2 spatial.
-        spread_eps: added to every spread.
-        need_gradient: whether to compute the gradient.
-
-    Raises:
-        TypeError: the maps are float64.
+        segments, contexts, spread_eps, need_gradient: as for `hybrid_norm`.
     """
     check_dtype("crop_ssi", prediction)
     device, (images, map_height, map_width) = targets.device, prediction.shape
@@ -70,7 +63,7 @@ def crop_ssi(
         sampling = Sampling(image_index, rows, row_shares, columns, column_shares, images, map_height, map_width)
         maps = Maps(prediction, targets, as_bytes(valid), height, width, sampling)
         loss, crop_gradient, scale = loss_and_gradient(
-            maps, crops, segments, contexts, spread_eps, need_gradient, mean_of_images=True
+            maps, segments, contexts, spread_eps, need_gradient, mean_of_images=True
         )
         if not need_gradient:
             return loss, crop_gradient, scale

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from distilldepth.distill.ema import WeightAverage
 from distilldepth.distill.record.state import RunState
 from distilldepth.documents import read_json
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, first_line
 from distilldepth.files import file_digest
-from distilldepth.machine import PRECISIONS
+from distilldepth.words import PRECISIONS
 
 _STATE = "run_state.json"
 _WEIGHTS, _OPTIMISER, _AVERAGE = "weights.safetensors", "optimiser.safetensors", "average.safetensors"
@@ -329,7 +329,7 @@ def _damaged(checkpoint: Path, why: str) -> DistillDepthError:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
+    return f"{type(error).__name__}: {first_line(error, 100)}"
 
 
 def _flush(path: Path) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from distilldepth.settings import option
+from distilldepth.words import CONTEXTS
 
 NORMALISATIONS: dict[str, tuple[int, ...]] = {"hybrid": (1, 2, 4), "global": (1,), "local": (4,), "none": ()}
 """Segments of each normalisation; `none` is plain L1."""
-CONTEXTS = ("range", "quantile", "spatial")
 _LARGEST = 1e6
 """Far beyond any use."""
 
