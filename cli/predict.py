@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,8 +123,6 @@ def predict(
     existing = _existing(skip_existing, overwrite)
     _check_ranges(fov, intrinsics, percentiles, depth_range)
     options.check_json_target(json_file, (*inputs, out, model, Path(model, "config.json")))
-
-    from contextlib import ExitStack
 
     from distilldepth.predict import PointCloudOptions, PredictOptions, predict_files
 
