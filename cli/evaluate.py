@@ -293,9 +293,9 @@ def _truth_scale(given: dict[str, Any]) -> float | None:
 def _score(given: dict[str, Any]) -> None:
     from contextlib import ExitStack
 
-    from distilldepth.bench import command_line
     from distilldepth.evaluate.record.table import make_table
     from distilldepth.evaluate.run import evaluate as run
+    from distilldepth.machine import command_line
 
     with ExitStack() as stack:
         try:
