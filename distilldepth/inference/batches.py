@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from distilldepth.device import autocast
 from distilldepth.errors import DistillDepthError, UsageError, one_line
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import choose_policy
+
+Item = TypeVar("Item")
+Extra = TypeVar("Extra")
 
 FAILURES = (DistillDepthError, OSError, ValueError, TypeError, MemoryError, RuntimeError)
 """What may be wrong with one item of many without ending the run."""
@@ -30,30 +33,30 @@ _BATCH_PIXELS = 16_000_000
 
 
 @dataclass
-class LoadedImage:
+class LoadedImage(Generic[Item, Extra]):
     """An item that was read."""
 
-    item: Any
+    item: Item
     """What was asked for."""
     image: np.ndarray
     """uint8 `(H, W, 3)`."""
-    extra: Any
+    extra: Extra
     """What else was read with it."""
     policy: str | None
     """Resize policy to use; None for the model's own."""
 
 
 def load_batches(
-    items: Iterable[Any],
-    read: Callable[[Any], tuple[np.ndarray, Any]],
+    items: Iterable[Item],
+    read: Callable[[Item], tuple[np.ndarray, Extra]],
     model: DepthModel,
     workers: ThreadPoolExecutor,
-    on_failure: Callable[[Any, Exception], None],
+    on_failure: Callable[[Item, Exception], None],
     *,
     policy: str | None = None,
     size: int | None = None,
     batch_size: int = 8,
-) -> Iterator[list[LoadedImage]]:
+) -> Iterator[list[LoadedImage[Item, Extra]]]:
     """Yield what was read in groups of one image size, at most `batch_size` each, reading one batch ahead.
 
     Args:
@@ -66,8 +69,8 @@ def load_batches(
         batch_size: how many images of one size to give at once.
     """
     waiting = iter(items)
-    reading: deque[tuple[Any, Future]] = deque()
-    groups: dict[tuple[int, int], list[LoadedImage]] = {}
+    reading: deque[tuple[Item, Future[tuple[np.ndarray, Extra]]]] = deque()
+    groups: dict[tuple[int, int], list[LoadedImage[Item, Extra]]] = {}
 
     def read_ahead() -> None:
         while len(reading) < max(2, batch_size):
@@ -104,14 +107,14 @@ def load_batches(
     yield from groups.values()
 
 
-def _pixels(groups: dict[tuple[int, int], list[LoadedImage]]) -> int:
+def _pixels(groups: dict[tuple[int, int], list[LoadedImage[Item, Extra]]]) -> int:
     return sum(height * width * len(group) for (height, width), group in groups.items())
 
 
 @torch.inference_mode()
 def estimate_batch(
     model: DepthModel,
-    batch: list[LoadedImage],
+    batch: Sequence[LoadedImage[Item, Extra]],
     device: torch.device,
     *,
     precision: str = "auto",

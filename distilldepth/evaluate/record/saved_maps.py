@@ -11,11 +11,12 @@ import numpy as np
 from distilldepth.datasets.truth import Dataset
 from distilldepth.errors import did_you_mean
 from distilldepth.files import write_atomically
-from distilldepth.formats.kitti import write_kitti_png
+from distilldepth.formats import table
+from distilldepth.formats.options import Picture
 from distilldepth.images.decode import IMAGE_SUFFIXES
 from distilldepth.models.base import ModelInfo
 
-FORMATS = {"npy": ".npy", "png16": ".png", "kitti": ".png"}
+FORMATS = {name: table.FORMATS[name].suffix for name in table.STORED}
 """How a map is written, with the suffix: float32 as predicted; 16-bit PNG whose text says scale and quantity; 16-bit
 PNG of metres x 256 with 0 for unknown, as the KITTI benchmark has it."""
 
@@ -72,17 +73,7 @@ def save_prediction(
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"save_prediction: values must be (H, W) and not empty, got shape {tuple(values.shape)}")
     path = prediction_path(Path(folder), dataset, name, form)
-    if form == "kitti":
-        write_kitti_png(path, values, quantity)
-    else:
-        from distilldepth.formats.npy import write_npy
-        from distilldepth.formats.png import write_depth_png
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if form == "npy":
-            write_npy(path, values)
-        else:
-            write_depth_png(path, values, quantity)
+    table.FORMATS[form].write(path, Picture(values, quantity))
     return path
 
 
