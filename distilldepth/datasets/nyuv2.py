@@ -18,7 +18,6 @@ from distilldepth.datasets.samples import (
     ListMismatch,
     Request,
     Sample,
-    choose_field,
     first_fit,
     locate,
     pair,
@@ -67,13 +66,13 @@ def _from_list(request: Request, split: Split) -> Found:
     if split.name.lower().endswith(".csv"):
         if any(len(row.fields) < 2 for row in split.rows):
             raise DistillDepthError(f"{split.name}: each line must be IMAGE,DEPTH")
-        choose_field(request.benchmark.name, request.field, ())
+        request.choose_field(())
         samples = pair(request, split, _DENSEDEPTH, lambda row: row.fields[1])
         return Found(samples)
     there = [field for field in FIELDS if locate(request.root, split.rows, lambda row, f=field: _depths(row)[f])]
     if not there:
         raise request.not_found("files with ground truth", _depths(split.rows[0])["raw"], split.name)
-    field = choose_field(request.benchmark.name, request.field, tuple(there))
+    field = request.choose_field(tuple(there))
     samples = pair(request, split, _MILLIMETRES, lambda row: _depths(row)[field])
     return Found(samples, tuple(there), field)
 
@@ -97,7 +96,7 @@ def _depths(row: Row) -> dict[str, str]:
 
 def _from_mat(request: Request, path: Path) -> Found:
     """The official file, with the official split beside it: numbers from 1."""
-    field = choose_field(request.benchmark.name, request.field, FIELDS)
+    field = request.choose_field(FIELDS)
     split = request.split_path or path.with_name("splits.mat")
     if split.suffix.lower() != ".mat":
         raise DistillDepthError(
@@ -154,7 +153,7 @@ class _MatReader:
 
 def _from_hdf5(request: Request, path: Path) -> Found:
     """UniDepth's container: encoded files under their paths, and the list as one more."""
-    choose_field(request.benchmark.name, request.field, ())
+    request.choose_field(())
     if request.splits:
         split = request.splits[0]
     else:

@@ -62,6 +62,23 @@ class Request:
     benchmark: Benchmark
     split_path: Path | None = None
     """What the user named as the list; only needed where it is no text."""
+    preferred_field: str | None = None
+    """Kind of ground truth to read where there are several; `field` has to be there."""
+
+    def choose_field(self, fields: tuple[str, ...]) -> str:
+        """Return the kind of ground truth to read: the one asked for, or the first.
+
+        Args:
+            fields: those on disk; empty where there is one kind only, which has no name.
+
+        Raises:
+            DistillDepthError: what is asked for is not on disk.
+        """
+        field = self.field or (self.preferred_field if fields else None)
+        if field and field not in fields:
+            there = did_you_mean(field, fields) if fields else "; there is one kind only, which has no name"
+            raise DistillDepthError(f"{self.benchmark.name}: has no ground truth called {field!r} on disk{there}")
+        return field or (fields[0] if fields else "")
 
     def no_list(self, hint: str = "") -> DistillDepthError:
         """Return the error for a root without a list, which says what to put where."""
@@ -243,18 +260,6 @@ def first_fit(request: Request, build: Callable[[Request, Split], Found]) -> Fou
             found.notes.insert(0, f"list: {split.name}")
             return found
     raise mismatches[0]
-
-
-def choose_field(name: str, field: str | None, fields: tuple[str, ...]) -> str:
-    """Return the kind of ground truth to read: the one asked for, or the first.
-
-    Raises:
-        DistillDepthError: it is not on disk.
-    """
-    if field and field not in fields:
-        there = did_you_mean(field, fields) if fields else "; there is one kind only, which has no name"
-        raise DistillDepthError(f"{name}: has no ground truth called {field!r} on disk{there}")
-    return field or (fields[0] if fields else "")
 
 
 def spread(values: Sequence, count: int) -> list:
