@@ -315,7 +315,7 @@ def _score(given: dict[str, Any]) -> None:
     if given["json_file"] != "-":
         console = options.console()
         info = result.metadata["model"]
-        kinds = list(dict.fromkeys(dataset["kind"] for dataset in result.datasets))
+        kinds = list(dict.fromkeys(dataset.kind for dataset in result.datasets))
         lines = [
             f"model     {info['name']} ({info['quantity']}, {info['licence']})",
             f"protocol  {result.protocol.describe()}",
@@ -327,7 +327,7 @@ def _score(given: dict[str, Any]) -> None:
         console.print(make_table(result, published=_published_rows(kinds) if given["published"] else None))
     if given["out"] is not None:
         click.echo(f"report: {Path(given['out']) / 'report.html'}", err=True)
-    failures = [(f"{failure['dataset']}/{failure['name']}", failure["error"]) for failure in result.failures]
+    failures = [(f"{failure.dataset}/{failure.name}", failure.error) for failure in result.failures]
     options.end_with_failures(failures, len(result.samples) + len(failures))
 
 
@@ -428,11 +428,11 @@ def _compare(given: dict[str, Any]) -> None:
     console.print(make_comparison_table(comparison))
     for dataset in comparison.datasets:
         for only, label in (("only_a", "a"), ("only_b", "b")):
-            names = dataset[only]
+            names = getattr(dataset, only)
             if names:
                 some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
                 console.print(
-                    f"only in {label}: {len(names)} of {dataset['name']} ({some})", soft_wrap=True, markup=False
+                    f"only in {label}: {len(names)} of {dataset.name} ({some})", soft_wrap=True, markup=False
                 )
 
 
@@ -452,11 +452,11 @@ def _analyse(given: dict[str, Any]) -> None:
     options.write_json(result.to_dict(), given["json_file"])
     if given["json_file"] != "-":
         options.console().print(result.make_table())
-    failures = [(f"{failure['dataset']}/{failure['name']}", failure["error"]) for failure in result.failures]
+    failures = [(f"{failure.dataset}/{failure.name}", failure.error) for failure in result.failures]
     options.end_with_failures(failures, sum(len(dataset.items) for dataset in datasets))
 
 
-def _published_rows(kinds: list[str]) -> list[dict[str, Any]]:
+def _published_rows(kinds: list[str]) -> list[PublishedRow]:
     from distilldepth.evaluate.record.published import published_rows
 
     return [row for kind in kinds if kind for row in published_rows(kind)]
@@ -465,7 +465,8 @@ def _published_rows(kinds: list[str]) -> list[dict[str, Any]]:
 def _show_published(given: dict[str, Any]) -> None:
     from distilldepth.evaluate.record.published import make_published_table, published_kinds
 
-    options.write_json(_published_rows(list(published_kinds())), given["json_file"])
+    rows = [row.to_dict() for row in _published_rows(list(published_kinds()))]
+    options.write_json(rows, given["json_file"])
     if given["json_file"] != "-":
         options.console().print(make_published_table())
 
@@ -492,4 +493,4 @@ def _submit(given: dict[str, Any]) -> None:
         )
     options.write_json(written.to_dict(), given["json_file"])
     click.echo(f"wrote {written.written} of {written.expected} maps to {written.folder}", err=True)
-    options.end_with_failures([(bad["name"], bad["error"]) for bad in written.failures], len(images))
+    options.end_with_failures([(bad.name, bad.error) for bad in written.failures], len(images))

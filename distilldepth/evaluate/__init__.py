@@ -1,4 +1,8 @@
-"""Scoring a model against measured or rendered depth."""
+"""Scoring a model against measured or rendered depth: the protocol, the fit, the metrics, and what they add up to.
+
+What an evaluation reads from and writes to disk is in `record/`. Reading datasets is not here but in `datasets`, running
+a model in `inference`, the metrics' definitions in `metrics`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from distilldepth.lazy import lazy_names
 
 _NAMES = {
     "evaluate": "distilldepth.evaluate.run",
+    "EvaluateOptions": "distilldepth.evaluate.options",
     "Evaluation": "distilldepth.evaluate.record.result",
     "read_evaluation": "distilldepth.evaluate.record.result",
     "open_data": "distilldepth.datasets.open",

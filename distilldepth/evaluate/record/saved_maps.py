@@ -32,7 +32,7 @@ def prediction_path(folder: Path, dataset: str, name: str, form: str) -> Path:
     """
     if form not in FORMATS:
         raise ValueError(f"save_prediction: form must be known, got {form!r}{did_you_mean(form, FORMATS)}")
-    return folder / _inside(dataset) / (_stem(_inside(name)) + FORMATS[form])
+    return folder / name_inside(dataset) / (without_suffix(name_inside(name)) + FORMATS[form])
 
 
 def check_distinct(datasets: Sequence[Dataset], form: str) -> None:
@@ -93,13 +93,13 @@ def write_index(folder: Path, info: ModelInfo, form: str) -> None:
     write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def _inside(name: str) -> str:
-    """The name as a relative path that stays inside its folder: `../a/b.png`, as in a manifest, becomes `a/b.png`."""
+def name_inside(name: str) -> str:
+    """Return the name as a path inside its folder: `../a/b.png`, as in a manifest, becomes `a/b.png`."""
     path = PurePosixPath(name.replace("\\", "/"))
     return "/".join(part for part in path.parts if part not in ("/", ".", "..")) or "unnamed"
 
 
-def _stem(name: str) -> str:
-    """The name without the suffix of an image; other dots belong to the name."""
+def without_suffix(name: str) -> str:
+    """Return the name without the suffix of an image; other dots belong to the name."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name
