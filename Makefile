@@ -63,7 +63,7 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 # The CPU library compiles in half a minute, once. Everything works without it, only slower, so make goes on. The CUDA
 # library takes minutes: `distilldepth doctor --build` compiles it, and so does DISTILLDEPTH_BUILD=1 here, where a
 # failure counts.
-$(VENV)/.native: $(wildcard csrc/*) distilldepth/native.py | $(VENV)/.installed
+$(VENV)/.native: $(wildcard csrc/*) $(wildcard distilldepth/native/*.py) | $(VENV)/.installed
 	$(BIN)/distilldepth doctor --build $(if $(filter 1,$(DISTILLDEPTH_BUILD)),all,cpu) >/dev/null \
 	    || test '$(DISTILLDEPTH_BUILD)' != 1
 	touch $@

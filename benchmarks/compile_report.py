@@ -24,10 +24,12 @@ from typing import Any
 
 import torch
 
-from distilldepth import kernels, native
+from distilldepth import native
 from distilldepth.bench import command_line, machine
+from distilldepth.words import OPS
 
-MODULES = sorted(path.stem for path in Path(kernels.__file__).parent.glob("*.py") if path.stem != "__init__")
+MODULES = sorted([*OPS, "scale_gradient"])
+"""Those of distilldepth.kernels that are an operation; the others are parts of them."""
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 
 

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from distilldepth import ops
 from distilldepth.errors import DistillDepthError
+from distilldepth.words import CONTEXTS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COLOURS = (torch.uint8, torch.float16, torch.float32, torch.float64, torch.complex128)
 """A type of every size that colours may have."""
-CONTEXTS = ("range", "quantile", "spatial")
 SEGMENTS = {
     "small": (1, 2, 4),
     # More contexts than the histograms in the shared memory of a cluster can hold, so every pass is a kernel.

@@ -40,9 +40,10 @@ from distilldepth.distill.terms.base import ObjectiveInputs
 from distilldepth.images.sources import open_source
 from distilldepth.machine import load_average
 from distilldepth.models import create_student
-from distilldepth.ops.backend import OPS, available_backends
+from distilldepth.ops.backend import available_backends
 from distilldepth.teachers.pool import load_teachers
 from distilldepth.teachers.spec import parse_teachers
+from distilldepth.words import OPS
 
 WARM_STEPS = 2
 MEMORY_STEPS = 3

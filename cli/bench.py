@@ -5,24 +5,28 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from distilldepth.bench.choices import BACKENDS, DEFAULT_SHAPE, KERNELS, SCALING_SHAPE, WITH_CONTEXTS
 from distilldepth.cli import options
 from distilldepth.cli.table import Column, available_width, format_rows
 from distilldepth.errors import shown
+from distilldepth.words import BACKENDS as IMPLEMENTATIONS
+from distilldepth.words import CONTEXTS, FLOATS
 
-KERNELS = ("hybrid-norm", "crop-ssi", "channel-kl", "backproject")
-CONTEXTS = ("range", "quantile", "spatial")
-BACKENDS = ("native", "triton", "reference", "compile", "mask-list", "grid-sample", "kl-div", "meshgrid")
-DEFAULT_SHAPE = (2, 192, 256)
 PRECISE, NOISY, NOISE = 0.01, 0.1, 0.5
 """Relative standard error of a ratio: below the first it has three digits, then two; above the second it is said to be
 noisy, above the third it is not told at all."""
 MOST_REPEATS = 1000
 """More runs than this are never advised."""
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 class Shape(click.ParamType):
@@ -34,7 +38,7 @@ class Shape(click.ParamType):
         if isinstance(value, tuple):
             return value
         if not re.fullmatch(r"([1-9][0-9]{0,8}x){2}[1-9][0-9]{0,8}", value):
-            self.fail(f"must be BxHxW, for example 2x192x256, got {shown(value)}", param, ctx)
+            self.fail(f"must be BxHxW, for example {_by(DEFAULT_SHAPE)}, got {shown(value)}", param, ctx)
         batch, height, width = map(int, value.split("x"))
         return batch, height, width
 
@@ -53,17 +57,18 @@ class Shape(click.ParamType):
     type=options.WordList((*BACKENDS, "all")),
     multiple=True,
     help="What to time, repeatable or separated by commas; the last four are the usual formulation of each kernel.  "
-    "[default: all but compile, which can take minutes to compile; with --scaling native, triton, reference]",
+    f"[default: all but compile, which can take minutes to compile; with --scaling {', '.join(IMPLEMENTATIONS)}]",
 )
 @click.option(
     "--shape",
     type=Shape(),
     default=None,
-    help="Batch, height, width of the maps.  [default: 2x192x256; with --scaling the largest, 4x1120x1120]",
+    help=f"Batch, height, width of the maps.  [default: {_by(DEFAULT_SHAPE)}; with --scaling the largest, "
+    f"{_by(SCALING_SHAPE)}]",
 )
 @click.option(
     "--dtype",
-    type=options.NearestChoice(("float32", "bfloat16", "float16")),
+    type=options.NearestChoice(FLOATS),
     default="float32",
     show_default=True,
     help="Type of the maps.",
@@ -72,7 +77,7 @@ class Shape(click.ParamType):
     "--contexts",
     type=options.WordList((*CONTEXTS, "all")),
     multiple=True,
-    help="For hybrid-norm and crop-ssi: how pixels are split into contexts.  [default: range]",
+    help=f"For {' and '.join(WITH_CONTEXTS)}: how pixels are split into contexts.  [default: range]",
 )
 @click.option(
     "--repeats",
@@ -146,7 +151,7 @@ def bench(
     }
     names = _words(kernels, KERNELS, KERNELS)
     if scaling:
-        result = benchmark.run_scaling(names, shape or benchmark.SCALING_SHAPE, dtype, **arguments)
+        result = benchmark.run_scaling(names, shape or SCALING_SHAPE, dtype, **arguments)
     else:
         result = benchmark.run_benchmark(names, shape or DEFAULT_SHAPE, dtype, **arguments)
     options.write_json(result, json_file)
@@ -347,7 +352,7 @@ def _kernel(row: dict[str, Any]) -> str:
 
 
 def _shape(row: dict[str, Any]) -> str:
-    return "x".join(map(str, row["shape"]))
+    return _by(row["shape"])
 
 
 def _memory(row: dict[str, Any]) -> str:

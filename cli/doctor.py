@@ -15,13 +15,8 @@ import click
 from distilldepth.cli import options
 from distilldepth.cli.table import available_width, format_facts
 from distilldepth.models import inventory
+from distilldepth.words import BACKENDS, KERNELS
 
-KERNELS = {
-    "hybrid-norm": "hybrid depth normalisation loss",
-    "crop-ssi": "local-global loss on crops of the student's map",
-    "channel-kl": "channel-wise distillation",
-    "backproject": "depth to points",
-}
 NATIVE = {"cpu": "CPU", "cuda": "CUDA"}
 
 
@@ -171,7 +166,7 @@ def has_cuda() -> bool:
 
 def kernel_rows() -> list[dict[str, Any]]:
     """Return which backend every kernel uses on which device, and why it is not a better one on those that are here."""
-    from distilldepth.ops.backend import BACKENDS, available_backends
+    from distilldepth.ops.backend import available_backends
 
     forced = os.environ.get("DISTILLDEPTH_BACKEND", "")
     devices = ("cpu", "cuda") if has_cuda() else ("cpu",)

@@ -11,9 +11,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from distilldepth import words
 from distilldepth.cli import options
 
-QUANTITIES = ("disparity", "depth", "metric-depth")
+QUANTITIES = tuple(word.replace("_", "-") for word in words.QUANTITIES)
 PREDICTION_FORMATS = ("npy", "png16", "kitti")
 ANALYSES = ("local-global",)
 

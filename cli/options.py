@@ -14,18 +14,15 @@ from typing import Any, TypeVar
 import click
 
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url
+from distilldepth.words import DEVICES, MAX_SIDE, PRECISIONS, RESIZE_POLICIES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_MODEL = "distilldepth-mini"
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-MAX_SIDE = 16384
-"""Largest --size, in pixels."""
 _NO_JSON = (
     ".png", ".jpg", ".jpeg", ".npy", ".npz", ".ply", ".safetensors", ".pth", ".pt", ".bin", ".toml", ".csv", ".tar",
 )  # fmt: skip
 """What other files are called."""
-RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
 
 
 class NearestChoice(click.Choice):
@@ -142,9 +139,7 @@ def with_max_depth(model: str, metres: float | None) -> str:
 
 def device_option(function: F) -> F:
     """`--device`."""
-    return click.option(
-        "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:<index> or mps; auto prefers a GPU."
-    )(function)
+    return click.option("--device", default="auto", show_default=True, help=f"{DEVICES}; auto prefers a GPU.")(function)
 
 
 def precision_option(function: F) -> F:

@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from distilldepth.words import QUANTITIES
+
 
 def depth_to_inverse_depth(depth: Tensor) -> Tensor:
     """Turn depth into inverse depth: 1 / depth.
@@ -67,7 +69,9 @@ def to_disparity(values: Tensor, quantity: str) -> Tensor:
         return depth_to_inverse_depth(values)
     if quantity == "depth":
         return -values
-    raise ValueError(f"to_disparity: quantity must be disparity, depth or metric_depth, got {quantity!r}")
+    raise ValueError(
+        f"to_disparity: quantity must be {', '.join(QUANTITIES[:-1])} or {QUANTITIES[-1]}, got {quantity!r}"
+    )
 
 
 def stereo_disparity_to_depth(stereo_disparity_px: Tensor, focal_px: float, baseline_m: float) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from distilldepth.errors import UsageError, shown
 from distilldepth.machine import resolve_precision
+from distilldepth.words import DEVICES
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -34,7 +35,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if not isinstance(name, str):
         raise TypeError(f"resolve_device: device must be a name or a torch device, got {name!r}")
     if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,4})?", name):
-        raise UsageError(f"resolve_device: device must be auto, cpu, cuda, cuda:<index> or mps, got {shown(name)}")
+        raise UsageError(f"resolve_device: device must be {DEVICES}, got {shown(name)}")
     kind, _, index = name.partition(":")
     if kind == "cuda":
         if not torch.cuda.is_available():

@@ -29,6 +29,20 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 4]}...{text[-1]}"
 
 
+def one_line(message: object, limit: int | None = None) -> str:
+    """Return what an error or another message says on one line of so many characters; the name of its type if nothing.
+
+    >>> one_line(ValueError("first\\n  second")), one_line(KeyError())
+    ('first second', 'KeyError')
+    """
+    return " ".join(str(message).split())[:limit] or type(message).__name__
+
+
+def first_line(message: object, limit: int | None = None) -> str:
+    """Return the first line of what a library says; the others, where in its code that was, are not for users."""
+    return str(message).strip().partition("\n")[0][:limit]
+
+
 def refuse_url(path: str | os.PathLike) -> None:
     """Raise UsageError if what should be a path is a URL, of whatever kind.
 

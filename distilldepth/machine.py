@@ -16,8 +16,8 @@ import torch
 
 from distilldepth import __version__
 from distilldepth.errors import UsageError
+from distilldepth.words import PRECISIONS
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 _CLEARLY = 1.2
 """Gain from which bfloat16 is worth its rounding. CPUs with instructions for it reach 1.8 to 8, others 0.01 to 0.5."""
 _ATTEMPTS = 6

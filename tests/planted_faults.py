@@ -91,7 +91,7 @@ FAULTS = (
         "kept += p > 0;", "kept += p >= 0;", "depth_sums",
     ),
     Fault(
-        MEDIAN, "triton", "distilldepth/kernels/hybrid_norm.py",
+        MEDIAN, "triton", "distilldepth/kernels/selection.py",
         "tl.maximum(pixels - 1, 0) // 2", "pixels // 2", "hybrid_norm",
     ),
     Fault(
@@ -115,7 +115,7 @@ FAULTS = (
         "backproject",
     ),
     Fault(
-        MEDIAN, "native", "csrc/normalise_cuda.cuh",
+        MEDIAN, "native", "csrc/selection_cuda.cuh",
         "edge_rank(plan, total, q) : (total - 1) / 2", "edge_rank(plan, total, q) : total / 2", "hybrid_norm",
     ),
     Fault(
@@ -179,24 +179,24 @@ FAULTS = (
         "taps[crop * count + i] = {", "taps[crop * count + i + 1] = {", "crop_ssi",
     ),
     Fault(
-        CAST, "emulated", "csrc/normalise_cuda.cuh",
+        CAST, "emulated", "csrc/atoms_cuda.cuh",
         "slice.offset[at] = static_cast<uint16_t>(i)", "slice.offset[at] = static_cast<uint8_t>(i)", "hybrid_norm",
     ),
     Fault(
-        "missing barrier of a cluster", "emulated", "csrc/normalise_cuda.cuh",
+        "missing barrier of a cluster", "emulated", "csrc/clusters_cuda.cuh",
         "memory.narrowed[q / blocks] = query;\n    }\n    cluster.sync();\n",
         "memory.narrowed[q / blocks] = query;\n    }\n", "hybrid_norm",
     ),
     Fault(
-        "block ends while it is read", "emulated", "csrc/normalise_cuda.cuh",
+        "block ends while it is read", "emulated", "csrc/clusters_cuda.cuh",
         "memory.slice, image, gradient);\n  cluster.sync();\n", "memory.slice, image, gradient);\n", "hybrid_norm",
     ),
     Fault(
-        "barrier for some threads", "emulated", "csrc/normalise_cuda.cuh",
+        "barrier for some threads", "emulated", "csrc/clusters_cuda.cuh",
         "open = __syncthreads_or(left);", "open = left != 0;", "hybrid_norm",
     ),
     Fault(
-        "missing barrier of a warp", "emulated", "csrc/normalise_cuda.cuh",
+        "missing barrier of a warp", "emulated", "csrc/atoms_cuda.cuh",
         "        __syncwarp();\n        if (valid[k]", "        if (valid[k]", "hybrid_norm",
     ),
 )  # fmt: skip

@@ -90,7 +90,7 @@ def test_every_kernel_is_launched_and_agrees_with_the_reference_in_every_order(r
         found = {kind for text in row["variants"] for kind in re.findall(r"\b(?:Map = |Source = [^;]*<)(\w+)", text)}
         wanted = {"float", "__half", "__nv_bfloat16"} | (set() if "cluster" in name else {"double"})
         assert not found or found == wanted, f"{name} was launched for {found}"
-    assert set(table["normalise_cuda.cuh:normalise_in_cluster"]["cluster_sizes"]) >= {4, 8, 16}
+    assert set(table["clusters_cuda.cuh:normalise_in_cluster"]["cluster_sizes"]) >= {4, 8, 16}
 
 
 @needs_emulation

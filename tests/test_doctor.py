@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from distilldepth import native
 from distilldepth.cli import doctor
 from distilldepth.cli.main import cli
+from distilldepth.native import loading, recipe
 
 
 @pytest.fixture
@@ -18,8 +19,8 @@ def run(tmp_path, monkeypatch):
     folder = tmp_path / "csrc"
     folder.mkdir()
     (folder / "one_cpu.cpp").write_text("int one() { return 1; }\n")
-    monkeypatch.setattr(native, "source_folder", lambda: folder)
-    monkeypatch.setattr(native, "_statuses", {})
+    monkeypatch.setattr(recipe, "source_folder", lambda: folder)
+    monkeypatch.setattr(loading, "statuses", {})
     monkeypatch.setenv("DISTILLDEPTH_CACHE", str(tmp_path / "cache"))
     for name in ("CXX", "DISTILLDEPTH_BUILD", "DISTILLDEPTH_CXXFLAGS", "DISTILLDEPTH_BACKEND"):
         monkeypatch.delenv(name, raising=False)
@@ -79,7 +80,8 @@ def test_what_is_built_is_not_advised(run):
 
 
 def test_without_a_compiler_it_says_how_to_get_one(run, monkeypatch):
-    monkeypatch.setattr(native, "find_compiler", lambda: None)
+    for asked in (native, recipe):
+        monkeypatch.setattr(asked, "find_compiler", lambda: None)
     (advice,) = json.loads(run("--json", "-").stdout)["advice"]
     assert advice["type"].endswith("&& distilldepth doctor --build cpu")
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -113,7 +115,7 @@ def test_no_compiler_fails_only_if_it_was_asked_for(run, monkeypatch):
 
 @pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler on this machine")
 def test_a_compile_error_is_one_line_and_exit_1(run):
-    (native.source_folder() / "one_cpu.cpp").write_text("int one() { return nothing; }\n")
+    (recipe.source_folder() / "one_cpu.cpp").write_text("int one() { return nothing; }\n")
     result = run("--build")
     assert result.exit_code == 1
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("distilldepth: error: "))

@@ -15,6 +15,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 KERNELS = REPOSITORY / "distilldepth" / "kernels"
 MODULES = sorted(path.stem for path in KERNELS.glob("*.py") if path.stem != "__init__")
+WITHOUT_KERNELS = ("hybrid_norm", "maps")
+"""Modules that launch nothing themselves."""
 
 
 def launched_kernels(module: str) -> set[str]:
@@ -35,8 +37,8 @@ def test_every_kernel_compiles(target):
     rows = json.loads(done.stdout)["results"]
     for module in MODULES:
         kernels = launched_kernels(module)
-        assert kernels, f"{module} launches nothing"
-        assert kernels <= {row["kernel"].removeprefix(f"{module}.") for row in rows}
+        assert bool(kernels) == (module not in WITHOUT_KERNELS), module
+        assert {f"{module}.{kernel}" for kernel in kernels} <= {row["kernel"] for row in rows}
     for row in rows:
         assert 0 < row["registers"] <= 512
         assert row["shared_bytes"] <= 64 * 1024, "more than every promised GPU has without asking"

@@ -20,6 +20,7 @@ from waiting import patience_s, wait_until
 
 from distilldepth import native
 from distilldepth.errors import DistillDepthError
+from distilldepth.native import compiling, loading, recipe
 
 VARIABLES = ("CXX", "DISTILLDEPTH_BUILD", "DISTILLDEPTH_CXXFLAGS", "DISTILLDEPTH_CUDA_ARCHS")
 
@@ -35,8 +36,8 @@ def sources(tmp_path, monkeypatch):
     exported = '#include "number.h"\nextern "C" __attribute__((visibility("default")))'
     (folder / "first_cpu.cpp").write_text(f"{exported} int first() {{ return NUMBER; }}\n")
     (folder / "second_cpu.cpp").write_text(f"{exported} int second() {{ return 2 * NUMBER; }}\n")
-    monkeypatch.setattr(native, "source_folder", lambda: folder)
-    monkeypatch.setattr(native, "_statuses", {})
+    monkeypatch.setattr(recipe, "source_folder", lambda: folder)
+    monkeypatch.setattr(loading, "statuses", {})
     monkeypatch.setenv("DISTILLDEPTH_CACHE", str(tmp_path / "cache"))
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -62,7 +63,7 @@ def record_of(built: native.Built) -> dict:
 
 
 def forget():
-    native._statuses.clear()
+    loading.statuses.clear()
 
 
 def test_builds_and_loads(sources, tmp_path):
@@ -146,11 +147,11 @@ def test_a_library_of_other_flags_is_refused(sources, monkeypatch):
 
 
 def test_a_library_for_a_better_processor_is_refused(sources, monkeypatch):
-    if native._cpu_flags() is None:
+    if recipe.cpu_flags() is None:
         pytest.skip("this system does not say what its processor can do")
     built = native.build("cpu")
     record = record_of(built)
-    assert set(record["cpu_features"]) <= native._cpu_flags()
+    assert set(record["cpu_features"]) <= recipe.cpu_flags()
     record["cpu_features"].append("avx4096")
     built.path.with_suffix(".json").write_text(json.dumps(record))
     status = native.load("cpu")
@@ -159,13 +160,13 @@ def test_a_library_for_a_better_processor_is_refused(sources, monkeypatch):
 
 
 def test_a_lesser_processor_of_the_same_home_gets_a_library_of_its_own(sources, monkeypatch):
-    flags = native._cpu_flags()
+    flags = recipe.cpu_flags()
     if not flags or "avx2" not in flags:
         pytest.skip("this processor has no AVX2 to do without")
     better = native.build("cpu")
-    monkeypatch.setattr(native, "_cpu_flags", lambda: flags - {"avx2"})
+    monkeypatch.setattr(recipe, "cpu_flags", lambda: flags - {"avx2"})
     assert "avx2" in native.load("cpu").reason
-    assert native._library_path("cpu") != better.path
+    assert recipe.library_path("cpu") != better.path
 
 
 def test_no_compiler(sources, monkeypatch, tmp_path):
@@ -235,13 +236,13 @@ def test_a_compile_error_is_one_line_with_the_log(sources):
 
 
 def test_sources_that_change_while_they_are_compiled_make_no_library(sources, monkeypatch):
-    run_all = native._run_all
+    run_all = compiling.run_all
 
     def edit(*arguments):
         run_all(*arguments)
         (sources / "number.h").write_text("#define NUMBER 8\n")
 
-    monkeypatch.setattr(native, "_run_all", edit)
+    monkeypatch.setattr(compiling, "run_all", edit)
     with pytest.raises(DistillDepthError, match="changed while they were compiled"):
         native.build("cpu")
     assert not native.load("cpu").loaded
@@ -258,7 +259,7 @@ def test_a_compiler_that_hangs_is_ended_with_its_children(sources, monkeypatch, 
     # The hour that a build may take is over as soon as the compilers have started what they wait for.
     late = types.SimpleNamespace(time=time.time, sleep=time.sleep)
     late.monotonic = lambda: time.monotonic() + (1e6 if pids.is_file() and pids.read_text().endswith("\n") else 0)
-    monkeypatch.setattr(native, "time", late)
+    monkeypatch.setattr(compiling, "time", late)
     with pytest.raises(DistillDepthError, match="took too long"):
         native.build("cpu")
     for pid in map(int, pids.read_text().split()):
@@ -296,13 +297,13 @@ def test_a_lock_that_is_held_is_waited_for_but_not_for_ever(sources, monkeypatch
     folder.mkdir(parents=True)
     clock = itertools.count()
     fast = types.SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
-    monkeypatch.setattr(native, "time", fast)
+    monkeypatch.setattr(compiling, "time", fast)
     with (folder / "cpu.lock").open("w") as file:
         file.write("process 1 on this machine")
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         lines = []
-        with native._exclusive(folder / "cpu.lock", 5, lines.append):
+        with compiling.exclusive(folder / "cpu.lock", 5, lines.append):
             assert next(clock) > 5
         assert lines == ["waiting for process 1 on this machine, which is building"]
 
@@ -310,7 +311,7 @@ def test_a_lock_that_is_held_is_waited_for_but_not_for_ever(sources, monkeypatch
 def test_two_processes_compile_once(sources, compiler):
     code = (
         "from pathlib import Path\nfrom distilldepth import native\n"
-        f"native.source_folder = lambda: Path({str(sources)!r})\n"
+        f"native.recipe.source_folder = lambda: Path({str(sources)!r})\n"
         "print(native.build('cpu').path)"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -331,13 +332,13 @@ def test_building_can_be_forbidden(sources, monkeypatch):
 
 def test_the_answer_is_remembered(sources, monkeypatch):
     assert not native.load("cpu").loaded
-    remembered = native._statuses["cpu"]
+    remembered = loading.statuses["cpu"]
     built = native.build("cpu")
-    assert "cpu" not in native._statuses, "a build must be seen by the process that made it"
-    native._statuses["cpu"] = remembered
+    assert "cpu" not in loading.statuses, "a build must be seen by the process that made it"
+    loading.statuses["cpu"] = remembered
     assert native.load("cpu") is remembered
     assert native.build("cpu").seconds == 0
-    assert "cpu" not in native._statuses, "and so must one that another process made"
+    assert "cpu" not in loading.statuses, "and so must one that another process made"
     loaded = native.load("cpu")
     built.path.unlink()
     assert native.load("cpu") is loaded
@@ -390,16 +391,16 @@ def test_unknown_kind():
     ],
 )
 def test_which_gpus_a_library_covers(archs, capability, covered):
-    assert native._covers(archs, capability) == covered
+    assert loading.covers(archs, capability) == covered
 
 
 def test_cuda_architectures(sources, monkeypatch):
     monkeypatch.setenv("DISTILLDEPTH_CUDA_ARCHS", "90;75")
-    assert native._archs() == ["75", "90"]
-    assert native._gencode(["75", "90"])[-1] == "-gencode=arch=compute_90,code=compute_90"
+    assert recipe.cuda_archs() == ["75", "90"]
+    assert recipe.gencode(["75", "90"])[-1] == "-gencode=arch=compute_90,code=compute_90"
     monkeypatch.setenv("DISTILLDEPTH_CUDA_ARCHS", "hopper")
     with pytest.raises(ValueError, match="hopper"):
-        native._archs()
+        recipe.cuda_archs()
 
 
 @pytest.mark.skipif(native.find_nvcc() is None, reason="no nvcc on this machine")
@@ -427,7 +428,7 @@ def test_importing_the_package_loads_and_compiles_nothing(tmp_path):
         "def refuse(*_, **__): raise AssertionError('a process was started')\n"
         "subprocess.Popen.__init__ = refuse\n"
         "import distilldepth, distilldepth.native as native\n"
-        "assert not native._statuses\n"
+        "assert not native.loading.statuses\n"
         "assert 'torch' not in sys.modules and 'ctypes' not in sys.modules"
     )
     environment = {**os.environ, "DISTILLDEPTH_CACHE": str(tmp_path)}

@@ -68,7 +68,7 @@ def test_the_limits_that_choose_a_variant_are_those_of_the_sources(script):
         for name in ("kShortThreads", "kItems")
     )
     assert threads * items == script["SHORT"]
-    largest = int(re.search(r"kLargestCluster = (\d+)", SOURCES["normalise_cuda.cuh"])[1])
+    largest = int(re.search(r"kLargestCluster = (\d+)", SOURCES["plan_cuda.cuh"])[1])
     height, width = script["BEYOND_CLUSTERS"]
     assert height * width > largest * 65536
     # One block's share of a cluster's memory is at most 227 KB on any GPU with clusters; the fewest bins are 64.

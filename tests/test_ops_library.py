@@ -273,9 +273,7 @@ def test_a_crop_of_no_image_is_nan_where_nobody_looks_at_the_index(wrong, backen
 def test_triton_without_knobs():
     # They came with Triton 3.4.
     pytest.importorskip("triton")
-    code = (
-        "import triton; vars(triton).pop('knobs', None); import distilldepth.kernels.hybrid_norm as h; print(h.BLOCK)"
-    )
+    code = "import triton; vars(triton).pop('knobs', None); import distilldepth.kernels.maps as m; print(m.BLOCK)"
     for interpret, block in (("0", "1024"), ("1", "16384")):
         environment = {**os.environ, "TRITON_INTERPRET": interpret}
         done = subprocess.run(

@@ -19,17 +19,14 @@ from packaging.requirements import Requirement
 
 import distilldepth
 from distilldepth.cli.main import cli
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from distilldepth.documents import read_toml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "distilldepth"
 CLI = REPOSITORY / "cli"
 
 LAYERS = (
+    {"words"},
     {"errors", "signals", "depth", "lazy"},
     {"files", "documents", "settings", "machine", "capacity", "reference", "kernels"},
     {"folders", "device", "native"},
@@ -68,7 +65,7 @@ def run_python(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def pyproject() -> dict:
-    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    return read_toml(REPOSITORY / "pyproject.toml")
 
 
 def test_rooms_import_what_lies_below_them_only():

@@ -1,35 +1,35 @@
 """Times every backend of an operation side by side, with its error against float64; `distilldepth bench` prints it.
 
 One row per operation, backend and direction. On a CPU that others use too, only ratios within one run mean something.
+Whole jobs (a training step, an evaluation) are timed by the scripts of `benchmarks/`.
 """
 
-from distilldepth.bench.derive import compared_with, linear_cost, per_doubling, speedups, uncertainty
-from distilldepth.bench.run import BACKENDS, SCALING_SHAPE, run_benchmark, run_scaling
-from distilldepth.bench.usual import USUAL, mask_list_loss
-from distilldepth.bench.workloads import CONTEXTS, DEFAULT_SHAPE, DIRECTIONS, DTYPES, FORMULAS, KERNELS, Case, make_case
-from distilldepth.machine import command_line, machine, processor_name
+from distilldepth.lazy import lazy_names
 
-__all__ = [
-    "BACKENDS",
-    "CONTEXTS",
-    "DEFAULT_SHAPE",
-    "DIRECTIONS",
-    "DTYPES",
-    "FORMULAS",
-    "KERNELS",
-    "SCALING_SHAPE",
-    "USUAL",
-    "Case",
-    "command_line",
-    "compared_with",
-    "linear_cost",
-    "machine",
-    "make_case",
-    "mask_list_loss",
-    "per_doubling",
-    "processor_name",
-    "run_benchmark",
-    "run_scaling",
-    "speedups",
-    "uncertainty",
-]
+_NAMES = {
+    "BACKENDS": "distilldepth.bench.choices",
+    "CONTEXTS": "distilldepth.words",
+    "Case": "distilldepth.bench.workloads",
+    "DEFAULT_SHAPE": "distilldepth.bench.choices",
+    "DIRECTIONS": "distilldepth.bench.choices",
+    "DTYPES": "distilldepth.bench.workloads",
+    "FORMULAS": "distilldepth.bench.workloads",
+    "KERNELS": "distilldepth.bench.choices",
+    "SCALING_SHAPE": "distilldepth.bench.choices",
+    "USUAL": "distilldepth.bench.choices",
+    "command_line": "distilldepth.machine",
+    "compared_with": "distilldepth.bench.derive",
+    "linear_cost": "distilldepth.bench.derive",
+    "machine": "distilldepth.machine",
+    "make_case": "distilldepth.bench.workloads",
+    "mask_list_loss": "distilldepth.bench.usual",
+    "per_doubling": "distilldepth.bench.derive",
+    "processor_name": "distilldepth.machine",
+    "run_benchmark": "distilldepth.bench.run",
+    "run_scaling": "distilldepth.bench.run",
+    "speedups": "distilldepth.bench.derive",
+    "uncertainty": "distilldepth.bench.derive",
+}
+
+__all__ = sorted(_NAMES)
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from distilldepth.bench.usual import USUAL
+from distilldepth.bench.choices import USUAL
 
 Row = dict[str, Any]
 

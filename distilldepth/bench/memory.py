@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from distilldepth.bench.workloads import DTYPES, Case, make_case
+from distilldepth.errors import first_line
 
 
 def cuda_peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
@@ -98,8 +99,8 @@ def serve() -> None:
                 os.write(write, str(_measure(json.loads(line))).encode())
                 code = 0
             except Exception as error:
-                why = str(error).partition("\n")[0][:300]
-                print(f"memory not measured: {type(error).__name__}: {why}", file=sys.stderr, flush=True)
+                why = f"{type(error).__name__}: {first_line(error, 300)}"
+                print(f"memory not measured: {why}", file=sys.stderr, flush=True)
             finally:
                 os._exit(code)
         os.close(write)

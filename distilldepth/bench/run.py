@@ -11,23 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distilldepth.bench.choices import BACKENDS, DEFAULT_SHAPE, DIRECTIONS, KERNELS, SCALING_SHAPE, WITH_CONTEXTS
 from distilldepth.bench.limits import limits
 from distilldepth.bench.memory import MemoryServer, cuda_peak_bytes
 from distilldepth.bench.timing import Clock, Timing, quantile, time_in_turns
-from distilldepth.bench.usual import USUAL
-from distilldepth.bench.workloads import CONTEXTS, DEFAULT_SHAPE, DIRECTIONS, DTYPES, FORMULAS, KERNELS, Case, make_case
+from distilldepth.bench.workloads import DTYPES, FORMULAS, Case, make_case
 from distilldepth.capacity import check_memory
 from distilldepth.device import resolve_device
-from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, first_line
 from distilldepth.machine import load_average, machine
 from distilldepth.ops.backend import available_backends
-
-IMPLEMENTATIONS = ("native", "triton", "reference")
-"""What the operations themselves can run."""
-BACKENDS = (*IMPLEMENTATIONS, "compile", *USUAL.values())
-"""All that a row can be of: the operations' own backends, `torch.compile` of the reference, the usual formulations."""
-WITH_CONTEXTS = ("hybrid-norm", "crop-ssi")
-SCALING_SHAPE = (4, 1120, 1120)
+from distilldepth.words import BACKENDS as IMPLEMENTATIONS
+from distilldepth.words import CONTEXTS
 
 OnRow = Callable[[dict[str, Any]], None]
 OnResult = Callable[[dict[str, Any]], None]
@@ -256,8 +251,7 @@ def _why_absent(backend: str, device: torch.device) -> str:
 def _is_good(case: Case, name: str, timing: Timing, max_error: float | None, not_run: list[dict[str, Any]]) -> bool:
     """Whether there is a row to report. A kernel that breaks is a failure, a baseline that does is left out."""
     if timing.error is not None:
-        first_line = (str(timing.error).strip().splitlines() or [""])[0]
-        why = f"{type(timing.error).__name__}: {first_line}"[:300]
+        why = f"{type(timing.error).__name__}: {first_line(timing.error)}"[:300]
     elif not math.isfinite(max_error):
         why = "the result is not finite"
     else:

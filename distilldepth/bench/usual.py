@@ -12,14 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-USUAL = {
-    "hybrid_norm": "mask-list",
-    "crop_ssi": "grid-sample",
-    "channel_kl": "kl-div",
-    "backproject": "meshgrid",
-}
-"""Operation: what its usual formulation is called in a table."""
-
 
 def mask_list_loss(
     prediction: Tensor, target: Tensor, valid: Tensor, *, segments: Sequence[int], contexts: str

@@ -13,13 +13,11 @@ from torch import Tensor
 
 from distilldepth import ops, reference
 from distilldepth.bench import usual as baselines
+from distilldepth.bench.choices import DEFAULT_SHAPE, DIRECTIONS, KERNELS, USUAL
 from distilldepth.errors import did_you_mean
+from distilldepth.words import CONTEXTS, FLOATS
 
-KERNELS = ("hybrid-norm", "crop-ssi", "channel-kl", "backproject")
-CONTEXTS = ("range", "quantile", "spatial")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DIRECTIONS = ("forward", "forward+backward")
-DEFAULT_SHAPE = (2, 192, 256)
+DTYPES = {name: getattr(torch, name) for name in FLOATS}
 SEGMENTS = (1, 2, 4)
 """As `distill` uses them, for the region and for its windows."""
 CROPS_PER_IMAGE = 4
@@ -226,7 +224,7 @@ def _functions(
         "triton": forced("triton"),
         "reference": partial(plain, **how),
         "compile": _compiled(partial(plain, **how)),
-        baselines.USUAL[op]: partial(usual, **how),
+        USUAL[op]: partial(usual, **how),
     }
 
 

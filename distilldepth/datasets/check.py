@@ -11,7 +11,7 @@ import numpy as np
 from distilldepth.datasets.samples import spread
 from distilldepth.datasets.scale import likely_scales, saturation_note
 from distilldepth.datasets.truth import Dataset, Item, Truth
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, one_line
 
 CHECKED_FILES = 50
 """How many samples `check` reads of a dataset."""
@@ -107,7 +107,7 @@ def _inspect(item: Item) -> _Inspection | str:
     try:
         return _Inspection(*item.read())
     except (DistillDepthError, OSError, ValueError, MemoryError) as error:
-        return " ".join(str(error).split())
+        return one_line(error)
 
 
 def _most_frequent(shapes: list[tuple[int, int]]) -> list[list[int]]:

@@ -24,7 +24,7 @@ from distilldepth.datasets.samples import (
 )
 from distilldepth.datasets.splits import Row, Split, parse_split
 from distilldepth.datasets.truth import Truth
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, one_line
 from distilldepth.images.decode import is_image_name
 
 FIELDS = ("raw", "filled")
@@ -112,7 +112,7 @@ def _from_mat(request: Request, path: Path) -> Found:
     except Exception as error:
         # scipy stumbles over a damaged file in many ways, from struct to zlib.
         raise DistillDepthError(
-            f"{split}: has no testNdxs, so it is not the official split ({_one_line(error)})"
+            f"{split}: has no testNdxs, so it is not the official split ({one_line(error)})"
         ) from error
     h5py = _needed("h5py", "h5py", path)
     try:
@@ -120,7 +120,7 @@ def _from_mat(request: Request, path: Path) -> Found:
             scenes = file["scenes"]
             names = ["".join(map(chr, np.ravel(file[scenes[0, number - 1]][()]))) for number in numbers]
     except (KeyError, OSError, IndexError, ValueError, TypeError, RuntimeError) as error:
-        raise DistillDepthError(f"{path}: is not the labelled NYU Depth v2 ({_one_line(error)})") from error
+        raise DistillDepthError(f"{path}: is not the labelled NYU Depth v2 ({one_line(error)})") from error
     samples = [
         Sample(f"test/{scene}/rgb_{number:04d}.png", _MatReader(str(path), number - 1, field))
         for number, scene in zip(numbers, names, strict=True)
@@ -143,7 +143,7 @@ class _MatReader:
                 depth = file["rawDepths" if self.field == "raw" else "depths"][self.index].T
         except (KeyError, OSError, IndexError, ValueError) as error:
             raise DistillDepthError(
-                f"{self.path}: image {self.index + 1} cannot be read ({_one_line(error)})"
+                f"{self.path}: image {self.index + 1} cannot be read ({one_line(error)})"
             ) from error
         depth, valid = DepthCodec().metres(np.array(depth, dtype=np.float32, order="C"))
         if not valid.any():
@@ -189,7 +189,7 @@ class _Inside:
         except FileNotFoundError:
             raise
         except (OSError, ValueError, TypeError) as error:
-            raise DistillDepthError(f"{self}: cannot be read ({_one_line(error)})") from error
+            raise DistillDepthError(f"{self}: cannot be read ({one_line(error)})") from error
 
 
 def _needed(module: str, package: str, path: Path) -> ModuleType:
@@ -199,10 +199,6 @@ def _needed(module: str, package: str, path: Path) -> ModuleType:
         raise DistillDepthError(
             f"{path}: reading it needs {package}; install it with `pip install {package}`"
         ) from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 BENCHMARK = Benchmark(

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distilldepth.distill.config import DistillConfig
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, first_line
 from distilldepth.images.crops import CropConfig, make_crop
 from distilldepth.images.sources import ImageSource, Sample, load_or_replace
 
@@ -186,7 +186,7 @@ def is_ended_process(error: RuntimeError) -> bool:
 def process_ended(error: Exception) -> DistillDepthError:
     """Return the one line about a process that decodes and was killed."""
     return DistillDepthError(
-        f"distill: a process that decodes images ended ({str(error).partition(chr(10))[0]}); if memory was short, use "
+        f"distill: a process that decodes images ended ({first_line(error)}); if memory was short, use "
         "fewer --workers or a smaller --batch-size, and continue with --resume auto"
     )
 

@@ -1,7 +1,7 @@
-"""Scoring a model against measured or rendered depth: the protocol, the fit, the metrics, and what they add up to.
+"""`distilldepth evaluate`: scoring a model against measured or rendered depth, by a protocol that is written out.
 
-What an evaluation reads from and writes to disk is in `record/`. Reading datasets is not here but in `datasets`, running
-a model in `inference`, the metrics' definitions in `metrics`.
+Reading datasets is the business of `distilldepth.datasets`, running a model of `distilldepth.inference`, the scores
+themselves of `distilldepth.metrics`. What an evaluation reads from and writes to disk is in `record`.
 """
 
 from __future__ import annotations

@@ -19,9 +19,10 @@ from distilldepth.files import expand_user, file_digest
 from distilldepth.formats.kitti import KITTI_SCALE
 from distilldepth.formats.npy import read_npy
 from distilldepth.images.decode import open_file, open_image
-from distilldepth.models.base import QUANTITIES, DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.models.pretrained import read_json
+from distilldepth.words import QUANTITIES
 
 SUFFIXES = (".npy", ".png")
 EXTRAS = ("uncertainty", "std")

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from distilldepth.documents import read_text
-from distilldepth.errors import DistillDepthError, UsageError, refuse_url, shown
+from distilldepth.errors import DistillDepthError, UsageError, one_line, refuse_url, shown
 from distilldepth.files import expand_user
-from distilldepth.images.listing import glob_files, is_hidden, natural_key, one_line, printable, walk_files, without_own
+from distilldepth.images.listing import glob_files, is_hidden, natural_key, printable, walk_files, without_own
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif",

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
 
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, one_line
 
 _LONGEST_NAME = 1000
 _JUNK_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
@@ -242,8 +242,3 @@ def printable(path: str | os.PathLike) -> str:
     """Return a path on one line, in characters that can always be printed."""
     text = one_line(os.fsdecode(path).encode("utf-8", "backslashreplace").decode())
     return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
-
-
-def one_line(message: object) -> str:
-    """Return what a message says on one line; the name of its type if it says nothing."""
-    return " ".join(str(message).split()) or type(message).__name__

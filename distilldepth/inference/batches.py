@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.device import autocast
-from distilldepth.errors import DistillDepthError, UsageError
+from distilldepth.errors import DistillDepthError, UsageError, one_line
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import choose_policy
 
@@ -170,5 +170,4 @@ def reason(error: BaseException, source: object = None) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = "" if error.filename is None or str(error.filename) == str(source) else f"{error.filename}: "
         return f"{where}{error.strerror}"
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.removeprefix(f"{source}: ")
+    return one_line(error).removeprefix(f"{source}: ")

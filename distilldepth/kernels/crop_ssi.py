@@ -1,4 +1,4 @@
-"""Local-global loss in Triton: the normalisation kernels of `hybrid_norm` on crops that are resampled while reading.
+"""Local-global loss in Triton: the kernels of `normalise` on crops that are resampled while reading.
 
 Where the sample points of a crop lie is computed once per row and column, in float64. The gradient to the resampled
 pixels is carried back to the map without atomics: first along the rows, to `(N, h, W)`, then every pixel of the map
@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distilldepth.kernels.hybrid_norm import BLOCK, OPTIONS, Maps, Sampling, as_bytes, check_dtype, loss_and_gradient
+from distilldepth.kernels.maps import BLOCK, OPTIONS, Maps, Sampling, as_bytes, check_dtype
+from distilldepth.kernels.normalise import loss_and_gradient
 
 
 def crop_ssi(
@@ -70,7 +71,7 @@ def crop_ssi(
         sampling = Sampling(image_index, rows, row_shares, columns, column_shares, images, map_height, map_width)
         maps = Maps(prediction, targets, as_bytes(valid), height, width, sampling)
         loss, crop_gradient, scale = loss_and_gradient(
-            maps, crops, segments, contexts, spread_eps, need_gradient, mean_of_images=True
+            maps, segments, contexts, spread_eps, need_gradient, mean_of_images=True
         )
         if not need_gradient:
             return loss, crop_gradient, scale

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.models.preprocess import Preprocessing, choose_policy, nearest_size, resize, restore, target_size
-
-QUANTITIES = ("disparity", "depth", "metric_depth")
+from distilldepth.words import QUANTITIES
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, one_line
 from distilldepth.files import expand_user
 from distilldepth.models.registry import Entry, bundled_alternative
 
@@ -169,8 +169,7 @@ def _reason(error: Exception) -> str:
         return "the hub has no such repository"
     if isinstance(error, HfHubHTTPError) and getattr(error.response, "status_code", 0) < 500:
         return f"the hub answered {error.response.status_code}"
-    text = " ".join(str(error).split())[:120] or type(error).__name__
-    return f"the hub cannot be reached: {text}"
+    return f"the hub cannot be reached: {one_line(error, 120)}"
 
 
 def _unavailable(repo_id: str, reason: str, family: str, expected: tuple[str, ...]) -> DistillDepthError:

@@ -11,19 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilldepth.errors import UsageError, shown
+from distilldepth.words import MAX_SIDE, RESIZE_POLICIES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
-"""`lower-bound`: both sides at least `size`, aspect kept (official Depth Anything). `upper-bound`: both sides at most
-`size`, aspect kept (GenPercept). `hf`: the rule of transformers' DPT processor, the scale closest to one (`minimal` in
-Depth Anything). `square`: exactly `size` x `size`. Sides are rounded to multiples, within the bound."""
 INTERPOLATIONS = ("bicubic", "bilinear", "bilinear-antialias")
 MAP_INTERPOLATIONS = (*INTERPOLATIONS, "bilinear-corners")
 """`bilinear-corners` keeps the centres of the corner pixels in place, all others the corners of the frame."""
 
-MAX_SIDE = 16384
-"""Largest target side in pixels."""
 _LARGEST_MULTIPLE = 4096
 _LARGEST_STRETCH = 16
 """A policy that makes the network see more than this many times size x size pixels is not used unasked."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distilldepth import documents
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, one_line
 from distilldepth.models.base import count_parameters
 from distilldepth.models.bounds import config as check_config_values
 from distilldepth.models.files import CHECKPOINT_SUFFIXES
@@ -63,7 +63,7 @@ def load_pretrained(cls: Any, folder: Path, *, never_used: str | None = None, **
         except DistillDepthError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise DistillDepthError(f"load_model: {folder} cannot be loaded ({reason}); download it again") from error
     mismatched = [str(item[0] if isinstance(item, tuple) else item) for item in loading.get("mismatched_keys", ())]
     missing, unexpected = (

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from distilldepth.errors import DistillDepthError, shown
+from distilldepth.errors import DistillDepthError, one_line, shown
 from distilldepth.models.files import NumpyArray, Record, read_weights
 
 Known = Callable[[dict[str, Tensor]], bool]
@@ -357,5 +357,5 @@ _MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
 
 def _why(error: Exception) -> str:
     """What was wrong, in one short line."""
-    text = " ".join(str(error).split())[:160]
-    return f"lacks {text}" if isinstance(error, KeyError) else text or type(error).__name__
+    text = one_line(error, 160)
+    return f"lacks {text}" if isinstance(error, KeyError) else text

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distilldepth.errors import did_you_mean
-from distilldepth.reference.hybrid_norm import CONTEXTS
+from distilldepth.words import CONTEXTS
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

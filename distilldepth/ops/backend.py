@@ -14,9 +14,7 @@ from torch import Tensor
 from distilldepth import native
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.kernels import interpreted
-
-BACKENDS = ("native", "triton", "reference")
-OPS = ("hybrid_norm", "crop_ssi", "channel_kl", "backproject")
+from distilldepth.words import BACKENDS, OPS
 
 
 def available_backends(op: str, device_type: str, dtype: torch.dtype = torch.float32) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from distilldepth.ops.arguments import (
 )
 from distilldepth.ops.backend import active_backend, kernel, prepare
 from distilldepth.reference.crop_ssi import sample_crops as _sample_crops
-from distilldepth.reference.hybrid_norm import CONTEXTS
+from distilldepth.words import CONTEXTS
 
 EDGE_TOLERANCE = 1e-6
 """How far an edge of a box may lie beyond the map, as a share of the map's side: what rounding in float32 leaves. Such

@@ -10,7 +10,7 @@ from torch import Tensor
 from distilldepth import reference
 from distilldepth.ops.arguments import check_normaliser, check_pair
 from distilldepth.ops.backend import active_backend, kernel, prepare
-from distilldepth.reference.hybrid_norm import CONTEXTS
+from distilldepth.words import CONTEXTS
 
 
 def hybrid_norm_loss(

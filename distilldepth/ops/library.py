@@ -12,32 +12,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-CONTEXTS = ("range", "quantile", "spatial")
-"""How contexts are told to the kernels: by position."""
-
-_SCHEMAS = {
-    "hybrid_norm": "(Tensor prediction, Tensor target, Tensor? valid, int[] segments, int contexts, float spread_eps, "
-    "bool need_gradient) -> (Tensor, Tensor, Tensor)",
-    "crop_ssi": "(Tensor prediction, Tensor targets, Tensor boxes, Tensor image_index, Tensor? valid, int[] segments, "
-    "int contexts, float spread_eps, bool need_gradient) -> (Tensor, Tensor, Tensor)",
-    "scale_gradient": "(Tensor gradient, Tensor scale, Tensor grad_loss, ScalarType dtype) -> Tensor",
-    "channel_kl": "(Tensor student, Tensor teacher, Tensor? valid, float temperature) -> (Tensor, Tensor)",
-    "channel_kl_backward": "(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? valid, Tensor statistics, "
-    "float temperature) -> Tensor",
-    "backproject": "(Tensor depth, Tensor intrinsics, Tensor? valid) -> Tensor",
-    "point_cloud": "(Tensor depth, Tensor intrinsics, Tensor image, Tensor? valid) -> (Tensor, Tensor)",
-    "backproject_backward": "(Tensor grad_points, Tensor depth, Tensor intrinsics, Tensor? valid, "
-    "bool need_intrinsics) -> (Tensor, Tensor)",
-    "depth_sums": "(Tensor prediction, Tensor truth, Tensor valid, Tensor bounds, int[] box, Tensor? fitted, "
-    "bool in_disparity, bool fit_positive, int floor_kind, float floor, float low, float high) -> (Tensor, Tensor)",
-}
-_NATIVE_ONLY = ("point_cloud", "depth_sums")
-_NORMALISING = ("hybrid_norm", "crop_ssi")
 
 CHANNEL_KL_STATISTICS = ("student_peak", "teacher_peak", "student_weight", "teacher_weight", "log_ratio", "share")
 """What `channel_kl` keeps of every map, in float64: `max x` of both, both `1 / Z` with `Z = sum exp((x - max x) / T)`,
@@ -121,10 +100,14 @@ def _keep_scaled(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
 
 
-def _scale_gradient_backward(ctx: Any, grad_scaled: Tensor) -> tuple[None, None, Tensor, None]:
+def _scale_gradient_backward(suffix: str) -> Callable[[Any, Tensor], tuple[None, None, Tensor, None]]:
     """Of the backward itself, which is linear in the gradient of the loss."""
-    gradient, scale = ctx.saved_tensors
-    return None, None, (grad_scaled * gradient).sum() * scale, None
+
+    def backward(ctx: Any, grad_scaled: Tensor) -> tuple[None, None, Tensor, None]:
+        gradient, scale = ctx.saved_tensors
+        return None, None, (grad_scaled * gradient).sum() * scale, None
+
+    return backward
 
 
 def _keep_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -158,29 +141,74 @@ def _backproject_backward(suffix: str) -> Callable[[Any, Tensor], tuple[Tensor, 
     return backward
 
 
-def _gradient(name: str, suffix: str) -> tuple[Callable[..., None], Callable[..., Any]] | None:
-    """What autograd does after an operation has run, and in its backward; None if it is not differentiable."""
-    if name in _NORMALISING:
-        return _keep_gradient, _normalising_backward(suffix)
-    if name == "scale_gradient":
-        return _keep_scaled, _scale_gradient_backward
-    if name == "channel_kl":
-        return _keep_statistics, _channel_kl_backward(suffix)
-    if name == "backproject":
-        return _keep_inputs, _backproject_backward(suffix)
-    return None
+@dataclass(frozen=True)
+class _Operation:
+    """What torch is told of an operation."""
+
+    schema: str
+    fake: Callable[..., Any]
+    """What it returns, without computing it."""
+    keep: Callable[..., None] | None = None
+    """What autograd keeps once it has run; None if it is not differentiable."""
+    backward: Callable[[str], Callable[..., Any]] | None = None
+    """Its backward, from the suffix of the backend's operations."""
+    has_triton: bool = True
 
 
-_FAKES: dict[str, Callable[..., Any]] = {
-    "hybrid_norm": _fake_normalising,
-    "crop_ssi": _fake_normalising,
-    "scale_gradient": _fake_scale_gradient,
-    "channel_kl": _fake_channel_kl,
-    "channel_kl_backward": _fake_channel_kl_backward,
-    "backproject": _fake_backproject,
-    "point_cloud": _fake_point_cloud,
-    "backproject_backward": _fake_backproject_backward,
-    "depth_sums": _fake_depth_sums,
+_OPERATIONS = {
+    "hybrid_norm": _Operation(
+        "(Tensor prediction, Tensor target, Tensor? valid, int[] segments, int contexts, float spread_eps, "
+        "bool need_gradient) -> (Tensor, Tensor, Tensor)",
+        _fake_normalising,
+        _keep_gradient,
+        _normalising_backward,
+    ),
+    "crop_ssi": _Operation(
+        "(Tensor prediction, Tensor targets, Tensor boxes, Tensor image_index, Tensor? valid, int[] segments, "
+        "int contexts, float spread_eps, bool need_gradient) -> (Tensor, Tensor, Tensor)",
+        _fake_normalising,
+        _keep_gradient,
+        _normalising_backward,
+    ),
+    "scale_gradient": _Operation(
+        "(Tensor gradient, Tensor scale, Tensor grad_loss, ScalarType dtype) -> Tensor",
+        _fake_scale_gradient,
+        _keep_scaled,
+        _scale_gradient_backward,
+    ),
+    "channel_kl": _Operation(
+        "(Tensor student, Tensor teacher, Tensor? valid, float temperature) -> (Tensor, Tensor)",
+        _fake_channel_kl,
+        _keep_statistics,
+        _channel_kl_backward,
+    ),
+    "channel_kl_backward": _Operation(
+        "(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? valid, Tensor statistics, float temperature) "
+        "-> Tensor",
+        _fake_channel_kl_backward,
+    ),
+    "backproject": _Operation(
+        "(Tensor depth, Tensor intrinsics, Tensor? valid) -> Tensor",
+        _fake_backproject,
+        _keep_inputs,
+        _backproject_backward,
+    ),
+    "point_cloud": _Operation(
+        "(Tensor depth, Tensor intrinsics, Tensor image, Tensor? valid) -> (Tensor, Tensor)",
+        _fake_point_cloud,
+        has_triton=False,
+    ),
+    "backproject_backward": _Operation(
+        "(Tensor grad_points, Tensor depth, Tensor intrinsics, Tensor? valid, bool need_intrinsics) "
+        "-> (Tensor, Tensor)",
+        _fake_backproject_backward,
+    ),
+    "depth_sums": _Operation(
+        "(Tensor prediction, Tensor truth, Tensor valid, Tensor bounds, int[] box, Tensor? fitted, bool in_disparity, "
+        "bool fit_positive, int floor_kind, float floor, float low, float high) -> (Tensor, Tensor)",
+        _fake_depth_sums,
+        has_triton=False,
+    ),
 }
 
 
@@ -195,15 +223,15 @@ def _with_triton(name: str) -> Callable[..., Any]:
 
 
 def _define() -> None:
-    for name, schema in _SCHEMAS.items():
-        for suffix in ("",) if name in _NATIVE_ONLY else ("", "_triton"):
-            _library.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    for name, operation in _OPERATIONS.items():
+        for suffix in ("", "_triton") if operation.has_triton else ("",):
+            _library.define(f"{name}{suffix}{operation.schema}", tags=(torch.Tag.pt2_compliant_tag,))
             operator = f"distilldepth::{name}{suffix}"
-            torch.library.register_fake(operator, _FAKES[name], lib=_library)
-            gradient = _gradient(name, suffix)
-            if gradient is not None:
-                setup_context, backward = gradient
-                torch.library.register_autograd(operator, backward, setup_context=setup_context, lib=_library)
+            torch.library.register_fake(operator, operation.fake, lib=_library)
+            if operation.backward is not None:
+                torch.library.register_autograd(
+                    operator, operation.backward(suffix), setup_context=operation.keep, lib=_library
+                )
             if suffix:
                 _library.impl(f"{name}{suffix}", _with_triton(name), "CompositeExplicitAutograd")
 

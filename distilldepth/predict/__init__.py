@@ -1,4 +1,7 @@
-"""Depth for files: readers, writers, colours and point clouds."""
+"""`distilldepth predict`: depth for files of images; which image becomes which files, and what may be left as it is.
+
+How a map is written is the business of `distilldepth.formats`.
+"""
 
 from __future__ import annotations
 

@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CONTEXTS = ("range", "quantile", "spatial")
-
 
 def hybrid_norm_loss(
     prediction: Tensor,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from distilldepth import native
 from distilldepth.files import cache_folder
-from distilldepth.ops.backend import OPS
+from distilldepth.native import compiling, recipe
+from distilldepth.words import OPS
 
 from . import translate
 
@@ -55,7 +56,7 @@ def build(
     """
     files = list(files) or sources()
     compiler = native.find_compiler() or []
-    torch_folder = native._torch_folder()
+    torch_folder = recipe.torch_folder()
     options = ["-std=c++20", "-O1", "-g1", "-march=native", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
     options += flags
     includes = [f"-I{HERE / 'include'}", f"-I{torch_folder / 'include'}"]
@@ -64,7 +65,7 @@ def build(
     headers = {name: text for name, text in texts.items() if name.endswith(".cuh")}
     units = {name: text for name, text in texts.items() if name.endswith(".cu")}
     units["emulator.cpp"] = own.pop("emulator.cpp")
-    made_with = [options, native._output([*compiler, "--version"]), sorted(native._cpu_flags() or ())]
+    made_with = [options, compiling.output([*compiler, "--version"]), sorted(recipe.cpu_flags() or ())]
     made_with += [importlib.metadata.version("torch"), own]
     keys = {name: _hash([made_with, text, headers if name != "emulator.cpp" else {}]) for name, text in units.items()}
 
@@ -76,7 +77,7 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"{_hash([keys, libraries])}.so"
     with (
-        native._exclusive(folder / "lock", _TIMEOUT_S, progress),
+        compiling.exclusive(folder / "lock", _TIMEOUT_S, progress),
         tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as temporary,
         (folder / "log").open("w", encoding="utf-8") as log,
     ):
@@ -91,11 +92,11 @@ def build(
             }
             # The largest first, as they come in; all processors, as in every build.
             jobs, deadline = len(os.sched_getaffinity(0)), time.monotonic() + _TIMEOUT_S
-            native._run_all(commands, work, jobs, deadline, log, progress)
+            compiling.run_all(commands, work, jobs, deadline, log, progress)
             for name in commands:
                 os.replace(work / objects[name].name, objects[name])
             link = [*compiler, *flags, "-shared", *map(str, objects.values()), *libraries, "-o", "library"]
-            native._run_all({"linking": link}, work, 1, deadline, log, progress)
+            compiling.run_all({"linking": link}, work, 1, deadline, log, progress)
             os.replace(work / "library", library)
         for path in [library, *(folder / f"{key}.o" for key in keys.values())]:
             if path.exists():

@@ -7,6 +7,7 @@ import os
 import shlex
 
 from distilldepth import native
+from distilldepth.native import loading
 
 from .build import build, sources
 from .library import Emulator
@@ -22,11 +23,11 @@ def load_operations(op: str = "") -> Emulator:
 
     from distilldepth.ops import library  # noqa: F401  # defines the operations
 
-    if native._statuses.get("cpu", native.Status("cpu", False)).loaded:
+    if loading.statuses.get("cpu", native.Status("cpu", False)).loaded:
         raise RuntimeError("the native CPU library is loaded already; the emulation needs a process of its own")
     path = build(sources(op), flags=shlex.split(os.environ.get(FLAGS, "")))
     torch.ops.load_library(str(path))
-    native._statuses["cpu"] = native.Status("cpu", True, path)
+    loading.statuses["cpu"] = native.Status("cpu", True, path)
     return Emulator(path)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distilldepth.distill.ema import WeightAverage
 from distilldepth.documents import read_json
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, first_line
 from distilldepth.files import file_digest
 from distilldepth.machine import PRECISIONS
 
@@ -320,7 +320,7 @@ def _damaged(checkpoint: Path, why: str) -> DistillDepthError:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
+    return f"{type(error).__name__}: {first_line(error, 100)}"
 
 
 def _flush(path: Path) -> None:

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, one_line
 from distilldepth.files import cache_folder, expand_user, write_atomically
 from distilldepth.models import bounds, hub, pretrained, registry
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
@@ -436,7 +436,7 @@ def _encode_empty_prompt(folder: Path) -> Tensor:
         with pretrained.quiet_transformers():
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except Exception as error:
-        why = " ".join(str(error).split())[:160]
+        why = one_line(error, 160)
         raise DistillDepthError(f"load_model: {folder / 'tokenizer'} cannot be loaded ({why})") from error
     # unpadded, as in training: begin and end of text only
     tokens = tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids

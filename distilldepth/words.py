@@ -1,0 +1,41 @@
+"""Words that a user types and more than one room knows: every such list stands here, and nowhere else.
+
+What one room alone has (formats, protocols, terms of the objective) stands in that room. Imports nothing.
+"""
+
+KERNELS = {
+    "hybrid-norm": "hybrid depth normalisation loss",
+    "crop-ssi": "local-global loss on crops of the student's map",
+    "channel-kl": "channel-wise distillation",
+    "backproject": "depth to points",
+}
+"""The fused operations by the name that the command line gives them, and what each is."""
+
+OPS = tuple(name.replace("-", "_") for name in KERNELS)
+"""The same by the name that Python and torch give them."""
+
+BACKENDS = ("native", "triton", "reference")
+"""What can run an operation, the preferred one first."""
+
+CONTEXTS = ("range", "quantile", "spatial")
+"""How the pixels of a map are split before they are normalised; kernels are told by position."""
+
+FLOATS = ("float32", "bfloat16", "float16")
+"""Types that maps and models can be asked for."""
+
+PRECISIONS = ("auto", *FLOATS)
+
+DEVICES = "auto, cpu, cuda, cuda:<index> or mps"
+"""As help and errors say it."""
+
+QUANTITIES = ("disparity", "depth", "metric_depth")
+"""What the numbers of a map mean."""
+
+RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
+"""How the side that a model is asked for is applied. `lower-bound`: both sides at least `size`, aspect kept (official
+Depth Anything). `upper-bound`: both sides at most `size`, aspect kept (GenPercept). `hf`: the rule of transformers' DPT
+processor, the scale closest to one (`minimal` in Depth Anything). `square`: exactly `size` x `size`. Sides are rounded
+to multiples, within the bound."""
+
+MAX_SIDE = 16384
+"""Largest side that can be asked for, in pixels."""
