@@ -16,11 +16,11 @@ from distilldepth.files import expand_user
 from distilldepth.images.decode import path_exists
 from distilldepth.models import hub, registry, unit
 from distilldepth.models.base import DepthModel, ModelInfo
-from distilldepth.models.families import find_family
-from distilldepth.models.files import CHECKPOINT_SUFFIXES, read_weights
-from distilldepth.models.pretrained import read_json
-from distilldepth.models.saved import FORMAT, load_saved
-from distilldepth.models.state_dict import _MISFITS, ADAPTER, _why, find_state
+from distilldepth.models.candidate import Candidate, Request
+from distilldepth.models.families import find_family, find_reader
+from distilldepth.models.files import CHECKPOINT_SUFFIXES
+from distilldepth.models.saved import load_saved
+from distilldepth.models.state_dict import ADAPTER, MISFITS, briefly, unknown_network
 
 
 class CheckpointWarning(UserWarning):
@@ -78,13 +78,13 @@ def load_model(
         raise TypeError(f"load_model: spec must be a name or a path, got {type(spec).__name__}")
     # A wrong device is found before the seconds that loading takes.
     place = resolve_device(device)
-    given = _Given(
+    request = Request(
         offline,
         None if base is None else str(base),
         None if max_depth is None else "metric_depth",
         None if max_depth is None else unit.parse_max_depth(max_depth),
     )
-    return _resolve(spec, given).to(place).eval()
+    return _resolve(spec, request).to(place).eval()
 
 
 def create_student(name: str | Path, *, seed: int | None = None, offline: bool = False) -> DepthModel:
@@ -120,26 +120,7 @@ def create_student(name: str | Path, *, seed: int | None = None, offline: bool =
         return find_family(entry.family).build({"variant": entry.variant}, info)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Given:
-    """What was asked for besides the model."""
-
-    offline: bool
-    base: str | None
-    quantity: str | None
-    """What a file's numbers are, where that was told."""
-    max_depth: float | None
-
-    def refuse_max_depth(self, what: object) -> None:
-        """Raise UsageError if a unit was told for something that says its own."""
-        if self.quantity is not None:
-            raise UsageError(
-                f"load_model: {what} is no Depth Anything file of weights and says itself what its numbers are; leave "
-                "max_depth out"
-            )
-
-
-def _resolve(spec: str | Path, given: _Given) -> DepthModel:
+def _resolve(spec: str | Path, request: Request) -> DepthModel:
     if isinstance(spec, str) and not spec.strip():
         raise UsageError("load_model: spec must be a name or a path, got an empty string")
     if hub_id := re.match(r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?$", str(spec)):
@@ -147,36 +128,36 @@ def _resolve(spec: str | Path, given: _Given) -> DepthModel:
     refuse_url(spec)
     if isinstance(spec, str):
         if registry.lookup(spec):
-            return _load_named(spec, given)
-        name, at, path = spec.partition("@")
+            return _load_named(spec, request)
+        name, at, file = spec.partition("@")
         if at and not path_exists(Path(spec)):
             if told := unit.TOLD.fullmatch(name):
-                return _load_path(_existing(path), None, None, _told(spec, told, given))
+                return _load_path(_existing(file), None, None, _told(spec, told, request))
             entry = registry.require(name)
-            return _load_path(_existing(path), entry, name, given)
+            return _load_path(_existing(file), entry, name, request)
     path = expand_user(spec)
     if path_exists(path):
-        return _load_path(path, None, None, given)
+        return _load_path(path, None, None, request)
     text = str(spec)
     if (
         re.fullmatch(r"[\w.-]+/[\w.-]+", text)
         and path.suffix not in CHECKPOINT_SUFFIXES
         and not path_exists(path.parent)
     ):
-        return _load_hub_id(text, given)
+        return _load_hub_id(text, request)
     if isinstance(spec, Path) or "/" in text or os.sep in text or path.suffix in CHECKPOINT_SUFFIXES:
         _existing(text)
     registry.require(text)
     raise AssertionError("unreachable: a known name was resolved above")
 
 
-def _told(spec: str, told: re.Match[str], given: _Given) -> _Given:
+def _told(spec: str, told: re.Match[str], request: Request) -> Request:
     """What `dav2-metric:80@` or `dav2-relative@` adds."""
     quantity = "metric_depth" if told[1] else "disparity"
     metres = None if told[2] is None else unit.parse_max_depth(told[2])
-    if given.max_depth is not None and (quantity == "disparity" or metres not in (None, given.max_depth)):
-        raise UsageError(f"load_model: {shown(spec)} and max_depth {given.max_depth:g} contradict each other")
-    return dataclasses.replace(given, quantity=quantity, max_depth=metres or given.max_depth)
+    if request.max_depth is not None and (quantity == "disparity" or metres not in (None, request.max_depth)):
+        raise UsageError(f"load_model: {shown(spec)} and max_depth {request.max_depth:g} contradict each other")
+    return dataclasses.replace(request, quantity=quantity, max_depth=metres or request.max_depth)
 
 
 def _existing(path: str) -> Path:
@@ -186,10 +167,10 @@ def _existing(path: str) -> Path:
     return found
 
 
-def _load_named(spec: str, given: _Given) -> DepthModel:
+def _load_named(spec: str, request: Request) -> DepthModel:
     entry = registry.require(spec)
-    if entry.family != "depth-anything" or entry.bundled:
-        given.refuse_max_depth(f"'{spec}'")
+    if entry.bundled or not registry.FAMILIES[entry.family].takes_max_depth:
+        request.refuse_max_depth(f"'{spec}'")
     if entry.bundled:
         return _load_bundled(entry)
     if entry.role == "student":
@@ -200,16 +181,15 @@ def _load_named(spec: str, given: _Given) -> DepthModel:
         path = hub.find_local(entry)
         if path is None:
             expected = (*entry.files[:1], entry.local_names()[-1])
-            latent = entry.family == "latent"
             path = hub.fetch(
                 entry.hub_id,
                 file=entry.hub_file,
-                folders=_LATENT_FOLDERS[entry.variant] if latent else (),
+                folders=entry.hub_folders,
                 family=entry.family,
-                offline=given.offline,
+                offline=request.offline,
                 expected=tuple(dict.fromkeys(expected)),
             )
-        return _load_path(path, entry, entry.name, given)
+        return _load_path(path, entry, entry.name, request)
     except DistillDepthError:
         stand_in = registry.ENTRIES.get(registry.STAND_INS.get(spec, ""))
         # a file that is here but broken must be heard of, not papered over
@@ -226,9 +206,6 @@ def _load_named(spec: str, given: _Given) -> DepthModel:
         return model
 
 
-_LATENT_FOLDERS = {"genpercept": ("unet",), "lotus": ("unet", "vae", "text_encoder", "tokenizer")}
-
-
 def _load_bundled(entry: registry.Entry) -> DepthModel:
     if not registry.has_weights(entry):
         raise DistillDepthError(
@@ -240,87 +217,64 @@ def _load_bundled(entry: registry.Entry) -> DepthModel:
     return model
 
 
-def _load_hub_id(repo_id: str, given: _Given) -> DepthModel:
+def _load_hub_id(repo_id: str, request: Request) -> DepthModel:
     entries = [entry for entry in registry.ENTRIES.values() if repo_id in (entry.hub_id, entry.official_id)]
     if len(entries) > 1:
         names = ", ".join(entry.name for entry in entries)
         raise UsageError(f"load_model: the repository {repo_id} holds several models; name one of {names}")
     if entries and repo_id == entries[0].hub_id:
-        return _load_named(entries[0].name, given)
+        return _load_named(entries[0].name, request)
     if entries:
         entry = entries[0]
-        path = hub.fetch(repo_id, file=entry.files[0], family=entry.family, offline=given.offline, expected=entry.files)
-        return _load_path(path, entry, entry.name, given)
+        path = hub.fetch(
+            repo_id, file=entry.files[0], family=entry.family, offline=request.offline, expected=entry.files
+        )
+        return _load_path(path, entry, entry.name, request)
     try:
-        path = hub.fetch(repo_id, family="transformers", offline=given.offline)
+        path = hub.fetch(repo_id, offline=request.offline)
     except DistillDepthError as error:
         raise DistillDepthError(
             f"{error} ('{repo_id}' was taken for a hub id: there is no such folder here)"
         ) from error
-    return _load_path(path, None, repo_id, given)
+    return _load_path(path, None, repo_id, request)
 
 
-def _load_path(path: Path, entry: registry.Entry | None, name: str | None, given: _Given) -> DepthModel:
+def _load_path(path: Path, entry: registry.Entry | None, name: str | None, request: Request) -> DepthModel:
     """Load a file or folder; `entry` is what the user said it is, if anything."""
     try:
-        return _load_from(path, entry, name, given)
+        model = _load_from(path, entry, name, request)
     except UsageError:
         raise
-    except _MISFITS as error:
-        raise DistillDepthError(f"load_model: {path} cannot be loaded: {_why(error)}") from error
-
-
-def _load_from(path: Path, entry: registry.Entry | None, name: str | None, given: _Given) -> DepthModel:
-    named = name or (path.stem if path.is_file() else path.resolve().name)
-    if path.is_dir():
-        return _load_folder(path, entry, named, given)
-    if path.suffix == ".json" or (path.name == "model.safetensors" and (path.parent / "config.json").is_file()):
-        return _load_folder(path.parent, entry, named if entry else path.resolve().parent.name, given)
-    if path.name.startswith("adapter_model."):
-        raise DistillDepthError(f"load_model: {path} {ADAPTER}")
-    if entry is not None and entry.family == "latent":
-        given.refuse_max_depth(path)
-        return _load_latent(path, entry, named, given)
-    return _load_official(path, entry, named, given)
-
-
-def _load_official(path: Path, entry: registry.Entry | None, name: str, given: _Given) -> DepthModel:
-    """Load the weights of a Depth Anything network, whatever a training script wrapped around them."""
-    from distilldepth.models.families import depth_anything
-
-    content, metadata = read_weights(path)
-    found = find_state(content, path, depth_anything.is_official)
-    if entry is not None and entry.family != "depth-anything":
-        raise DistillDepthError(f"load_model: {path} holds a Depth Anything network, but '{name}' is not one")
-    # a bare alias (dav2@file) says the family, not the size
-    pinned = entry is not None and name not in registry.ALIASES
-    quantity, max_depth = given.quantity, given.max_depth
-    if pinned:
-        if quantity is not None and quantity != entry.quantity:
-            raise UsageError(f"load_model: '{name}' predicts {entry.quantity}, and has no max_depth")
-        quantity, max_depth = entry.quantity, max_depth or entry.options.get("max_depth")
-    settled = unit.settle_unit(
-        path, content, metadata, name=name if pinned else "", quantity=quantity, max_depth=max_depth
-    )
-    notes = tuple(note for note in (found.note, settled.note) if note)
-    info = ModelInfo(
-        name,
-        "depth-anything",
-        "disparity" if settled.max_depth is None else "metric_depth",
-        entry.licence if pinned else "see the source",
-        str(path),
-        notes,
-    )
-    variant = entry.variant if pinned else None
-    model = depth_anything.load_official(path, found.state, info, variant=variant, max_depth=settled.max_depth)
-    for note in notes:
-        warnings.warn(note, CheckpointWarning, stacklevel=6)
+    except MISFITS as error:
+        raise DistillDepthError(f"load_model: {path} cannot be loaded: {briefly(error)}") from error
+    for note in model.info.notes:
+        warnings.warn(note, CheckpointWarning, stacklevel=4)
     return model
 
 
-def _load_folder(folder: Path, entry: registry.Entry | None, name: str, given: _Given) -> DepthModel:
+def _load_from(path: Path, entry: registry.Entry | None, name: str | None, request: Request) -> DepthModel:
+    named = name or (path.stem if path.is_file() else path.resolve().name)
+    if path.is_dir():
+        return _load_folder(Candidate(path, entry, named, request))
+    if path.suffix == ".json" or (path.name == "model.safetensors" and (path.parent / "config.json").is_file()):
+        named = named if entry else path.resolve().parent.name
+        return _load_folder(Candidate(path.parent, entry, named, request))
+    if path.name.startswith("adapter_model."):
+        raise DistillDepthError(f"load_model: {path} {ADAPTER}")
+    return _load_file(Candidate(path, entry, named, request))
+
+
+def _load_file(candidate: Candidate) -> DepthModel:
+    if reader := find_reader(candidate):
+        return reader.load(candidate)
+    files = " or ".join(row.files for row in registry.FAMILIES.values() if row.files)
+    raise unknown_network(candidate.weights[0], candidate.path, files)
+
+
+def _load_folder(candidate: Candidate) -> DepthModel:
+    folder = candidate.path
     if (folder / "student" / "config.json").is_file():
-        given.refuse_max_depth(folder)
+        candidate.refuse_max_depth()
         return load_saved(folder / "student")
     if (folder / "config.toml").is_file() and (folder / "checkpoints").is_dir():
         raise DistillDepthError(
@@ -329,31 +283,16 @@ def _load_folder(folder: Path, entry: registry.Entry | None, name: str, given: _
         )
     if (folder / "adapter_config.json").is_file():
         raise DistillDepthError(f"load_model: {folder} {ADAPTER}")
-    latent = entry is not None and entry.family == "latent"
-    if not (folder / "config.json").is_file() and not latent and not _looks_latent(folder):
-        return _load_official(_only_weights(folder), entry, name, given)
-    given.refuse_max_depth(folder)
-    if not (folder / "config.json").is_file() or latent:
-        return _load_latent(folder, entry, name, given)
-    config = read_json(folder / "config.json")
-    if config.get("format") == FORMAT:
+    has_config = (folder / "config.json").is_file()
+    if has_config:
+        candidate.refuse_max_depth()
+    if reader := find_reader(candidate):
+        return reader.load(candidate)
+    if candidate.is_saved:
         return load_saved(folder)
-    kind = config.get("model_type")
-    if kind is None and "_class_name" in config:
-        return _load_latent(folder, entry, name, given)
-    if not isinstance(kind, str):
+    if has_config:
         raise DistillDepthError(f"load_model: {folder / 'config.json'} names no model_type; is this a model's folder?")
-    licence = entry.licence if entry else "see the source"
-    if kind == "depth_anything":
-        quantity = "metric_depth" if config.get("depth_estimation_type") == "metric" else "disparity"
-        info = ModelInfo(name, "depth-anything", quantity, licence, str(folder))
-        return find_family("depth-anything").load_transformers(folder, info)
-    return find_family("transformers").load_transformers(folder, kind, name=name, licence=licence)
-
-
-def _looks_latent(folder: Path) -> bool:
-    """Whether a folder without a config.json is one of GenPercept or Lotus."""
-    return any(folder.glob("diffusion_pytorch_model*")) or any(folder.glob("*/*.safetensors"))
+    return _load_file(Candidate(_only_weights(folder), candidate.entry, candidate.name, candidate.request))
 
 
 def _only_weights(folder: Path) -> Path:
@@ -371,9 +310,3 @@ def _only_weights(folder: Path) -> Path:
     raise DistillDepthError(
         f"load_model: {folder} holds no model: weights and a config.json of a known kind are missing (it holds {held})"
     )
-
-
-def _load_latent(path: Path, entry: registry.Entry | None, name: str, given: _Given) -> DepthModel:
-    if entry is not None and entry.family != "latent":
-        raise DistillDepthError(f"load_model: {path} has no config.json, which a folder of '{name}' must have")
-    return find_family("latent").load_diffusers(path, entry, name=name, offline=given.offline, base=given.base)

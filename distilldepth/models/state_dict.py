@@ -63,7 +63,7 @@ def read_state(path: Path, network: nn.Module | None = None) -> dict[str, Tensor
     return _find(content, path, None).state
 
 
-def find_state(content: Any, path: Path, known: Known) -> Found:
+def find_state(content: Any, path: Path, known: Known) -> Found | None:
     """Find the state dictionary in what a checkpoint holds: in any nesting, under any prefix.
 
     Of several, moving averages go before plain weights, and both before those of a teacher.
@@ -73,21 +73,34 @@ def find_state(content: Any, path: Path, known: Known) -> Found:
         path: where it was read from, for messages.
         known: says whether a state dictionary is one of the wanted network.
 
+    Returns:
+        What was found; None if none of it is known.
+
     Raises:
-        DistillDepthError: none there, with what there is instead; several of equal rank that differ; or one with
-            something else than plain tensors of finite numbers.
+        DistillDepthError: no tensor at all; several of equal rank that differ; or one with something else than plain
+            tensors of finite numbers.
     """
-    found = _find(content, path, known)
-    if found is None:
-        tables = list(_tables(content))
-        if len(tables) == 1:
-            _check_table(path, tables[0][1])
-        raise DistillDepthError(
-            f"load_model: {path} is not a checkpoint of a known model; it holds {_listed(content)}. A file must be one "
-            "of Depth Anything V2 or Distill-Any-Depth, with the official names of its tensors; anything else is a "
-            "folder with its config.json"
-        )
-    return found
+    return _find(content, path, known)
+
+
+def unknown_network(content: Any, path: Path, files: str) -> DistillDepthError:
+    """Return the error of a file in which no network was found.
+
+    Args:
+        content: what the file holds.
+        path: where it was read from.
+        files: whose files would have been read.
+
+    Raises:
+        DistillDepthError: what it holds is no state dictionary of plain tensors, whichever network's.
+    """
+    tables = list(_tables(content))
+    if len(tables) == 1:
+        _check_table(path, tables[0][1])
+    return DistillDepthError(
+        f"load_model: {path} is not a checkpoint of a known model; it holds {_listed(content)}. A file must be one "
+        f"of {files}, with the official names of its tensors; anything else is a folder with its config.json"
+    )
 
 
 def _find(content: Any, path: Path, known: Known | None) -> Found | None:
@@ -348,14 +361,14 @@ def build_to_fit(build: Callable[[], M], check: Callable[[M], None], wrong: str)
         raise
     except Exception as error:
         # The model libraries check their configurations with errors of their own.
-        raise DistillDepthError(f"load_model: {wrong}: {_why(error)}") from error
+        raise DistillDepthError(f"load_model: {wrong}: {briefly(error)}") from error
 
 
-_MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
+MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
 """What building a network raises for a description that makes no sense."""
 
 
-def _why(error: Exception) -> str:
+def briefly(error: Exception) -> str:
     """What was wrong, in one short line."""
     text = one_line(error, 160)
     return f"lacks {text}" if isinstance(error, KeyError) else text

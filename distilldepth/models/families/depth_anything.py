@@ -16,11 +16,16 @@ from torch.nn import functional as F
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.bounds import DEEPEST, WIDEST, flag, listed, number, optional, whole
+from distilldepth.models.candidate import Candidate
 from distilldepth.models.preprocess import Preprocessing
+from distilldepth.models.pretrained import load_pretrained
+from distilldepth.models.state_dict import build_to_fit, check_state
+from distilldepth.models.unit import settle_unit
 
+FAMILY = "depth-anything"
 _VIT = {"mlp_ratio": 4, "patch_size": 14, "image_size": 518, "head_hidden": 32, "official_positions": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "vits": {"hidden": 384, "layers": 12, "heads": 6, "taps": [2, 5, 8, 11], "neck": [48, 96, 192, 384], "fusion": 64}
@@ -81,7 +86,7 @@ ARCHITECTURE = {
 }
 """What the entries of an architecture may be in a file."""
 
-_DEFAULTS = {
+DEFAULTS = {
     "mlp_ratio": 4,
     "swiglu": False,
     "patch_size": 14,
@@ -90,6 +95,7 @@ _DEFAULTS = {
     "max_depth": None,
     "official_positions": False,
 }
+"""What entries are where an architecture lacks them."""
 
 
 class OfficialPositionEmbeddings(Dinov2Embeddings):
@@ -188,7 +194,7 @@ def build(
     if "variant" in options:
         options = VARIANTS[options.pop("variant")] | options
     inference = {"size": options.get("image_size", 518)} | options.pop("inference", {})
-    options = _DEFAULTS | options
+    options = DEFAULTS | options
     network = DepthAnythingForDepthEstimation(_config(options))
     if options["max_depth"] is not None:
         # The configuration knows whole metres only.
@@ -371,6 +377,46 @@ def infer_architecture(state: dict[str, Tensor], *, max_depth: float | None = No
     }
 
 
+def claims(candidate: Candidate) -> bool:
+    """Official files, whatever a training script wrapped around them, and folders of transformers."""
+    if candidate.path.is_dir():
+        return candidate.model_type == "depth_anything"
+    return candidate.find(is_official) is not None
+
+
+def load(candidate: Candidate) -> DepthAnythingDepth:
+    """Load what was claimed, strictly; an official file does not always say what its numbers are, see `settle_unit`."""
+    path, name, entry, pinned = candidate.path, candidate.name, candidate.entry, candidate.pinned
+    if path.is_dir():
+        metric = candidate.config.get("depth_estimation_type") == "metric"
+        licence = entry.licence if entry else "see the source"
+        quantity = "metric_depth" if metric else "disparity"
+        return load_transformers(path, ModelInfo(name, FAMILY, quantity, licence, str(path)))
+    if entry is not None and entry.family != FAMILY:
+        raise DistillDepthError(f"load_model: {path} holds a Depth Anything network, but '{name}' is not one")
+    told, max_depth = candidate.request.quantity, candidate.request.max_depth
+    if pinned is not None:
+        if told is not None and told != pinned.quantity:
+            raise UsageError(f"load_model: '{name}' predicts {pinned.quantity}, and has no max_depth")
+        told, max_depth = pinned.quantity, max_depth or pinned.max_depth
+    content, metadata = candidate.weights
+    settled = settle_unit(
+        path, content, metadata, name="" if pinned is None else name, quantity=told, max_depth=max_depth
+    )
+    found = candidate.find(is_official)
+    assert found is not None, "only what was claimed is loaded"
+    info = ModelInfo(
+        name,
+        FAMILY,
+        "disparity" if settled.max_depth is None else "metric_depth",
+        "see the source" if pinned is None else pinned.licence,
+        str(path),
+        tuple(note for note in (found.note, settled.note) if note),
+    )
+    variant = None if pinned is None else pinned.variant
+    return load_official(path, found.state, info, variant=variant, max_depth=settled.max_depth)
+
+
 def load_official(
     path: Path, state: dict[str, Tensor], info: ModelInfo, *, variant: str | None = None, max_depth: float | None = None
 ) -> DepthAnythingDepth:
@@ -386,8 +432,6 @@ def load_official(
     Raises:
         DistillDepthError: tensors missing, left over or of another shape, or another size than `variant`.
     """
-    from distilldepth.models.state_dict import build_to_fit, check_state
-
     converted, unknown = convert_official(state)
     try:
         v1 = re.match(r"depth_anything_vit", path.name) is not None
@@ -416,8 +460,6 @@ def load_transformers(folder: Path, info: ModelInfo) -> DepthAnythingDepth:
     Raises:
         DistillDepthError: weights missing, left over, of another shape or unreadable.
     """
-    from distilldepth.models.pretrained import load_pretrained
-
     network = load_pretrained(DepthAnythingForDepthEstimation, folder)
     config = network.config.backbone_config
     return DepthAnythingDepth(

@@ -23,9 +23,12 @@ from distilldepth.errors import DistillDepthError, one_line
 from distilldepth.files import cache_folder, expand_user, write_atomically
 from distilldepth.models import bounds, hub, pretrained, registry
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.candidate import Candidate
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.models.pretrained import check_config, load_pretrained
 from distilldepth.models.state_dict import check_state, read_state
+
+FAMILY = "latent"
 
 _SD_VAE = {
     "in_channels": 3,
@@ -239,31 +242,35 @@ def _preprocessing(size: int = 768, resize_policy: str = "upper-bound") -> Prepr
     return Preprocessing(size, 8, resize_policy, half, half, interpolation=smooth, map_interpolation=smooth)
 
 
-def load_diffusers(
-    path: Path,
-    entry: registry.Entry | None,
-    *,
-    name: str,
-    offline: bool = False,
-    base: str | None = None,
-) -> OneStepLatentDepth:
+def claims(candidate: Candidate) -> bool:
+    """What is named as one of this family, folders of diffusers, and weights that lie as in one."""
+    if candidate.entry is not None and candidate.entry.family == FAMILY:
+        return True
+    path = candidate.path
+    if not path.is_dir():
+        return False
+    if (path / "config.json").is_file():
+        return not candidate.is_saved and candidate.model_type is None and "_class_name" in candidate.config
+    return any(path.glob("diffusion_pytorch_model*")) or any(path.glob("*/*.safetensors"))
+
+
+def load(candidate: Candidate) -> OneStepLatentDepth:
     """Load GenPercept or Lotus-D from the layouts in which they are published.
 
-    The U-Net is `path` itself (a file or its folder), `path/unet`, or one of GenPercept's `path/unet_<kind>_v2`. The
-    VAE and the text context are beside it (`vae`, `context.safetensors` or `text_encoder` and `tokenizer`) or come from
-    `base`.
-
-    Args:
-        path: file or folder.
-        entry: what the user said it is; None to tell from the folder.
-        name: what the model is called.
-        offline: never touch the network.
-        base: folder or hub id of the VAE and text encoder.
+    The U-Net is the path itself (a file or its folder), `unet` in it, or one of GenPercept's `unet_<kind>_v2`. The VAE
+    and the text context are beside it (`vae`, `context.safetensors` or `text_encoder` and `tokenizer`) or come from the
+    base that was asked for.
 
     Raises:
         DistillDepthError: a part is missing, corrupt, or of a kind that is not one-step depth.
     """
-    kind = _kind(path, entry, name)
+    path, entry, request = candidate.path, candidate.entry, candidate.request
+    candidate.refuse_max_depth()
+    if entry is not None and entry.family != FAMILY:
+        raise DistillDepthError(
+            f"load_model: {path} has no config.json, which a folder of '{candidate.name}' must have"
+        )
+    kind = _kind(candidate)
     unet_path = _find_unet(path, kind)
     folder = unet_path if unet_path.is_dir() else unet_path.parent
     root = path if path.is_dir() and unet_path != path else folder.parent
@@ -272,51 +279,61 @@ def load_diffusers(
             f"load_model: {path} is GenPercept's variant with a DPT head, which is not supported; "
             "use genpercept-disparity"
         )
-    unet = _load_part(UNet2DConditionModel, unet_path, _SD_UNET)
-    lotus = unet.config.class_embed_type == "projection" if entry is None else entry.variant == "lotus"
-    if unet.config.in_channels != unet.config.out_channels:
-        raise DistillDepthError(
-            f"load_model: {unet_path} takes {unet.config.in_channels} channels, image and noise; only one-step models "
-            "without noise (GenPercept, Lotus-D) are supported"
-        )
-    if lotus != (unet.config.class_embed_type == "projection"):
-        raise DistillDepthError(
-            f"load_model: {unet_path} is {'not ' if lotus else ''}a Lotus network; name the right model"
-        )
+    unet, lotus = _load_unet(unet_path, entry)
     if kind is None:
         raise DistillDepthError(
             f"load_model: {path} does not say whether it predicts depth or disparity; name it as "
             f"genpercept-disparity@{path} or genpercept-depth@{path}"
         )
-    base_folder = None
-    if not (root / "vae").is_dir() or not _has_context(root):
-        base_folder = _base_folder(base, offline, has_vae=(root / "vae").is_dir())
-    vae_root = root if (root / "vae").is_dir() else base_folder
-    vae = _load_part(AutoencoderKL, vae_root / "vae", _SD_VAE)
+    base, has_vae = root, (root / "vae").is_dir()
+    if not has_vae or not _has_context(root):
+        base = _base_folder(request.base, request.offline, has_vae=has_vae)
+    vae = _load_vae(root if has_vae else base, root)
+    context = _context(root if _has_context(root) else base)
+    if context.shape[-1] != unet.config.cross_attention_dim:
+        raise DistillDepthError(
+            f"load_model: the text context of {base} has width {context.shape[-1]}, the U-Net of "
+            f"{unet_path} wants {unet.config.cross_attention_dim}; name the right base"
+        )
+    variant = VARIANTS["lotus" if lotus else "genpercept"]
+    known = entry or registry.ENTRIES[f"{'lotus' if lotus else 'genpercept'}-{kind}"]
+    info = ModelInfo(candidate.name, FAMILY, kind, known.licence, str(path))
+    return OneStepLatentDepth(
+        info, _preprocessing(), vae, unet, context, timestep=variant["timestep"], sign=variant["sign"]
+    )
+
+
+def _load_unet(path: Path, entry: registry.Entry | None) -> tuple[UNet2DConditionModel, bool]:
+    """The U-Net, and whether it is one of Lotus."""
+    unet = _load_part(UNet2DConditionModel, path, _SD_UNET)
+    lotus = unet.config.class_embed_type == "projection" if entry is None else entry.variant == "lotus"
+    if unet.config.in_channels != unet.config.out_channels:
+        raise DistillDepthError(
+            f"load_model: {path} takes {unet.config.in_channels} channels, image and noise; only one-step models "
+            "without noise (GenPercept, Lotus-D) are supported"
+        )
+    if lotus != (unet.config.class_embed_type == "projection"):
+        raise DistillDepthError(f"load_model: {path} is {'not ' if lotus else ''}a Lotus network; name the right model")
+    return unet, lotus
+
+
+def _load_vae(folder: Path, root: Path) -> AutoencoderKL:
+    """The VAE of one folder, with the decoder that another may have instead."""
+    vae = _load_part(AutoencoderKL, folder / "vae", _SD_VAE)
     for part, network in (("vae_decoder", vae.decoder), ("vae_post_quant_conv", vae.post_quant_conv)):
         if (root / part).is_dir():
             file = _weights_file(root / part)
             state = read_state(file, network)
             check_state(file, network, state)
             network.load_state_dict(state)
-    context = _context(root if _has_context(root) else base_folder)
-    if context.shape[-1] != unet.config.cross_attention_dim:
-        raise DistillDepthError(
-            f"load_model: the text context of {base_folder or root} has width {context.shape[-1]}, the U-Net of "
-            f"{unet_path} wants {unet.config.cross_attention_dim}; name the right base"
-        )
-    variant = VARIANTS["lotus" if lotus else "genpercept"]
-    known = entry or registry.ENTRIES[f"{'lotus' if lotus else 'genpercept'}-{kind}"]
-    info = ModelInfo(name, "latent", kind, known.licence, str(path))
-    return OneStepLatentDepth(
-        info, _preprocessing(), vae, unet, context, timestep=variant["timestep"], sign=variant["sign"]
-    )
+    return vae
 
 
-def _kind(path: Path, entry: registry.Entry | None, name: str) -> str | None:
+def _kind(candidate: Candidate) -> str | None:
     """What the numbers mean: as named in full, else by the path's last words, else by the short name's default."""
-    if entry is not None and name not in registry.ALIASES:
-        return entry.quantity
+    if candidate.pinned is not None:
+        return candidate.pinned.quantity
+    path, entry = candidate.path, candidate.entry
     words = path.resolve().name if path.name != "unet" else path.resolve().parent.name
     held = {child.name for child in path.glob("unet_*")} if path.is_dir() else set()
     if len(held) == 1:
@@ -382,7 +399,7 @@ def _base_folder(base: str | None, offline: bool, *, has_vae: bool) -> Path:
                 return candidate
     wanted = () if has_vae else ("vae",)
     return hub.fetch(
-        repo_id, folders=(*wanted, "text_encoder", "tokenizer"), family="latent", offline=offline, expected=(short,)
+        repo_id, folders=(*wanted, "text_encoder", "tokenizer"), family=FAMILY, offline=offline, expected=(short,)
     )
 
 

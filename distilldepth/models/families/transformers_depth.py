@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoModelForDepthEstimation
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.models import bounds
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.candidate import Candidate
 from distilldepth.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, resize
 from distilldepth.models.pretrained import load_pretrained, read_json
 
@@ -108,18 +108,18 @@ def build(
     )
 
 
-def load_transformers(folder: Path, kind: str, *, name: str, licence: str) -> TransformersDepth:
-    """Load a folder that transformers saved (`config.json`, weights, perhaps `preprocessor_config.json`), strictly.
+def claims(candidate: Candidate) -> bool:
+    """Any folder of transformers, whatever its type."""
+    return isinstance(candidate.model_type, str)
 
-    Args:
-        folder: where it is.
-        kind: its `model_type`.
-        name: what the model is called.
-        licence: licence of the weights.
+
+def load(candidate: Candidate) -> TransformersDepth:
+    """Load a folder that transformers saved (`config.json`, weights, perhaps `preprocessor_config.json`), strictly.
 
     Raises:
         DistillDepthError: a type that is no depth model known here, or weights that do not fit.
     """
+    folder, kind = candidate.path, str(candidate.model_type)
     if kind not in QUANTITIES:
         raise DistillDepthError(
             f"load_model: {folder} is a '{kind}' network, not a depth model known here"
@@ -130,7 +130,8 @@ def load_transformers(folder: Path, kind: str, *, name: str, licence: str) -> Tr
     file = folder / "preprocessor_config.json"
     if file.is_file():
         preprocessing = _from_processor(read_json(file), preprocessing, square=square)
-    info = ModelInfo(name, "transformers", QUANTITIES[kind], licence, str(folder))
+    licence = candidate.entry.licence if candidate.entry else "see the source"
+    info = ModelInfo(candidate.name, "transformers", QUANTITIES[kind], licence, str(folder))
     return TransformersDepth(info, preprocessing, network, square=square)
 
 
