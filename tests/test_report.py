@@ -62,7 +62,8 @@ def make_evaluation(*, complete: bool = False) -> Evaluation:
     return Evaluation(
         {"model": model, "device": "cpu", "size": 96, "resize_policy": "hf", "command": "distilldepth evaluate & co"},
         PROTOCOLS["affine-disparity"], [ScoredDataset.from_dict(row) for row in datasets], metrics(2),
-        [ScoredSample.from_dict(row) for row in samples], [Failure(**row) for row in failures], ["a stand-in <is> used"],
+        [ScoredSample.from_dict(row) for row in samples], [Failure(**row) for row in failures],
+        ["a stand-in <is> used"],
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags
 
-from distilldepth.datasets.archive import Place, Root, Stored
+from distilldepth.datasets.archive import Place, Readable, Root, Stored
 from distilldepth.datasets.codec import DepthCodec
 from distilldepth.datasets.rgbd import decode_depth
 from distilldepth.datasets.splits import Row, Split
@@ -28,8 +28,8 @@ class ListMismatch(DistillDepthError):
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image with ground truth, not read yet."""
+class Frame:
+    """One image with ground truth as its benchmark names it, not read yet; in an opened dataset it is an `Item`."""
 
     name: str
     read: Callable[[], tuple[np.ndarray, Truth]]
@@ -39,7 +39,7 @@ class Sample:
 class Found:
     """What a benchmark's reader found."""
 
-    samples: list[Sample]
+    samples: list[Frame]
     fields: tuple[str, ...] = ()
     """Kinds of ground truth on disk."""
     field: str = ""
@@ -128,11 +128,11 @@ class Benchmark:
 class FileReader:
     """Reads one sample from files."""
 
-    image: tuple[Stored, ...]
+    image: tuple[Readable, ...]
     """Where the photograph may be; the first that exists is read."""
-    depth: tuple[Stored, ...]
+    depth: tuple[Readable, ...]
     codec: DepthCodec
-    mask: tuple[Stored, ...] = ()
+    mask: tuple[Readable, ...] = ()
     """File that alone says what is valid."""
     is_metric: bool = True
     dense: bool = False
@@ -158,7 +158,7 @@ class FileReader:
         return image, Truth(depth, valid, is_metric=self.is_metric, dense=self.dense)
 
 
-def read_photograph(file: Stored) -> np.ndarray:
+def read_photograph(file: Readable) -> np.ndarray:
     """Read an image as it is stored, uint8 `(H, W, 3)`: ground truth is aligned with stored pixels, so an EXIF
     orientation is not applied.
 
@@ -202,7 +202,7 @@ def pair(
     *,
     mask_path: Callable[[Row], str] | None = None,
     **options: bool,
-) -> list[Sample]:
+) -> list[Frame]:
     """Make the samples of a list whose first column is the image.
 
     Args:
@@ -238,7 +238,7 @@ def pair(
         name = "/".join(parts[images[1] :]) if row.absolute else row.fields[0]
         mask = stored(depths, mask_path(row)) if mask_path else ()
         reader = FileReader(stored(images, row.fields[0]), stored(depths, depth_path(row)), codec, mask, **options)
-        samples.append(Sample(name, reader))
+        samples.append(Frame(name, reader))
     return samples
 
 
@@ -272,6 +272,6 @@ def spread(values: Sequence, count: int) -> list:
     return [values[index * len(values) // count] for index in range(count)]
 
 
-def _existing(files: tuple[Stored, ...]) -> Stored:
+def _existing(files: tuple[Readable, ...]) -> Readable:
     """The first file that exists; the first of all if none does, so that the message names where it belongs."""
     return next((file for file in files if file.exists), files[0]) if len(files) > 1 else files[0]

@@ -15,6 +15,7 @@ from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.protocol import Protocol, Rules
 from distilldepth.evaluate.record.result import RESULT, Evaluation
 from distilldepth.evaluate.record.rows import ScoredSample
+from distilldepth.evaluate.words import MAP_FORMATS, RESUME
 from distilldepth.files import write_atomically
 from distilldepth.folders import LOCK, FolderKind, claim_folder
 from distilldepth.models.base import DepthModel
@@ -30,7 +31,6 @@ EVALUATION = FolderKind(
     ),
 )  # fmt: skip
 """What carries our mark, and all that an evaluation writes, but for saved maps, which bear the samples' names."""
-RESUME = ("", "auto")
 
 
 def check_folder(folder: Path, resume: str, overwrite: bool) -> None:
@@ -40,7 +40,7 @@ def check_folder(folder: Path, resume: str, overwrite: bool) -> None:
         ValueError: a file, somebody else's folder, or one with results and neither resume nor overwrite.
         OSError: it cannot be written.
     """
-    if resume not in RESUME:
+    if resume and resume not in RESUME:
         raise ValueError(f"evaluate: --resume must be auto, got {resume!r}")
     if resume and overwrite:
         raise ValueError("evaluate: --resume and --overwrite contradict each other")
@@ -64,14 +64,14 @@ def check_folder(folder: Path, resume: str, overwrite: bool) -> None:
 
 def _saved_maps(folder: Path) -> list[Path]:
     """The maps that the evaluation in a folder has saved, by its own records; none if they cannot be read."""
-    from distilldepth.evaluate.record.saved_maps import FORMATS, prediction_path
+    from distilldepth.evaluate.record.saved_maps import prediction_path
 
     try:
         form = read_json(folder / RUN).get("save_predictions")
         rows = read_json_lines(folder / PROGRESS)
     except DistillDepthError:
         return []
-    if not isinstance(form, str) or form not in FORMATS:
+    if not isinstance(form, str) or form not in MAP_FORMATS:
         return []
     names = [(row.get("dataset"), row.get("name")) for row in rows]
     return [

@@ -10,15 +10,11 @@ import numpy as np
 
 from distilldepth.datasets.truth import Dataset
 from distilldepth.errors import did_you_mean
+from distilldepth.evaluate.words import MAP_FORMATS
 from distilldepth.files import write_atomically
 from distilldepth.formats.kitti import write_kitti_png
 from distilldepth.images.decode import IMAGE_SUFFIXES
 from distilldepth.models.base import ModelInfo
-
-FORMATS = {"npy": ".npy", "png16": ".png", "kitti": ".png"}
-"""How a map is written, with the suffix: float32 as predicted; 16-bit PNG whose text says scale and quantity; 16-bit
-PNG of metres x 256 with 0 for unknown, as the KITTI benchmark has it."""
-
 
 INDEX = "predictions.json"
 """Beside saved maps: which model made them, what their numbers mean and how they are stored."""
@@ -30,9 +26,9 @@ def prediction_path(folder: Path, dataset: str, name: str, form: str) -> Path:
     Raises:
         ValueError: unknown format.
     """
-    if form not in FORMATS:
-        raise ValueError(f"save_prediction: form must be known, got {form!r}{did_you_mean(form, FORMATS)}")
-    return folder / name_inside(dataset) / (without_suffix(name_inside(name)) + FORMATS[form])
+    if form not in MAP_FORMATS:
+        raise ValueError(f"save_prediction: form must be known, got {form!r}{did_you_mean(form, MAP_FORMATS)}")
+    return folder / name_inside(dataset) / (without_suffix(name_inside(name)) + MAP_FORMATS[form])
 
 
 def check_distinct(datasets: Sequence[Dataset], form: str) -> None:
