@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags
@@ -19,6 +20,7 @@ from distilldepth.datasets.truth import Truth
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.images.decode import as_rgb, open_image
 
+T = TypeVar("T")
 _PROBES = 16
 """How many lines of a list are looked for, spread evenly, before it is said not to fit the folder."""
 
@@ -262,7 +264,24 @@ def first_fit(request: Request, build: Callable[[Request, Split], Found]) -> Fou
     raise mismatches[0]
 
 
-def spread(values: Sequence, count: int) -> list:
+def by_list(codec: DepthCodec, truth_path: Callable[[Row], str]) -> Callable[[Request], Found]:
+    """Return the reader of a benchmark that is a list of images with one file of ground truth each.
+
+    Args:
+        codec: how depth is stored.
+        truth_path: gives the path of a row's ground truth where a second column does not name it.
+    """
+
+    def depth_path(row: Row) -> str:
+        return row.fields[1] if len(row.fields) > 1 else truth_path(row)
+
+    def find_samples(request: Request) -> Found:
+        return first_fit(request, lambda request, split: Found(pair(request, split, codec, depth_path)))
+
+    return find_samples
+
+
+def spread(values: Sequence[T], count: int) -> list[T]:
     """Return at most `count` of the values, evenly spread, the first among them.
 
     >>> spread(range(10), 3)
