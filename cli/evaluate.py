@@ -331,10 +331,10 @@ def _show(result: Evaluation, published: bool) -> None:
     from distilldepth.evaluate.record.table import make_table
 
     console = options.console()
-    info = result.metadata["model"]
+    info = result.metadata.model
     kinds = list(dict.fromkeys(dataset.kind for dataset in result.datasets))
     lines = [
-        f"model     {info['name']} ({info['quantity']}, {info['licence']})",
+        f"model     {info.name} ({info.quantity}, {info.licence})",
         f"protocol  {result.protocol.describe()}",
         *(f"          {line}" for line in result.protocol.effective(kinds).splitlines()),
         *(f"note      {note}" for note in result.notes),

@@ -21,7 +21,7 @@ from distilldepth.evaluate.record.cases import FOLDER, Cases
 from distilldepth.evaluate.record.page import write_report
 from distilldepth.evaluate.record.published import published_rows
 from distilldepth.evaluate.record.result import Evaluation
-from distilldepth.evaluate.record.rows import Failure, ScoredDataset, ScoredSample
+from distilldepth.evaluate.record.rows import Failure, Metadata, ScoredDataset, ScoredModel, ScoredSample
 from distilldepth.evaluate.record.table import format_metric, make_table, to_csv, to_latex, to_markdown
 from distilldepth.pages import Chart, data_url, depth_ticks, jpeg, nice_ticks, palette_png, png
 
@@ -60,7 +60,9 @@ def make_evaluation(*, complete: bool = False) -> Evaluation:
         "notes": [],
     }  # fmt: skip
     return Evaluation(
-        {"model": model, "device": "cpu", "size": 96, "resize_policy": "hf", "command": "distilldepth evaluate & co"},
+        Metadata(
+            ScoredModel(**model), device="cpu", size=96, resize_policy="hf", command="distilldepth evaluate & co"
+        ),
         PROTOCOLS["affine-disparity"], [ScoredDataset.from_dict(row) for row in datasets], metrics(2),
         [ScoredSample.from_dict(row) for row in samples], [Failure(**row) for row in failures],
         ["a stand-in <is> used"],

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from distilldepth.cli.main import cli
 from distilldepth.evaluate import Evaluation, choose_protocol
 from distilldepth.evaluate.compare import compare
-from distilldepth.evaluate.record.rows import ScoredDataset, ScoredSample
+from distilldepth.evaluate.record.rows import Metadata, ScoredDataset, ScoredModel, ScoredSample
 from distilldepth.evaluate.statistics import bootstrap_interval, mean_intervals
 
 
@@ -79,7 +79,7 @@ def result(model: str, scores: dict[str, float | None], *, protocol: str = "affi
         for name, value in scores.items()
     ]
     dataset = {"name": "set", "kind": "", "rules": {**chosen.rules("").to_dict(), **rules}}
-    return Evaluation({"model": {"name": model}}, chosen, [ScoredDataset.from_dict(dataset)], {}, samples, [], [])
+    return Evaluation(Metadata(ScoredModel(model)), chosen, [ScoredDataset.from_dict(dataset)], {}, samples, [], [])
 
 
 def test_differences_are_paired_by_name_not_by_place():

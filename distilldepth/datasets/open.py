@@ -99,7 +99,7 @@ def open_data(
 
 
 def check_any_readable(datasets: Sequence[Dataset], max_tries: int = 100) -> dict[str, list[str]]:
-    """Raise if none of a dataset's samples can be read, before a model is loaded for them.
+    """Raise if none of a dataset's samples can be read, before the work begins.
 
     Args:
         datasets: each has to have a sample that can be read.

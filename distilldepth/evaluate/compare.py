@@ -98,7 +98,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         for label, one in (("a", a), ("b", b))
         if one.failures
     ]
-    return Comparison(_model_name(a), _model_name(b), a.protocol.name, datasets, notes)
+    return Comparison(a.metadata.model.name, b.metadata.model.name, a.protocol.name, datasets, notes)
 
 
 Samples = dict[tuple[str, int], Metrics]
@@ -165,10 +165,6 @@ def _paired(pairs: np.ndarray, higher_is_better: bool) -> PairedMetric:
 def _higher_is_better(metric: str) -> bool:
     # Known by family, so that a stored result can be compared without importing torch for the list of names.
     return metric.startswith(("delta", "boundary_f1", "ordinal_accuracy", "aurg"))
-
-
-def _model_name(evaluation: Evaluation) -> str:
-    return str(evaluation.metadata.get("model", {}).get("name", "?"))
 
 
 def make_comparison_table(comparison: Comparison, metrics: tuple[str, ...] = ("abs_rel", "rmse", "delta1")) -> Table:

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from distilldepth.documents import Record
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.baselines import load_baseline, open_model
 from distilldepth.evaluate.options import AnalysisOptions, with_changes
-from distilldepth.evaluate.record.rows import Failure
+from distilldepth.evaluate.record.rows import Failure, ScoredModel
 from distilldepth.evaluate.statistics import bootstrap_interval
 from distilldepth.inference.batches import LoadedImage, reason
 from distilldepth.inference.estimator import Estimator
@@ -76,11 +76,28 @@ class RegionRow(Record):
 
 
 @dataclass
+class AnalysisMetadata(Record):
+    """How an analysis was made, for people."""
+
+    model: ScoredModel
+    analysis: str = field(default="local-global", init=False)
+    space: str
+    """Of the fit."""
+    shares: list[float]
+    least_pixels: int = field(default=LEAST_PIXELS, init=False)
+    crops_per_side: int
+    device: str
+    precision: str
+    """As it was asked for."""
+    torch: str
+    seconds: float
+
+
+@dataclass
 class LocalGlobal:
     """What an analysis measured."""
 
-    metadata: dict[str, Any]
-    """`model`, `space` of the fit, `shares`, `least_pixels`, `seconds`."""
+    metadata: AnalysisMetadata
     rows: list[RegionRow]
     failures: list[Failure]
     """Frames that could not be used."""
@@ -93,7 +110,7 @@ class LocalGlobal:
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary for JSON; None stands for numbers that are not finite."""
         result = {
-            "metadata": self.metadata,
+            "metadata": self.metadata.to_dict(),
             "complete": self.complete,
             "summary": self.summary(),
             "rows": [row.to_dict() for row in self.rows],
@@ -255,18 +272,16 @@ def local_global(
     rows = [
         analysis.summarise(dataset.name, share, place) for dataset in opened for share in shares for place in PLACES
     ]
-    metadata = {
-        "model": estimator.model.info.to_dict(),
-        "analysis": "local-global",
-        "space": analysis.space,
-        "shares": list(shares),
-        "least_pixels": LEAST_PIXELS,
-        "crops_per_side": CROPS_PER_SIDE if options.crops else 0,
-        "device": str(estimator.device),
-        "precision": options.precision,
-        "torch": torch.__version__,
-        "seconds": round(time.perf_counter() - began, 3),
-    }
+    metadata = AnalysisMetadata(
+        ScoredModel.of(estimator.model.info),
+        space=analysis.space,
+        shares=list(shares),
+        crops_per_side=CROPS_PER_SIDE if options.crops else 0,
+        device=str(estimator.device),
+        precision=options.precision,
+        torch=torch.__version__,
+        seconds=round(time.perf_counter() - began, 3),
+    )
     return LocalGlobal(metadata, rows, analysis.failures)
 
 

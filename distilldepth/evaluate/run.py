@@ -21,7 +21,7 @@ from distilldepth.evaluate.predictions import StoredPredictions
 from distilldepth.evaluate.protocol import Protocol, Rules, choose_protocol
 from distilldepth.evaluate.record.folder import PREDICTIONS, RunFolder, check_folder, describe_run
 from distilldepth.evaluate.record.result import Evaluation
-from distilldepth.evaluate.record.rows import Doubt, Failure
+from distilldepth.evaluate.record.rows import Doubt, Failure, Metadata, ScoredModel
 from distilldepth.evaluate.record.saved_maps import check_distinct, write_index
 from distilldepth.evaluate.samples import Scoring, StoredMaps, Task
 from distilldepth.evaluate.score import MEANINGLESS, is_meaningless
@@ -211,29 +211,29 @@ def _score(scoring: Scoring, missing: Mapping[tuple[str, int], str]) -> None:
             scoring.folder.close()
 
 
-def _describe(scoring: Scoring, options: EvaluateOptions, seconds: float) -> dict[str, Any]:
-    """The metadata of the result."""
+def _describe(scoring: Scoring, options: EvaluateOptions, seconds: float) -> Metadata:
+    """How the result was made."""
     estimator = scoring.estimator
     model = estimator.model
-    return {
-        "model": {**model.info.to_dict(), "notes": list(model.info.notes)},
-        "device": str(estimator.device),
-        "precision": estimator.precision,
-        "resize_policy": options.resize_policy or model.preprocessing.resize_policy,
-        "size": options.size or model.preprocessing.size,
-        "torch": torch.__version__,
-        "command": options.command,
-        "seconds": round(seconds, 3),
-        "model_seconds": round(estimator.model_seconds, 3),
-        "resumed_after": scoring.resumed_after,
-    }
+    return Metadata(
+        ScoredModel.of(model.info),
+        device=str(estimator.device),
+        precision=estimator.precision,
+        resize_policy=options.resize_policy or model.preprocessing.resize_policy,
+        size=options.size or model.preprocessing.size,
+        torch=torch.__version__,
+        command=options.command,
+        seconds=round(seconds, 3),
+        model_seconds=round(estimator.model_seconds, 3),
+        resumed_after=scoring.resumed_after,
+    )
 
 
 def _summarise(
     scoring: Scoring,
     datasets: list[Dataset],
     protocol: Protocol,
-    metadata: dict[str, Any],
+    metadata: Metadata,
     scale_notes: Mapping[str, list[str]],
 ) -> Evaluation:
     samples, failures, summaries = [], [], []

@@ -96,13 +96,13 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> Path:
 
 
 def _page(evaluation: Evaluation, cases: Cases, trouble: str) -> str:
-    info = evaluation.metadata["model"]
+    info = evaluation.metadata.model
     sections = "".join(
         _dataset_section(evaluation, dataset, index, cases) for index, dataset in enumerate(evaluation.datasets)
     )
     warnings = [*doubts(evaluation), *evaluation.notes, *([trouble] if trouble else [])]
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in warnings)
-    body = f"""<h1>{html.escape(info["name"])}: depth evaluation {_badge(evaluation)}</h1>
+    body = f"""<h1>{html.escape(info.name)}: depth evaluation {_badge(evaluation)}</h1>
 {notes}
 {_facts(evaluation)}
 <h2>Scores</h2>
@@ -112,7 +112,7 @@ def _page(evaluation: Evaluation, cases: Cases, trouble: str) -> str:
 {sections}
 {_published(evaluation)}
 {_colophon(evaluation)}"""
-    return make_page(f"{info['name']}: depth evaluation", body, style=_STYLE)
+    return make_page(f"{info.name}: depth evaluation", body, style=_STYLE)
 
 
 def _badge(evaluation: Evaluation) -> str:
@@ -122,17 +122,17 @@ def _badge(evaluation: Evaluation) -> str:
 
 
 def _facts(evaluation: Evaluation) -> str:
-    info, metadata = evaluation.metadata["model"], evaluation.metadata
+    info, metadata = evaluation.metadata.model, evaluation.metadata
     meaning = {
         "disparity": "disparity (larger = nearer, no unit)",
         "depth": "depth up to scale and shift",
         "metric_depth": "depth in metres",
     }
-    network = f"{metadata.get('size', '?')} px, {metadata.get('resize_policy', '?')}"
+    network = f"{metadata.size or '?'} px, {metadata.resize_policy or '?'}"
     rows = [
-        ("model", f"{info['name']} ({info['family']}), from {info['source']}"),
-        ("licence", info["licence"]),
-        ("predicts", meaning.get(info["quantity"], info["quantity"])),
+        ("model", f"{info.name} ({info.family}), from {info.source}"),
+        ("licence", info.licence),
+        ("predicts", meaning.get(info.quantity, info.quantity)),
         ("network sees", network),
         *(
             ("protocol" if index == 0 else "", line.removeprefix("Protocol "))
@@ -208,7 +208,7 @@ def _published_table(evaluation: Evaluation, kind: str) -> str:
     theirs = [row for row in theirs if there & set(row.metrics)]
     names = [name for name in _HEADINGS if name in there]
     names += sorted(there - set(names))
-    model = evaluation.metadata["model"]["name"]
+    model = evaluation.metadata.model.name
     rows = []
     for dataset in evaluation.datasets:
         if dataset.kind == kind:
@@ -467,7 +467,7 @@ def _colophon(evaluation: Evaluation) -> str:
     metadata = evaluation.metadata
     words = [f"distilldepth {distilldepth.__version__}"]
     for name, text in (("torch", "torch {}"), ("device", "on {}"), ("precision", "precision {}"), ("seconds", "{} s")):
-        if metadata.get(name) not in (None, ""):
-            words.append(text.format(metadata[name]))
-    command = metadata.get("command") or "(called from Python)"
+        if (value := getattr(metadata, name)) not in (None, ""):
+            words.append(text.format(value))
+    command = metadata.command or "(called from Python)"
     return f"<h2>Command</h2><pre>{html.escape(command)}</pre><p class='quiet'>{html.escape(', '.join(words))}</p>"

@@ -10,7 +10,7 @@ from typing import Any
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.protocol import Protocol
-from distilldepth.evaluate.record.rows import Failure, Metrics, ScoredDataset, ScoredSample
+from distilldepth.evaluate.record.rows import Failure, Metadata, Metrics, ScoredDataset, ScoredSample
 from distilldepth.files import expand_user
 from distilldepth.inference.batches import reason
 
@@ -23,8 +23,7 @@ _MOST_BYTES = 1 << 30
 class Evaluation:
     """What an evaluation measured."""
 
-    metadata: dict[str, Any]
-    """How it was made, for people: `model` (as `ModelInfo.to_dict`), device, versions, times."""
+    metadata: Metadata
     protocol: Protocol
     datasets: list[ScoredDataset]
     mean: Metrics
@@ -47,7 +46,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary for JSON; None stands for numbers that are not finite."""
         return {
-            "metadata": self.metadata,
+            "metadata": self.metadata.to_dict(),
             "protocol": self.protocol.to_dict(),
             "complete": self.complete,
             "notes": self.notes,
@@ -67,7 +66,7 @@ class Evaluation:
         try:
             _check_parts(values)
             return cls(
-                metadata=values["metadata"],
+                metadata=Metadata.from_dict(values["metadata"]),
                 protocol=Protocol.from_dict(values["protocol"]),
                 datasets=[ScoredDataset.from_dict(row) for row in values["datasets"]],
                 mean=values["mean"],

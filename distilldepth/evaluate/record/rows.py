@@ -6,15 +6,58 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field as default
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distilldepth.documents import Record
 from distilldepth.evaluate.protocol import Rules
+
+if TYPE_CHECKING:
+    from distilldepth.models.base import ModelInfo
 
 Metrics = dict[str, float | None]
 """Numbers by name; None stands for one that is not finite."""
 Intervals = dict[str, list[float]]
 """`[low, high]` by metric."""
+
+
+@dataclass
+class ScoredModel(Record):
+    """What a result says of its model; see `ModelInfo`."""
+
+    name: str
+    family: str = ""
+    quantity: str = ""
+    licence: str = ""
+    source: str = ""
+    notes: list[str] = default(default_factory=list)
+
+    @classmethod
+    def of(cls, info: ModelInfo) -> ScoredModel:
+        """Return what is said of a model."""
+        return cls(info.name, info.family, info.quantity, info.licence, info.source, list(info.notes))
+
+
+@dataclass
+class Metadata(Record):
+    """How a result was made, for people. None: it does not say."""
+
+    model: ScoredModel
+    device: str | None = None
+    precision: str | None = None
+    resize_policy: str | None = None
+    size: int | None = None
+    torch: str | None = None
+    command: str | None = None
+    seconds: float | None = None
+    model_seconds: float | None = None
+    resumed_after: int | None = None
+    """How many samples were scored by an earlier run into the same folder."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Metadata:
+        """Return the metadata that `to_dict` was called on."""
+        model = ScoredModel(**_known(ScoredModel, values["model"]))
+        return cls(**{**_known(cls, values), "model": model})
 
 
 @dataclass

@@ -268,8 +268,8 @@ def _table_rows(evaluation: Evaluation) -> Iterable[list[str]]:
 
 
 def _model_line(evaluation: Evaluation) -> str:
-    info = evaluation.metadata["model"]
-    return f"{info['name']} ({info['quantity']}, {info['licence']})"
+    info = evaluation.metadata.model
+    return f"{info.name} ({info.quantity}, {info.licence})"
 
 
 def shows_intervals(evaluation: Evaluation) -> bool:
