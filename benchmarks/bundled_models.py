@@ -13,8 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
-from distilldepth.bench import machine
 from distilldepth.evaluate import evaluate
+from distilldepth.machine import machine
 
 BASELINES = ("baseline:constant", "baseline:ramp")
 BUNDLED = ("dav2-mini", "genpercept-mini", "distilldepth-mini")

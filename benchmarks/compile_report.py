@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from distilldepth import native
-from distilldepth.bench import command_line, machine
+from distilldepth.machine import command_line, machine
 from distilldepth.words import OPS
 
 MODULES = sorted([*OPS, "scale_gradient"])

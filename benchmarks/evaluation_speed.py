@@ -26,11 +26,10 @@ import numpy as np
 import torch
 
 from distilldepth import native
-from distilldepth.bench import command_line, machine
 from distilldepth.bench.timing import quantile
 from distilldepth.evaluate.protocol import choose_protocol
 from distilldepth.evaluate.score import score_batch
-from distilldepth.machine import load_average
+from distilldepth.machine import command_line, load_average, machine
 from distilldepth.metrics import HIGHER_IS_BETTER, NAMES
 
 

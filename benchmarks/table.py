@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from distilldepth.bench import linear_cost, per_doubling, speedups
+from distilldepth.bench.derive import linear_cost, per_doubling, speedups
 
 
 def markdown(result: dict) -> str:

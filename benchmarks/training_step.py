@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distilldepth.bench import command_line, machine
 from distilldepth.bench.memory import peak_since, reset_peak
 from distilldepth.bench.timing import quantile, synchronise
 from distilldepth.distill.batches import CropDataset, StepBatches, crop_config, loading, split_heldout
@@ -38,7 +37,7 @@ from distilldepth.distill.progress import PHASES
 from distilldepth.distill.step import DistillationStep
 from distilldepth.distill.terms.base import ObjectiveInputs
 from distilldepth.images.sources import open_source
-from distilldepth.machine import load_average
+from distilldepth.machine import command_line, load_average, machine
 from distilldepth.models import create_student
 from distilldepth.ops.backend import available_backends
 from distilldepth.teachers.pool import load_teachers

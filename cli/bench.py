@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from distilldepth.bench.choices import BACKENDS, DEFAULT_SHAPE, KERNELS, SCALING_SHAPE, WITH_CONTEXTS
+from distilldepth.bench.derive import Check, compared_with, linear_cost, per_doubling, uncertainty
+from distilldepth.bench.result import LeftOut, Result, Row
 from distilldepth.cli import options
 from distilldepth.cli.table import Column, available_width, format_rows
 from distilldepth.errors import shown
@@ -93,15 +95,11 @@ class Shape(click.ParamType):
 def bench(
     kernels: tuple[tuple[str, ...], ...],
     backends: tuple[tuple[str, ...], ...],
-    shape: tuple[int, int, int] | None,
-    dtype: str,
     contexts: tuple[tuple[str, ...], ...],
-    repeats: int | None,
-    cold: bool,
     scaling: bool,
     plot_file: str | None,
-    device: str,
     json_file: str | None,
+    **how: Any,
 ) -> None:
     """Time the fused kernels against plain PyTorch.
 
@@ -130,30 +128,26 @@ def bench(
         check_plot(Path(plot_file))
         check_writable(Path(plot_file).parent)
 
-    from distilldepth import bench as benchmark
+    from distilldepth.bench.run import Request, run_benchmark, run_scaling
+    from distilldepth.machine import command_line
 
-    def tell(row: dict[str, Any]) -> None:
+    def tell(row: Row) -> None:
         where = f"{_kernel(row)} {row['backend']} {row['direction']} {_shape(row)}"
         click.echo(f"{where}: {digits(row['median_ms'])} ms", err=True)
 
-    def save(result: dict[str, Any]) -> None:
-        options.save_json(result, json_file)
+    def save(result: Result) -> None:
+        if json_file not in (None, "-"):
+            options.save_json(result, json_file)
 
-    arguments = {
-        "contexts": _words(contexts, CONTEXTS, ("range",)),
-        "backends": _words(backends, BACKENDS, None),
-        "device": device,
-        "repeats": repeats,
-        "cold": cold,
-        "command": benchmark.command_line(),
-        "on_row": tell,
-        "on_result": save if json_file not in (None, "-") else None,
-    }
-    names = _words(kernels, KERNELS, KERNELS)
-    if scaling:
-        result = benchmark.run_scaling(names, shape or SCALING_SHAPE, dtype, **arguments)
-    else:
-        result = benchmark.run_benchmark(names, shape or DEFAULT_SHAPE, dtype, **arguments)
+    request = Request(
+        _words(kernels, KERNELS) or KERNELS,
+        contexts=_words(contexts, CONTEXTS) or ("range",),
+        backends=_words(backends, BACKENDS) or None,
+        command=command_line(),
+        **how,
+    )
+    run = run_scaling if scaling else run_benchmark
+    result = run(request, on_row=tell, on_result=save)
     options.write_json(result, json_file)
     if plot_file is not None:
         from distilldepth.bench.plot import draw_roofline
@@ -165,18 +159,14 @@ def bench(
     _end(result["metadata"]["not_run"])
 
 
-def _words(
-    given: tuple[tuple[str, ...], ...], every: tuple[str, ...], default: tuple[str, ...] | None
-) -> tuple[str, ...] | None:
+def _words(given: tuple[tuple[str, ...], ...], every: tuple[str, ...]) -> tuple[str, ...]:
     asked = tuple(dict.fromkeys(word for words in given for word in words))
-    return every if "all" in asked else asked or default
+    return every if "all" in asked else asked
 
 
-def _print_table(result: dict[str, Any]) -> None:
-    from distilldepth import bench as benchmark
-
+def _print_table(result: Result) -> None:
     rows = result["results"]
-    found = benchmark.compared_with(rows)
+    found = compared_with(rows)
     words = [word for word in ("usual", "reference", "compile") if any(base[word] for base in found)]
     columns = [
         Column("backend"),
@@ -197,7 +187,7 @@ def _print_table(result: dict[str, Any]) -> None:
         for row, base in zip(rows, found, strict=True)
     ]
     _show(result, [f"{_kernel(row)}, {row['direction']}" for row in rows], columns, cells)
-    pairs = [(row, base[word]) for row, base in zip(rows, found, strict=True) for word in words if base[word]]
+    pairs = [(row, there) for row, base in zip(rows, found, strict=True) for word in words if (there := base[word])]
     metadata = result["metadata"]
     _say(
         *_noise_note([pair for pair in pairs if pair[0] is not pair[1]]),
@@ -212,12 +202,10 @@ def _print_table(result: dict[str, Any]) -> None:
     )
 
 
-def _print_scaling(result: dict[str, Any]) -> None:
-    from distilldepth import bench as benchmark
-
+def _print_scaling(result: Result) -> None:
     rows = result["results"]
     order = sorted(range(len(rows)), key=lambda i: (_kernel(rows[i]), rows[i]["backend"], rows[i]["shape"]))
-    growth = benchmark.per_doubling(rows)
+    growth = per_doubling(rows)
     columns = [
         Column("shape"),
         *(
@@ -230,12 +218,13 @@ def _print_scaling(result: dict[str, Any]) -> None:
             _shape(rows[i]),
             *_times(rows[i])[1:],
             digits(growth[i]["ns_per_pixel"]),
-            *(_growth(growth[i][key], rows[i]) for key in ("pixels", "batch")),
+            _growth(growth[i]["pixels"], rows[i]),
+            _growth(growth[i]["batch"], rows[i]),
         ]
         for i in order
     ]
     _show(result, [f"{_kernel(rows[i])}, {rows[i]['backend']}" for i in order], columns, cells)
-    checks = benchmark.linear_cost(rows)
+    checks = linear_cost(rows)
     lines = []
     for name in dict.fromkeys((_kernel(check), check["backend"]) for check in checks):
         mine = [check for check in checks if (_kernel(check), check["backend"]) == name]
@@ -244,7 +233,7 @@ def _print_scaling(result: dict[str, Any]) -> None:
         verdict = f"does not hold in {len(broken)} of {len(mine)}" if broken else f"holds in all {len(mine)}"
         grown, limit = digits(worst["ratio"], 2), digits(worst["limit"], 2)
         lines.append(f"  {' '.join(name)}: {verdict}; worst {worst['what']}: {grown}x, limit {limit}x")
-    noisy = sum(benchmark.uncertainty(row) > NOISY for row in rows)
+    noisy = sum(uncertainty(row) > NOISY for row in rows)
     _say(
         *(
             [f"Noisy: {noisy} of {len(rows)} medians, and with them what is marked ~; more --repeats help."]
@@ -256,13 +245,11 @@ def _print_scaling(result: dict[str, Any]) -> None:
     )
 
 
-def _growth(value: float | None, row: dict[str, Any]) -> str:
-    from distilldepth.bench import uncertainty
-
+def _growth(value: float | None, row: Row) -> str:
     return "" if value is None else f"{'~' if uncertainty(row) > NOISY else ''}{digits(value, 2)}x"
 
 
-def _show(result: dict[str, Any], groups: list[str], columns: list[Column], cells: list[list[str]]) -> None:
+def _show(result: Result, groups: list[str], columns: list[Column], cells: list[list[str]]) -> None:
     """Print a table with a title above every group of rows."""
     headings, *blocks = format_rows(columns, cells, _width())
     _say(_title(result))
@@ -287,7 +274,7 @@ def _width() -> int:
     return available_width() or 100
 
 
-def _times(row: dict[str, Any]) -> list[str]:
+def _times(row: Row) -> list[str]:
     return [row["backend"], digits(row["median_ms"]), f"{digits(row['p20_ms'])} to {digits(row['p80_ms'])}"]
 
 
@@ -302,10 +289,8 @@ def digits(value: float, count: int = 3) -> str:
     return f"{value:.{max(count - 1 - math.floor(math.log10(abs(value))), 0)}f}"
 
 
-def _ratio(base: dict[str, Any] | None, row: dict[str, Any]) -> str:
+def _ratio(base: Row | None, row: Row) -> str:
     """How many times faster, with as many digits as the spread of both timings leaves."""
-    from distilldepth.bench import uncertainty
-
     if base is None:
         return ""
     if base is row:
@@ -318,10 +303,8 @@ def _ratio(base: dict[str, Any] | None, row: dict[str, Any]) -> str:
     return f"{digits(ratio, 3 if doubt < PRECISE else 2)}x"
 
 
-def _noise_note(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+def _noise_note(pairs: list[tuple[Row, Row]]) -> list[str]:
     """Say what noisy means and how many runs would help, if any ratio is."""
-    from distilldepth.bench import uncertainty
-
     doubts = [(uncertainty(*pair), min(row["repeats"] for row in pair)) for pair in pairs]
     noisy = [(doubt, repeats) for doubt, repeats in doubts if doubt > NOISY]
     if not noisy:
@@ -337,7 +320,7 @@ def _noise_note(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]
     ]
 
 
-def _title(result: dict[str, Any]) -> str:
+def _title(result: Result) -> str:
     metadata, row = result["metadata"], result["results"][0]
     shapes = {_shape(row) for row in result["results"]}
     shape = f"{_shape(row)} " if len(shapes) == 1 else ""
@@ -347,24 +330,24 @@ def _title(result: dict[str, Any]) -> str:
     )
 
 
-def _kernel(row: dict[str, Any]) -> str:
+def _kernel(row: Row | Check | LeftOut) -> str:
     return f"{row['op']} {row['contexts']}" if row["contexts"] else row["op"]
 
 
-def _shape(row: dict[str, Any]) -> str:
+def _shape(row: Row) -> str:
     return _by(row["shape"])
 
 
-def _memory(row: dict[str, Any]) -> str:
+def _memory(row: Row) -> str:
     if row["peak_bytes"] is None:
         return "-"
     return f"{digits(row['peak_bytes'] / 1e6, 2)} ({row['peak_bytes'] / row['map_bytes']:.1f})"
 
 
-def _end(not_run: list[dict[str, Any]]) -> None:
+def _end(not_run: list[LeftOut]) -> None:
     """Say what was left out and why; exit 1 if a kernel broke."""
-    for why in dict.fromkeys((entry["backend"], entry["why"]) for entry in not_run if not entry["failed"]):
-        click.echo(f"not run: {': '.join(why)}", err=True)
+    for left_out in dict.fromkeys((entry["backend"], entry["why"]) for entry in not_run if not entry["failed"]):
+        click.echo(f"not run: {': '.join(left_out)}", err=True)
     failures = [(f"{_kernel(entry)} {entry['backend']}", entry["why"]) for entry in not_run if entry["failed"]]
     for where, why in failures:
         click.echo(f"distilldepth: error: {options.printable(f'{where}: {why}')}", err=True)

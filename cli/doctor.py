@@ -15,9 +15,11 @@ import click
 from distilldepth.cli import options
 from distilldepth.cli.table import available_width, format_facts
 from distilldepth.models import inventory
+from distilldepth.native import KINDS
 from distilldepth.words import BACKENDS, KERNELS
 
-NATIVE = {"cpu": "CPU", "cuda": "CUDA"}
+NATIVE = {kind: kind.upper() for kind in KINDS}
+BUILDS = ("all", *KINDS)
 
 
 @click.command()
@@ -26,8 +28,8 @@ NATIVE = {"cpu": "CPU", "cuda": "CUDA"}
     is_flag=False,
     flag_value="all",
     default=None,
-    type=options.NearestChoice(("all", "cpu", "cuda")),
-    metavar="[all|cpu|cuda]",
+    type=options.NearestChoice(BUILDS),
+    metavar=f"[{'|'.join(BUILDS)}]",
     help="First compile the native libraries that are missing. all, the default: the CPU library, and the CUDA library "
     "if nvcc is there.",
 )
@@ -65,7 +67,7 @@ def build_libraries(which: str) -> list[str]:
     from distilldepth.errors import DistillDepthError
 
     failures = []
-    for kind in native.KINDS if which == "all" else (which,):
+    for kind in KINDS if which == "all" else (which,):
         obstacle = native.obstacle(kind)
         if obstacle is not None:
             needed = which == kind or (kind == "cpu" and native.build_policy() == "1")
@@ -93,8 +95,8 @@ def examine() -> tuple[dict[str, Any], list[str]]:
     import torch
 
     from distilldepth import native
-    from distilldepth.bench import machine, processor_name
     from distilldepth.files import cache_folder
+    from distilldepth.machine import machine, processor_name
 
     problems: list[str] = []
     gpus = _gpus(torch)
@@ -107,8 +109,8 @@ def examine() -> tuple[dict[str, Any], list[str]]:
         "gpus": gpus,
         "why_no_gpu": None if gpus else _why_no_gpu(torch),
         "cpp_compiler": _version_line(native.find_compiler()),
-        "nvcc": _version_line([native.find_nvcc()] if native.find_nvcc() else None, "release"),
-        "native": {kind: native.describe(kind) for kind in native.KINDS},
+        "nvcc": _version_line([nvcc] if (nvcc := native.find_nvcc()) else None, "release"),
+        "native": {kind: native.describe(kind) for kind in KINDS},
         "kernels": kernel_rows(),
         **_models(problems),
         "offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
@@ -169,12 +171,12 @@ def kernel_rows() -> list[dict[str, Any]]:
     from distilldepth.ops.backend import available_backends
 
     forced = os.environ.get("DISTILLDEPTH_BACKEND", "")
-    devices = ("cpu", "cuda") if has_cuda() else ("cpu",)
+    devices = KINDS if has_cuda() else ("cpu",)
     rows = []
     for name, what in KERNELS.items():
         row = {"name": name, "what": what}
         missing = []
-        for device in ("cpu", "cuda"):
+        for device in KINDS:
             available = available_backends(name.replace("-", "_"), device)
             row[device] = available[0]
             if forced:

@@ -14,7 +14,8 @@ from click.shell_completion import CompletionItem
 from distilldepth import words
 from distilldepth.cli import options
 from distilldepth.evaluate.protocol import ALIASES, BY_QUANTITY, CHOICES, PROTOCOLS
-from distilldepth.evaluate.words import ANALYSES, MAP_FORMATS, RESUME
+from distilldepth.evaluate.words import ANALYSES, RESUME
+from distilldepth.formats.table import STORED
 
 if TYPE_CHECKING:
     from distilldepth.datasets.check import DatasetReport
@@ -123,9 +124,9 @@ _GROUPS = {
 @click.option("--overwrite", is_flag=True, help="Replace the evaluation in --out.")
 @click.option(
     "--save-predictions",
-    type=options.NearestChoice(tuple(MAP_FORMATS)),
+    type=options.NearestChoice(STORED),
     is_flag=False,
-    flag_value="npy",
+    flag_value=STORED[0],
     default=None,
     help="Keep every map in --out, as npy if no format is given.",
 )
@@ -300,8 +301,8 @@ def _truth_scale(given: dict[str, Any]) -> float | None:
 def _score(given: dict[str, Any]) -> None:
     from contextlib import ExitStack
 
-    from distilldepth.bench import command_line
     from distilldepth.evaluate.run import evaluate as run
+    from distilldepth.machine import command_line
 
     with ExitStack() as stack:
         try:

@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
-from distilldepth import __version__
+import distilldepth
 from distilldepth.cli.options import printable
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
 from distilldepth.signals import Interrupted, raise_on_signals
@@ -65,7 +65,7 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_: Any, **extra: Any) -> NoReturn:
         """Run and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted; a failure is one line on stderr."""
         extra.pop("standalone_mode", None)
         raise_on_signals()
@@ -180,9 +180,16 @@ def _silence_libraries() -> None:
 def _quiet() -> Iterator[None]:
     """Show this package's warnings as one line each and drop those of the libraries below it."""
     _silence_libraries()
-    package = str(Path(importlib.import_module("distilldepth").__file__).parent)
+    package = str(Path(distilldepth.__file__).parent)
 
-    def show(message, category, filename, lineno, file=None, line=None) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         prominent = any(base.__name__ == "BundledModelWarning" for base in category.__mro__)
         text = printable(message)
         if prominent:
@@ -202,7 +209,7 @@ def _quiet() -> Iterator[None]:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     invoke_without_command=True,
 )
-@click.version_option(__version__, prog_name="distilldepth", message="%(prog)s %(version)s")
+@click.version_option(distilldepth.__version__, prog_name="distilldepth", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Distil big monocular depth estimators into a small, fast student.
@@ -221,7 +228,7 @@ cli.params.append(_debug_option())
 
 def main() -> NoReturn:
     """Entry point of the `distilldepth` command."""
-    cli()
+    cli.main()
 
 
 if __name__ == "__main__":

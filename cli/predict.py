@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from distilldepth.cli import options
+from distilldepth.formats.colormaps import COLORMAPS
+from distilldepth.formats.table import PREDICTED, listed_suffixes
 
-FORMATS = ("png16", "color", "npy", "ply")
-COLORMAPS = ("spectral", "turbo", "inferno", "magma", "viridis", "gray")
+if TYPE_CHECKING:
+    from distilldepth.models import DepthModel
+    from distilldepth.predict import PredictReport
 
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="IMAGE|FOLDER|GLOB...")
-@click.option("--out", "-o", required=True, metavar="FILE|FOLDER", help="A .png, .npy or .ply file, or a folder.")
+@click.option("--out", "-o", required=True, metavar="FILE|FOLDER", help=f"A {listed_suffixes()} file, or a folder.")
 @options.model_option()
 @options.model_max_depth_option
 @click.option(
     "--as",
     "formats",
-    type=options.WordList(FORMATS, aliases={"png": "png16", "colour": "color"}),
+    type=options.WordList(PREDICTED, aliases={"png": "png16", "colour": "color"}),
     multiple=True,
     help="What to write; repeatable or separated by commas. Default: what the suffix of -o says, else png16.",
 )
@@ -131,11 +135,11 @@ def predict(
 
     from contextlib import ExitStack
 
-    from distilldepth.predict import PointCloudOptions, predict_files
+    from distilldepth.predict import PointCloudOptions, PredictOptions, predict_files
 
     with ExitStack() as stack:
 
-        def start(loaded: Any, count: int) -> Any:
+        def start(loaded: DepthModel, count: int) -> Callable[[int], None]:
             info = loaded.info
             click.echo(f"{info.name}: {info.quantity}, {info.licence}, {count} image{'s' * (count != 1)}", err=True)
             _warn_of_idle_options(formats, out)
@@ -146,16 +150,18 @@ def predict(
             out,
             model=options.with_max_depth(model, model_max_depth),
             formats=[name for words in formats for name in words] or None,
-            png_scale=png_scale,
-            colormap=colormap,
-            percentiles=percentiles,
-            point_cloud=PointCloudOptions(60.0 if fov is None else fov, intrinsics, depth_range),
-            resize_policy=resize_policy,
-            size=size,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
             existing="skip" if skip_existing else "overwrite" if overwrite else "refuse",
+            options=PredictOptions(
+                resize_policy=resize_policy,
+                size=size,
+                batch_size=batch_size,
+                device=device,
+                precision=precision,
+                png_scale=png_scale,
+                colormap=colormap,
+                percentiles=percentiles,
+                point_cloud=PointCloudOptions(60.0 if fov is None else fov, intrinsics, depth_range),
+            ),
             offline=offline,
             start=start,
         )
@@ -170,7 +176,7 @@ def predict(
         )
     if report.constant:
         click.echo(f"distilldepth: warning: {_constant_line(report)}", err=True)
-    if report.clipped:
+    if report.clipped and png_scale is not None:
         click.echo(f"distilldepth: warning: {_clipped_line(report, png_scale)}", err=True)
     if report.skipped:
         click.echo(f"skipped {len(report.skipped)} whose outputs are there, made the same way", err=True)
@@ -180,7 +186,7 @@ def predict(
     options.end_with_failures(report.failures, len(report.written) + len(report.skipped) + len(report.failures))
 
 
-def _constant_line(report: Any) -> str:
+def _constant_line(report: PredictReport) -> str:
     """What is said of maps that are the same everywhere."""
     count, whole = len(report.constant), len(report.written)
     named = ", ".join(map(options.printable, report.constant[:3])) + (", ..." if count > 3 else "")
@@ -190,7 +196,7 @@ def _constant_line(report: Any) -> str:
     )
 
 
-def _clipped_line(report: Any, png_scale: float | None) -> str:
+def _clipped_line(report: PredictReport, png_scale: float) -> str:
     """What is said of depths that a fixed scale cannot hold."""
     count, maps = sum(report.clipped.values()), len(report.clipped)
     named = ", ".join(map(options.printable, list(report.clipped)[:3])) + (", ..." if maps > 3 else "")
@@ -205,7 +211,7 @@ def _warn_of_idle_options(formats: tuple[tuple[str, ...], ...], out: str) -> Non
     """Say which options change nothing: `-o depth.png --colormap inferno` writes a grey PNG."""
     made = {name for words in formats for name in words} or {Path(out).suffix.lower().removeprefix(".")}
     context = click.get_current_context()
-    made = {name if name in FORMATS else "png16" for name in made}
+    made = {name if name in PREDICTED else "png16" for name in made}
     needs = {"png16": ("png_scale",), "color": ("colormap", "percentiles"), "ply": ("fov", "intrinsics", "depth_range")}
     for needed, names in needs.items():
         for name in names:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distilldepth.errors import did_you_mean
-from distilldepth.ops.arguments import check_floats, check_same, check_valid
+from distilldepth.ops.arguments import check_maps
 
 SPACES = ("disparity", "depth")
 METHODS = ("least-squares", "median", "l1", "ransac", "none")
@@ -91,10 +91,7 @@ def align(
             raise ValueError(
                 f"align: {name} must be one of {', '.join(choices)}, got {choice!r}{did_you_mean(str(choice), choices)}"
             )
-    check_floats("align", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
-    check_floats("align", "target", target, (2, 3), "(B, H, W) or (H, W)")
-    check_same("align", "target", target, "prediction", prediction)
-    check_valid("align", valid, prediction.shape, "prediction", prediction)
+    check_maps("align", prediction, valid, target=target)
     if grid < 0:
         raise ValueError(f"align: grid must not be negative, got {grid}; 0 = all pixels")
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)

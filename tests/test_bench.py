@@ -214,7 +214,7 @@ def test_compile_is_a_row_with_its_first_call(no_memory, monkeypatch):
     handed = []
     monkeypatch.setattr(torch, "compile", lambda function, **_: handed.append(function) or function)
     result = benchmark.run_benchmark(
-        ["backproject"], (1, 8, 8), backends=["reference", "compile"], repeats=1, device="cpu"
+        benchmark.Request(["backproject"], (1, 8, 8), backends=["reference", "compile"], repeats=1, device="cpu")
     )
     assert {row["backend"] for row in result["results"]} == {"reference", "compile"}
     assert len(handed) == 1
@@ -336,7 +336,7 @@ def test_the_limits_of_the_machine_are_measured(monkeypatch):
     [
         ({"kernels": ["hybrid-nrom"]}, "hybrid-norm"),
         ({"dtype": "float8"}, "float"),
-        ({"contexts": "rang"}, "range"),
+        ({"contexts": ["rang"]}, "range"),
         ({"backends": ["nativ"]}, "native"),
         ({"shape": (0, 4, 4)}, "shape"),
         ({"repeats": 0}, "repeats"),
@@ -346,7 +346,7 @@ def test_the_limits_of_the_machine_are_measured(monkeypatch):
 def test_wrong_arguments_are_named(change, named, no_memory):
     arguments = {"kernels": ["hybrid-norm"], "shape": SHAPE, "device": "cpu", **change}
     with pytest.raises(ValueError, match=named):
-        benchmark.run_benchmark(**arguments)
+        benchmark.run_benchmark(benchmark.Request(**arguments))
 
 
 @pytest.mark.parametrize(

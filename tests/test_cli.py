@@ -265,16 +265,11 @@ def test_offline_is_set_before_the_hub_is_imported(run, monkeypatch):
 
 def test_words_of_the_options_are_those_of_the_library():
     from distilldepth.cli import bench as cli_bench
-    from distilldepth.cli import predict as cli_predict
     from distilldepth.machine import PRECISIONS
     from distilldepth.models.preprocess import RESIZE_POLICIES
-    from distilldepth.predict import COLORMAPS
-    from distilldepth.predict.plan import FORMATS
 
     assert options.PRECISIONS == PRECISIONS
     assert options.RESIZE_POLICIES == RESIZE_POLICIES
-    assert cli_predict.FORMATS == FORMATS
-    assert cli_predict.COLORMAPS == COLORMAPS
     from distilldepth.bench import KERNELS
 
     assert cli_bench.KERNELS == KERNELS

@@ -18,7 +18,7 @@ from distilldepth.evaluate.protocol import PROTOCOLS, Rules, choose_protocol
 from distilldepth.evaluate.score import score_batch, scored_pixels
 from distilldepth.metrics.depth import DELTAS, SUMS
 from distilldepth.ops import library
-from distilldepth.ops.depth_sums import FLOORS, depth_sums, has_depth_sums
+from distilldepth.ops.depth_sums import FLOORS, FitAndClip, depth_sums, has_depth_sums
 
 SIZES = {"nyuv2": (480, 640), "kitti-eigen": (352, 1216), "diode": (61, 83)}
 QUANTITIES = ("disparity", "depth", "metric_depth")
@@ -296,10 +296,8 @@ def test_opcheck():
         arguments = (*operands(), [1, 12, 2, 18], given_fit, True, False, 1, 1e-3, 1e-6, math.inf)
         torch.library.opcheck(torch.ops.distilldepth.depth_sums.default, arguments)
     assert len(SUMS) == library.DEPTH_SUMS
-    sums, alignment = depth_sums(
-        *operands(), (0, 13, 0, 18), None, in_disparity=True, fit_positive=False, floor_kind=FLOORS[0], floor=1e-6,
-        low=1e-6, high=math.inf,
-    )  # fmt: skip
+    how = FitAndClip(in_disparity=True, fit_positive=False, floor_kind=FLOORS[0], floor=1e-6, low=1e-6, high=math.inf)
+    sums, alignment = depth_sums(*operands(), (0, 13, 0, 18), None, how)
     assert (sums.shape, alignment.shape) == ((2, library.DEPTH_SUMS), (2, library.DEPTH_ALIGNMENT))
 
 

@@ -26,6 +26,7 @@ from distilldepth.models.preprocess import Preprocessing
 from distilldepth.predict import (
     COLORMAPS,
     PointCloudOptions,
+    PredictOptions,
     colorize,
     plan_jobs,
     predict_files,
@@ -507,7 +508,7 @@ def test_images_of_one_size_share_a_batch(tmp_path):
     for index in range(7):
         photograph(20, 30 if index % 2 else 40, index).save(tmp_path / f"{index}.png")
     shade = Shade()
-    report = predict_files(tmp_path, tmp_path / "out", model=shade, batch_size=3)
+    report = predict_files(tmp_path, tmp_path / "out", model=shade, options=PredictOptions(batch_size=3))
     assert sorted(shade.batches) == [1, 3, 3]
     assert [Path(entry["source"]).stem for entry in report.written] == list("0123456")
     assert report.notes == ("a note",)
@@ -516,7 +517,7 @@ def test_images_of_one_size_share_a_batch(tmp_path):
 def test_where_memory_runs_out_only_the_image_at_fault_is_lost(tmp_path):
     for index, shade in enumerate([10, 250, 30, 40]):
         Image.new("RGB", (12, 9), (shade, shade, shade)).save(tmp_path / f"{index}.png")
-    report = predict_files(tmp_path, tmp_path / "out", model=Shade(broken_at=0.9), batch_size=4)
+    report = predict_files(tmp_path, tmp_path / "out", model=Shade(broken_at=0.9), options=PredictOptions(batch_size=4))
     assert len(report.written) == 3
     assert [Path(source).stem for source, _ in report.failures] == ["1"]
     assert "not enough memory for 9 x 12" in report.failures[0][1]

@@ -19,7 +19,7 @@ from distilldepth.evaluate.predictions import StoredPredictions
 from distilldepth.models import create_student, save_model
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
-from distilldepth.predict import predict_files, read_depth_png, write_depth_png
+from distilldepth.predict import PredictOptions, predict_files, read_depth_png, write_depth_png
 from distilldepth.predict.origin import INDEX
 
 
@@ -46,8 +46,9 @@ class Shade(DepthModel):
         return DepthOutput(images.mean(1) * self.factor)
 
 
-def shades(inputs, out, factor=1.0, **options):
-    return predict_files(inputs, out, model=Shade(factor), device="cpu", precision="float32", **options)
+def shades(inputs, out, factor=1.0, formats=None, existing="refuse", **options):
+    options = PredictOptions(device="cpu", precision="float32", **options)
+    return predict_files(inputs, out, model=Shade(factor), formats=formats, existing=existing, options=options)
 
 
 @pytest.fixture
@@ -276,7 +277,7 @@ def test_the_warning_names_what_was_clipped(photos, tmp_path, monkeypatch):
         for entry in report.written
     }
     assert all((map_ == 65535).any() for map_ in stored)
-    monkeypatch.setattr("distilldepth.models.load_model", lambda *args, **kwargs: Shade(100.0))
+    monkeypatch.setattr("distilldepth.predict.run.load_model", lambda *args, **kwargs: Shade(100.0))
     command = ["predict", str(photos), "-o", str(tmp_path / "cli"), "--model", "any", "--precision", "float32"]
     done = CliRunner().invoke(cli, [*command, "--device", "cpu", "--png-scale", "1000"])
     assert done.exit_code == 0, done.stderr
@@ -291,7 +292,7 @@ def test_the_warning_names_what_was_clipped(photos, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("quantity", ["disparity", "depth"])
 def test_a_scale_needs_metres(photos, tmp_path, monkeypatch, quantity):
-    monkeypatch.setattr("distilldepth.models.load_model", lambda *args, **kwargs: Shade(1.0, quantity))
+    monkeypatch.setattr("distilldepth.predict.run.load_model", lambda *args, **kwargs: Shade(1.0, quantity))
     command = ["predict", str(photos), "-o", str(tmp_path / "out"), "--model", "any", "--device", "cpu"]
     done = CliRunner().invoke(cli, [*command, "--png-scale", "1000"])
     assert done.exit_code == 2

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from distilldepth.bench.choices import USUAL
-
-Row = dict[str, Any]
+from distilldepth.bench.result import Row
 
 FOUR_TIMES_THE_PIXELS = 4.6
 """How many times longer four times the pixels may take."""
@@ -52,14 +51,26 @@ def compared_with(rows: Sequence[Row]) -> list[dict[str, Row | None]]:
     ]
 
 
-def linear_cost(rows: Sequence[Row]) -> list[dict[str, Any]]:
+class Check(TypedDict):
+    """Whether the rule of linear cost holds between two rows."""
+
+    op: str
+    contexts: str | None
+    backend: str
+    dtype: str
+    what: str
+    ratio: float
+    limit: float
+    holds: bool
+
+
+def linear_cost(rows: Sequence[Row]) -> list[Check]:
     """Judge the rule of linear cost: four times the pixels at most 4.6 times the time, N images at most N times one.
 
     Returns:
-        One dict per pair of rows that differ by four times the pixels, or in the number of images against one: `op,
-        contexts, backend, dtype, what, ratio, limit, holds`.
+        One check per pair of rows that differ by four times the pixels, or in the number of images against one.
     """
-    checks = []
+    checks: list[Check] = []
     for small in rows:
         for large in rows:
             if _series(small) != _series(large):
@@ -75,23 +86,40 @@ def linear_cost(rows: Sequence[Row]) -> list[dict[str, Any]]:
             else:
                 continue
             ratio = large["median_ms"] / small["median_ms"]
-            named = {key: small[key] for key in ("op", "contexts", "backend", "dtype")}
-            checks.append({**named, "what": what, "ratio": ratio, "limit": limit, "holds": ratio <= limit})
+            checks.append(
+                {
+                    "op": small["op"],
+                    "contexts": small["contexts"],
+                    "backend": small["backend"],
+                    "dtype": small["dtype"],
+                    "what": what,
+                    "ratio": ratio,
+                    "limit": limit,
+                    "holds": ratio <= limit,
+                }
+            )
     return checks
 
 
-def per_doubling(rows: Sequence[Row]) -> list[dict[str, float | None]]:
+class Growth(TypedDict):
+    """Time per pixel, and how many times longer twice the pixels or twice the images take; None without such a row."""
+
+    ns_per_pixel: float
+    pixels: float | None
+    batch: float | None
+
+
+def per_doubling(rows: Sequence[Row]) -> list[Growth]:
     """Time per pixel of each row, and how the time grew since the row with half as many pixels or images.
 
     Returns:
-        One dict per row: `ns_per_pixel`; `pixels` and `batch`, the growth per doubling, None without such a row.
+        One per row.
     """
-    grown = []
+    grown: list[Growth] = []
     for row in rows:
         count, *size = row["shape"]
         pixels = math.prod(size)
-        found: dict[str, float | None] = {"ns_per_pixel": row["median_ms"] * 1e6 / (count * pixels)}
-        found |= {"pixels": None, "batch": None}
+        found: Growth = {"ns_per_pixel": row["median_ms"] * 1e6 / (count * pixels), "pixels": None, "batch": None}
         for other in rows:
             if _series(other) != _series(row):
                 continue
@@ -104,12 +132,12 @@ def per_doubling(rows: Sequence[Row]) -> list[dict[str, float | None]]:
     return grown
 
 
-def _series(row: Row) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("op", "contexts", "backend", "direction", "dtype"))
+def _series(row: Row) -> tuple[str | None, ...]:
+    return row["op"], row["contexts"], row["backend"], row["direction"], row["dtype"]
 
 
-def _case(row: Row) -> tuple[Any, ...]:
-    return (row["op"], row["contexts"], row["direction"], row["dtype"], tuple(row["shape"]))
+def _case(row: Row) -> tuple[str | None, ...]:
+    return row["op"], row["contexts"], row["direction"], row["dtype"], _shape(row)
 
 
 def _shape(row: Row) -> str:

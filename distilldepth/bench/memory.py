@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -59,9 +59,14 @@ class MemoryServer:
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
-            self._process.stdin.close()
-            self._process.stdout.close()
+            for pipe in self._pipes(self._process):
+                pipe.close()
             self._process.wait()
+
+    @staticmethod
+    def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+        assert process.stdin is not None and process.stdout is not None, "both were asked for"  # noqa: PT018
+        return process.stdin, process.stdout
 
     def peak_bytes(
         self, kernel: str, shape: tuple[int, int, int], dtype: str, contexts: str, backend: str, direction: str
@@ -78,10 +83,11 @@ class MemoryServer:
             "direction": direction,
             "threads": torch.get_num_threads(),
         }
+        requests, answers = self._pipes(self._process)
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            requests.write(json.dumps(request) + "\n")
+            requests.flush()
+            answer = answers.readline()
         except BrokenPipeError:
             return None
         return json.loads(answer) if answer else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from distilldepth.bench.result import Result, Row
 from distilldepth.errors import DistillDepthError, UsageError
 
 SUFFIXES = (".svg", ".png")
@@ -30,7 +31,7 @@ def check_plot(path: Path) -> None:
         raise DistillDepthError("--plot needs matplotlib; pip install 'distilldepth[plot]'") from None
 
 
-def draw_roofline(result: dict[str, Any], path: Path) -> None:
+def draw_roofline(result: Result, path: Path) -> None:
     """Draw a benchmark result, one panel per operation and one point per row.
 
     Across: operations per byte that the operation needs at least. Up: operations per second, `operations_min` over the
@@ -46,7 +47,7 @@ def draw_roofline(result: dict[str, Any], path: Path) -> None:
     from matplotlib.lines import Line2D
 
     metadata, rows = result["metadata"], result["results"]
-    panels: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+    panels: dict[tuple[str, str | None], list[Row]] = {}
     for row in rows:
         panels.setdefault((row["op"], row["contexts"]), []).append(row)
     columns = min(len(panels), _COLUMNS)
@@ -87,7 +88,7 @@ def draw_roofline(result: dict[str, Any], path: Path) -> None:
         figure.savefig(path, format=path.suffix[1:].lower(), dpi=130)
 
 
-def _panel(axes: Any, rows: list[dict[str, Any]], metadata: dict[str, Any], bottom: float, top: float) -> None:
+def _panel(axes: Any, rows: list[Row], metadata: dict[str, Any], bottom: float, top: float) -> None:
     intensities = sorted({_intensity(row) for row in rows})
     left, right = intensities[0] / 8, intensities[-1] * 40
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
@@ -140,11 +141,11 @@ def _spread(values: list[float], bottom: float, top: float, gap: float) -> list[
     return places
 
 
-def _rate(row: dict[str, Any]) -> float:
+def _rate(row: Row) -> float:
     return row["operations_min"] / row["median_ms"] / 1e6
 
 
-def _intensity(row: dict[str, Any]) -> float:
+def _intensity(row: Row) -> float:
     return row["operations_min"] / row["bytes_min"]
 
 

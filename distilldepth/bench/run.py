@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from distilldepth.bench.choices import BACKENDS, DEFAULT_SHAPE, DIRECTIONS, KERNELS, SCALING_SHAPE, WITH_CONTEXTS
 from distilldepth.bench.limits import limits
 from distilldepth.bench.memory import MemoryServer, cuda_peak_bytes
+from distilldepth.bench.result import LeftOut, Result, Row
 from distilldepth.bench.timing import Clock, Timing, quantile, time_in_turns
 from distilldepth.bench.workloads import DTYPES, FORMULAS, Case, make_case
 from distilldepth.capacity import check_memory
@@ -24,39 +26,42 @@ from distilldepth.ops.backend import available_backends
 from distilldepth.words import BACKENDS as IMPLEMENTATIONS
 from distilldepth.words import CONTEXTS
 
-OnRow = Callable[[dict[str, Any]], None]
-OnResult = Callable[[dict[str, Any]], None]
+OnRow = Callable[[Row], None]
+OnResult = Callable[[Result], None]
 
 
-def run_benchmark(
-    kernels: Sequence[str] = KERNELS,
-    shape: tuple[int, int, int] = DEFAULT_SHAPE,
-    dtype: str = "float32",
-    *,
-    contexts: str | Sequence[str] = "range",
-    backends: Sequence[str] | None = None,
-    device: str | torch.device = "auto",
-    repeats: int | None = None,
-    cold: bool = False,
-    command: str = "",
-    on_row: OnRow | None = None,
-    on_result: OnResult | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Request:
+    """What is timed, and how."""
+
+    kernels: Sequence[str] = KERNELS
+    shape: tuple[int, int, int] | None = None
+    """`(B, H, W)`; None = `DEFAULT_SHAPE`. For `run_scaling` the largest; None = `SCALING_SHAPE`."""
+    dtype: str = "float32"
+    """Key of `DTYPES`."""
+    contexts: Sequence[str] = ("range",)
+    """Of hybrid-norm and crop-ssi."""
+    backends: Sequence[str] | None = None
+    """Of `BACKENDS`; None = all but `compile`, which can take minutes to compile. For `run_scaling` what the operations
+    themselves can run: native, triton, reference."""
+    device: str | torch.device = "auto"
+    """Where; `auto` prefers a GPU."""
+    repeats: int | None = None
+    """Timed runs per row; None = at least 5 and half a second, 3 where one takes more than 2 seconds."""
+    cold: bool = False
+    """Overwrite the level-2 cache of a GPU before every timed run."""
+    command: str = ""
+    """Written into the metadata."""
+
+
+def run_benchmark(request: Request, *, on_row: OnRow | None = None, on_result: OnResult | None = None) -> Result:
     """Time kernels and return `{metadata, results}`, ready for JSON.
 
     The backends of a case take turns; every call runs twice before it counts. On a GPU the time is that between two
     events, with the host far enough ahead.
 
     Args:
-        kernels: of `KERNELS`.
-        shape: `(B, H, W)`.
-        dtype: key of `DTYPES`.
-        contexts: of hybrid-norm and crop-ssi, one or several.
-        backends: of `BACKENDS`; None = all but `compile`, which can take minutes to compile.
-        device: where; `auto` prefers a GPU.
-        repeats: timed runs per row; None = at least 5 and half a second, 3 where one takes more than 2 seconds.
-        cold: overwrite the level-2 cache of a GPU before every timed run.
-        command: written into the metadata.
+        request: what is timed.
         on_row: called with every row as soon as it is measured.
         on_result: called after every row with the result so far, so that a run that is cut off keeps its rows.
 
@@ -74,85 +79,54 @@ def run_benchmark(
     Raises:
         ValueError: unknown kernel, contexts, backend or dtype, no repeats, `cold` without a GPU, or nothing to run.
     """
-    contexts = [contexts] if isinstance(contexts, str) else list(contexts)
-    place = _check(kernels, dtype, contexts, backends, device, repeats, cold)
-    metadata = _metadata(place, command, cold)
-    _check_shape(shape, place)
-    clock, results = Clock(place, cold=cold), []
+    shape = request.shape or DEFAULT_SHAPE
+    run = _Run(request, shape, on_row, on_result)
     with ExitStack() as stack:
-        server = stack.enter_context(MemoryServer()) if place.type == "cpu" else None
-        for kernel, named in _variants(kernels, contexts):
+        server = stack.enter_context(MemoryServer()) if run.device.type == "cpu" else None
+        for kernel, contexts in run.variants():
             with _memory_for(kernel, shape):
-                case = make_case(kernel, shape, DTYPES[dtype], contexts=named, device=place)
-                names = _runnable(case, backends, place, DTYPES[dtype], metadata["not_run"])
+                case = make_case(kernel, shape, run.dtype, contexts=contexts, device=run.device)
+                names = run.runnable(case, request.backends, run.not_run)
                 truth = case.call("reference", "forward+backward", torch.float64)() if names else ()
             for direction in DIRECTIONS if names else ():
                 calls = {name: case.call(name, direction) for name in names}
-                for name, timing in time_in_turns(calls, clock, repeats).items():
-                    error = None if timing.error else _max_error(timing.result[-1], truth[direction != "forward"])
-                    if not _is_good(case, name, timing, error, metadata["not_run"]):
+                for name, timing in time_in_turns(calls, run.clock, request.repeats).items():
+                    error = math.nan if timing.error else _max_error(timing.result[-1], truth[direction != "forward"])
+                    if not run.is_good(case, name, timing, error):
                         names.remove(name)
                         continue
-                    timing.result = None
+                    timing.result = peak = None
                     if server is not None:
-                        peak = server.peak_bytes(kernel, shape, dtype, named, name, direction)
-                    elif place.type == "cuda":
-                        peak = cuda_peak_bytes(calls[name], place)
-                    else:
-                        peak = None
-                    row = _row(case, name, direction, dtype, shape, timing, metadata)
-                    results.append({**row, "peak_bytes": peak, "max_error": error})
-                    _tell(metadata, results, on_row, on_result)
-    return _finish(metadata, results)
+                        peak = server.peak_bytes(kernel, shape, request.dtype, contexts, name, direction)
+                    elif run.device.type == "cuda":
+                        peak = cuda_peak_bytes(calls[name], run.device)
+                    run.add(case, name, direction, shape, timing, peak_bytes=peak, max_error=error)
+    return run.finish()
 
 
-def run_scaling(
-    kernels: Sequence[str] = KERNELS,
-    largest: tuple[int, int, int] = SCALING_SHAPE,
-    dtype: str = "float32",
-    *,
-    contexts: str | Sequence[str] = "range",
-    backends: Sequence[str] | None = None,
-    device: str | torch.device = "auto",
-    repeats: int | None = None,
-    cold: bool = False,
-    command: str = "",
-    on_row: OnRow | None = None,
-    on_result: OnResult | None = None,
-) -> dict[str, Any]:
+def run_scaling(request: Request, *, on_row: OnRow | None = None, on_result: OnResult | None = None) -> Result:
     """Time forward+backward at growing sizes and return `{metadata, results}`; `linear_cost` judges the rows.
 
     Pixels: seven shapes from `(H/8, W/8)` to `(H, W)`, twice the pixels each, for one image and for B. Batch: 1 to 8 B
-    images of `(H/4, W/4)`. Rows are those of `run_benchmark` without error and memory.
-
-    Args:
-        largest: `(B, H, W)`.
-        backends: None = what the operations themselves can run: native, triton, reference.
-        kernels, dtype, contexts, device, repeats, cold, command, on_row, on_result: as for `run_benchmark`.
+    images of `(H/4, W/4)`. Rows are those of `run_benchmark` without error and memory; see there for arguments.
 
     Raises:
         ValueError: as `run_benchmark`.
     """
-    contexts = [contexts] if isinstance(contexts, str) else list(contexts)
-    place = _check(kernels, dtype, contexts, backends, device, repeats, cold)
-    metadata = _metadata(place, command, cold)
-    _check_shape(largest, place)
-    clock, results = Clock(place, cold=cold), []
-    for kernel, named in _variants(kernels, contexts):
-        for shape in scaling_shapes(largest):
+    largest = request.shape or SCALING_SHAPE
+    run = _Run(request, largest, on_row, on_result)
+    shapes = scaling_shapes(largest)
+    for kernel, contexts in run.variants():
+        for shape in shapes:
             with _memory_for(kernel, shape):
-                case = make_case(kernel, shape, DTYPES[dtype], contexts=named, device=place)
-            not_run = metadata["not_run"] if shape == scaling_shapes(largest)[0] else []
-            names = _runnable(case, backends or IMPLEMENTATIONS, place, DTYPES[dtype], not_run)
+                case = make_case(kernel, shape, run.dtype, contexts=contexts, device=run.device)
+            names = run.runnable(case, request.backends or IMPLEMENTATIONS, run.not_run if shape == shapes[0] else [])
             calls = {name: case.call(name, "forward+backward") for name in names}
-            for name, timing in time_in_turns(calls, clock, repeats).items():
-                if not _is_good(case, name, timing, 0.0, metadata["not_run"]):
-                    continue
-                timing.result = None
-                row = _row(case, name, "forward+backward", dtype, shape, timing, metadata)
-                results.append({**row, "peak_bytes": None, "max_error": None})
-                _tell(metadata, results, on_row, on_result)
-    return _finish(metadata, results)
+            for name, timing in time_in_turns(calls, run.clock, request.repeats).items():
+                if run.is_good(case, name, timing, 0.0):
+                    timing.result = None
+                    run.add(case, name, "forward+backward", shape, timing, peak_bytes=None, max_error=None)
+    return run.finish()
 
 
 def scaling_shapes(largest: tuple[int, int, int]) -> list[tuple[int, int, int]]:
@@ -169,28 +143,22 @@ def scaling_shapes(largest: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     return list(dict.fromkeys(shapes))
 
 
-def _check(
-    kernels: Sequence[str],
-    dtype: str,
-    contexts: Sequence[str],
-    backends: Sequence[str] | None,
-    device: str | torch.device,
-    repeats: int | None,
-    cold: bool,
-) -> torch.device:
+def _check(request: Request) -> torch.device:
+    """Where it runs; raises UsageError for what cannot be run."""
+
     def known(what: str, values: Iterable[str], choices: Sequence[str]) -> None:
         for value in values:
             if value not in choices:
                 raise UsageError(f"run_benchmark: {what} must be known, got {value!r}{did_you_mean(value, choices)}")
 
-    known("kernel", kernels, KERNELS)
-    known("dtype", [dtype], tuple(DTYPES))
-    known("contexts", contexts, CONTEXTS)
-    known("backend", backends or (), BACKENDS)
-    if repeats is not None and repeats < 1:
-        raise UsageError(f"run_benchmark: repeats must be at least 1, got {repeats}")
-    place = resolve_device(device)
-    if cold and place.type != "cuda":
+    known("kernel", request.kernels, KERNELS)
+    known("dtype", [request.dtype], tuple(DTYPES))
+    known("contexts", request.contexts, CONTEXTS)
+    known("backend", request.backends or (), BACKENDS)
+    if request.repeats is not None and request.repeats < 1:
+        raise UsageError(f"run_benchmark: repeats must be at least 1, got {request.repeats}")
+    place = resolve_device(request.device)
+    if request.cold and place.type != "cuda":
         raise UsageError(f"run_benchmark: cold must be False without a GPU, got device {place}; leave it out")
     return place
 
@@ -218,26 +186,119 @@ def _memory_for(kernel: str, shape: tuple[int, int, int]) -> Iterator[None]:
         raise DistillDepthError(f"bench: not enough memory for {kernel} at {size}; try a smaller --shape") from error
 
 
-def _variants(kernels: Sequence[str], contexts: Sequence[str]) -> list[tuple[str, str]]:
-    return [(kernel, named) for kernel in kernels for named in (contexts if kernel in WITH_CONTEXTS else contexts[:1])]
+class _Run:
+    """One run: where and how, and the rows so far."""
 
+    def __init__(
+        self, request: Request, largest: tuple[int, int, int], on_row: OnRow | None, on_result: OnResult | None
+    ) -> None:
+        self.request = request
+        self.device = _check(request)
+        self.dtype = DTYPES[request.dtype]
+        self.not_run: list[LeftOut] = []
+        self.metadata: dict[str, Any] = {
+            **machine(self.device),
+            **limits(self.device),
+            "command": request.command,
+            "cold_cache": request.cold,
+            "formulas": FORMULAS,
+            "started": _now(),
+            "finished": None,
+            "load_average": load_average(),
+            "not_run": self.not_run,
+        }
+        _check_shape(largest, self.device)
+        self.clock = Clock(self.device, cold=request.cold)
+        self.results: list[Row] = []
+        self._on_row, self._on_result = on_row, on_result
 
-def _runnable(
-    case: Case, asked: Sequence[str] | None, device: torch.device, dtype: torch.dtype, not_run: list[dict[str, Any]]
-) -> list[str]:
-    """The backends of a case that can run here; what was left out is added to `not_run`."""
-    available = available_backends(case.op, device.type, dtype)
-    names = []
-    for name in case.functions:
-        if asked is None and name == "compile":
-            _leave_out(not_run, case, name, "not asked for; --backend compile", failed=False)
-        elif asked is not None and name not in asked:
-            continue
-        elif name in IMPLEMENTATIONS and name not in available:
-            _leave_out(not_run, case, name, _why_absent(name, device), failed=False)
+    def variants(self) -> list[tuple[str, str]]:
+        """Kernels and contexts."""
+        every = self.request.contexts
+        return [
+            (kernel, contexts)
+            for kernel in self.request.kernels
+            for contexts in (every if kernel in WITH_CONTEXTS else every[:1])
+        ]
+
+    def runnable(self, case: Case, asked: Sequence[str] | None, not_run: list[LeftOut]) -> list[str]:
+        """The backends of a case that can run here; what was left out is added to `not_run`."""
+        available = available_backends(case.op, self.device.type, self.dtype)
+        names = []
+        for name in case.functions:
+            if asked is None and name == "compile":
+                _leave_out(not_run, case, name, "not asked for; --backend compile", failed=False)
+            elif asked is not None and name not in asked:
+                continue
+            elif name in IMPLEMENTATIONS and name not in available:
+                _leave_out(not_run, case, name, _why_absent(name, self.device), failed=False)
+            else:
+                names.append(name)
+        return names
+
+    def is_good(self, case: Case, name: str, timing: Timing, max_error: float) -> bool:
+        """Whether there is a row to report. A kernel that breaks is a failure, a baseline that does is left out."""
+        if timing.error is not None:
+            why = f"{type(timing.error).__name__}: {first_line(timing.error)}"[:300]
+        elif not math.isfinite(max_error):
+            why = "the result is not finite"
         else:
-            names.append(name)
-    return names
+            return True
+        _leave_out(self.not_run, case, name, why, failed=name in IMPLEMENTATIONS)
+        return False
+
+    def add(
+        self,
+        case: Case,
+        backend: str,
+        direction: str,
+        shape: tuple[int, int, int],
+        timing: Timing,
+        *,
+        peak_bytes: int | None,
+        max_error: float | None,
+    ) -> None:
+        """Make a row of what was timed, and tell who wants to know."""
+        median = quantile(timing.seconds, 0.5)
+        row: Row = {
+            "op": case.op,
+            "backend": backend,
+            "direction": direction,
+            "dtype": self.request.dtype,
+            "shape": list(shape),
+            "contexts": case.contexts,
+            "note": case.note,
+            "median_ms": median * 1e3,
+            "p20_ms": quantile(timing.seconds, 0.2) * 1e3,
+            "p80_ms": quantile(timing.seconds, 0.8) * 1e3,
+            "repeats": len(timing.seconds),
+            "first_ms": timing.first_seconds * 1e3,
+            "map_bytes": case.map_bytes,
+            "bytes_min": case.bytes_min[direction],
+            "operations_min": case.operations_min[direction],
+            "bandwidth_fraction": case.bytes_min[direction] / median / self.metadata["copy_bytes_per_s"],
+            "peak_bytes": peak_bytes,
+            "max_error": max_error,
+        }
+        self.results.append(row)
+        # In this order: whoever is told of a row may count on it.
+        if self._on_result is not None:
+            self._on_result(self._result())
+        if self._on_row is not None:
+            self._on_row(row)
+
+    def finish(self) -> Result:
+        """The result of a run that has come to its end."""
+        if not self.results:
+            reasons = dict.fromkeys(f"{entry['backend']}: {entry['why']}" for entry in self.not_run)
+            if not reasons:
+                raise UsageError("bench: nothing could be run; no backend of these kernels was named")
+            raise DistillDepthError(f"bench: nothing could be run; {'; '.join(reasons)}")
+        self.metadata["finished"] = _now()
+        return self._result()
+
+    def _result(self) -> Result:
+        return {"metadata": self.metadata, "results": self.results}
 
 
 def _why_absent(backend: str, device: torch.device) -> str:
@@ -248,88 +309,12 @@ def _why_absent(backend: str, device: torch.device) -> str:
     return f"not for {device.type} tensors" if device.type != "cuda" else "triton is not installed"
 
 
-def _is_good(case: Case, name: str, timing: Timing, max_error: float | None, not_run: list[dict[str, Any]]) -> bool:
-    """Whether there is a row to report. A kernel that breaks is a failure, a baseline that does is left out."""
-    if timing.error is not None:
-        why = f"{type(timing.error).__name__}: {first_line(timing.error)}"[:300]
-    elif not math.isfinite(max_error):
-        why = "the result is not finite"
-    else:
-        return True
-    _leave_out(not_run, case, name, why, failed=name in IMPLEMENTATIONS)
-    return False
-
-
-def _leave_out(not_run: list[dict[str, Any]], case: Case, backend: str, why: str, *, failed: bool) -> None:
+def _leave_out(not_run: list[LeftOut], case: Case, backend: str, why: str, *, failed: bool) -> None:
     not_run.append({"op": case.op, "contexts": case.contexts, "backend": backend, "why": why, "failed": failed})
-
-
-def _metadata(device: torch.device, command: str, cold: bool) -> dict[str, Any]:
-    return {
-        **machine(device),
-        **limits(device),
-        "command": command,
-        "cold_cache": cold,
-        "formulas": FORMULAS,
-        "started": _now(),
-        "finished": None,
-        "load_average": load_average(),
-        "not_run": [],
-    }
 
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _tell(
-    metadata: dict[str, Any], results: list[dict[str, Any]], on_row: OnRow | None, on_result: OnResult | None
-) -> None:
-    # In this order: whoever is told of a row may count on it.
-    if on_result is not None:
-        on_result({"metadata": metadata, "results": results})
-    if on_row is not None:
-        on_row(results[-1])
-
-
-def _finish(metadata: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    if not results:
-        reasons = dict.fromkeys(f"{entry['backend']}: {entry['why']}" for entry in metadata["not_run"])
-        if not reasons:
-            raise UsageError("bench: nothing could be run; no backend of these kernels was named")
-        raise DistillDepthError(f"bench: nothing could be run; {'; '.join(reasons)}")
-    metadata["finished"] = _now()
-    return {"metadata": metadata, "results": results}
-
-
-def _row(
-    case: Case,
-    backend: str,
-    direction: str,
-    dtype: str,
-    shape: tuple[int, int, int],
-    timing: Timing,
-    metadata: dict[str, Any],
-) -> dict[str, Any]:
-    median = quantile(timing.seconds, 0.5)
-    return {
-        "op": case.op,
-        "backend": backend,
-        "direction": direction,
-        "dtype": dtype,
-        "shape": list(shape),
-        "contexts": case.contexts,
-        "note": case.note,
-        "median_ms": median * 1e3,
-        "p20_ms": quantile(timing.seconds, 0.2) * 1e3,
-        "p80_ms": quantile(timing.seconds, 0.8) * 1e3,
-        "repeats": len(timing.seconds),
-        "first_ms": timing.first_seconds * 1e3,
-        "map_bytes": case.map_bytes,
-        "bytes_min": case.bytes_min[direction],
-        "operations_min": case.operations_min[direction],
-        "bandwidth_fraction": case.bytes_min[direction] / median / metadata["copy_bytes_per_s"],
-    }
 
 
 def _max_error(got: Tensor, truth: Tensor) -> float:

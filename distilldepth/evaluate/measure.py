@@ -11,7 +11,7 @@ from torch import Tensor
 from distilldepth.alignment import FLOOR, fit_scale_shift
 from distilldepth.evaluate.protocol import Rules, crop_box
 from distilldepth.metrics.depth import LEAST_DEPTH, SUMS, Workspace, sum_errors
-from distilldepth.ops.depth_sums import depth_sums, has_depth_sums
+from distilldepth.ops.depth_sums import FitAndClip, depth_sums, has_depth_sums
 
 BLOCK = (1 << 15) - 1
 """Pixels that are worked on at a time on a CPU: the dozen buffers of a block stay in its second-level cache. From one
@@ -142,12 +142,14 @@ def _measure_natively(maps: Maps, fitted: tuple[Tensor, Tensor] | None) -> Measu
         bounds,
         crop_box(rules.score_crop, *maps.size),
         fitted,
-        in_disparity=space == "disparity",
-        fit_positive=rules.fit_on == "positive-prediction",
-        floor_kind=floor_kind,
-        floor=floor,
-        low=max(LEAST_DEPTH, rules.clip_low or 0.0),
-        high=math.inf if rules.clip_high is None else rules.clip_high,
+        FitAndClip(
+            in_disparity=space == "disparity",
+            fit_positive=rules.fit_on == "positive-prediction",
+            floor_kind=floor_kind,
+            floor=floor,
+            low=max(LEAST_DEPTH, rules.clip_low or 0.0),
+            high=math.inf if rules.clip_high is None else rules.clip_high,
+        ),
     )
     table = dict(zip(SUMS, sums.unbind(1), strict=True))
     scale, shift, lower, finite = alignment.unbind(1)

@@ -15,10 +15,10 @@ from distilldepth.datasets.rgbd import one_channel, read_grey
 from distilldepth.datasets.truth import Dataset, Item
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.record.saved_maps import INDEX, name_inside, without_suffix
-from distilldepth.evaluate.words import MAP_FORMATS
 from distilldepth.files import expand_user, file_digest
 from distilldepth.formats.kitti import KITTI_SCALE
 from distilldepth.formats.npy import read_npy
+from distilldepth.formats.table import STORED
 from distilldepth.images.decode import open_file, open_image
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
@@ -102,7 +102,7 @@ class StoredPredictions(DepthModel):
         super().__init__(info, Preprocessing(size=1, multiple=1, resize_policy="square"))
         self.folder = folder
         self.depth_scale = depth_scale
-        if depth_scale is not None and index.get("format") in MAP_FORMATS:
+        if depth_scale is not None and index.get("format") in STORED:
             raise ValueError(f"{says} says how its maps are stored; leave --depth-scale out")
         self._is_kitti = index.get("format") == "kitti"
 

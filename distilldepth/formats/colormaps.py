@@ -1,12 +1,17 @@
-"""Colour for the eye only: a map to 8-bit RGB through a perceptual table."""
+"""Colour for the eye only: a map to 8-bit RGB through a perceptual table.
+
+numpy is imported at first use, so that the command line can read the names without it.
+"""
 
 from __future__ import annotations
 
 import functools
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from distilldepth.errors import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _CONTROL_POINTS = {
     "spectral": "5e4fa2 3288bd 66c2a5 abdda4 e6f598 ffffbf fee08b fdae61 f46d43 d53e4f 9e0142",
@@ -32,6 +37,8 @@ def colormap_table(name: str) -> np.ndarray:
         raise ValueError(
             f"colormap_table: name must be a known colour map, got {name!r}{did_you_mean(name, COLORMAPS)}"
         )
+    import numpy as np
+
     points = np.array([list(bytes.fromhex(colour)) for colour in _CONTROL_POINTS[name].split()], dtype=np.float64)
     where = np.linspace(0, len(points) - 1, 256)
     channels = [np.interp(where, np.arange(len(points)), points[:, channel]) for channel in range(3)]
@@ -50,6 +57,8 @@ def nearness(values: np.ndarray, quantity: str) -> np.ndarray:
     Returns:
         float64 `(H, W)`; NaN for metric depth that is not positive.
     """
+    import numpy as np
+
     values = values.astype(np.float64)
     if quantity == "disparity":
         return values
@@ -73,6 +82,8 @@ def colorize(
     Raises:
         ValueError: unknown colour map, or percentiles that do not ascend within 0 to 100.
     """
+    import numpy as np
+
     low, high = percentiles
     if not 0 <= low < high <= 100:
         raise ValueError(f"colorize: percentiles must ascend within 0 to 100, got {low:g},{high:g}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from distilldepth.files import atomic_path
+from distilldepth.formats.options import Picture, WriteOptions
 
 KITTI_SCALE = 256
 
@@ -28,6 +29,12 @@ def write_kitti_png(path: Path, values: np.ndarray, quantity: str) -> None:
     scaled = np.where(known, np.clip(np.rint(np.where(known, values, 0).astype(np.float64) * KITTI_SCALE), 1, 65535), 0)
     with atomic_path(path) as temporary:
         Image.fromarray(scaled.astype(np.uint16)).save(temporary, format="PNG", pnginfo=png_texts())
+
+
+def write_kitti(path: Path, picture: Picture, options: WriteOptions) -> int:
+    """`write_kitti_png` as a format of the table."""
+    write_kitti_png(path, picture.values, picture.quantity)
+    return 0
 
 
 def check_metres(quantity: str) -> None:

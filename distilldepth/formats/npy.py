@@ -13,6 +13,7 @@ import numpy as np
 
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import atomic_path
+from distilldepth.formats.options import Picture, WriteOptions
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -52,7 +53,7 @@ def read_npy(file: BinaryIO, name: str) -> np.ndarray:
         raise DistillDepthError(f"{name}: is cut off or damaged: it promises more than the {there} bytes it has")
     data = bytearray(needed)
     try:
-        read = file.readinto(data)
+        read = file.readinto(data)  # type: ignore[attr-defined]  # Binary files have it, typing's word for them not.
     except OSError as error:
         raise DistillDepthError(f"{name}: cannot be read ({error.strerror or error})") from error
     if read != needed:
@@ -75,3 +76,9 @@ def write_npy(path: str | Path, values: np.ndarray) -> None:
     np.save(content, values.astype(np.float32), allow_pickle=False)
     with atomic_path(Path(path)) as temporary:
         temporary.write_bytes(content.getbuffer())
+
+
+def write_array(path: Path, picture: Picture, options: WriteOptions) -> int:
+    """`write_npy` as a format of the table."""
+    write_npy(path, picture.values)
+    return 0

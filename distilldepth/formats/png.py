@@ -12,6 +12,7 @@ from distilldepth import __version__
 from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.files import atomic_path
 from distilldepth.formats.colormaps import colorize
+from distilldepth.formats.options import Picture, WriteOptions
 
 _LARGEST = 65535
 
@@ -64,6 +65,12 @@ def write_depth_png(
         # Level 6 takes four times as long for 3 % less: sixteen bits of a network's output hardly compress.
         Image.fromarray(stored).save(temporary, format="PNG", pnginfo=png_texts(chunks), compress_level=3)
     return clipped
+
+
+def write_png16(path: Path, picture: Picture, options: WriteOptions) -> int:
+    """`write_depth_png` as a format of the table."""
+    texts = {**picture.texts, **picture.origin}
+    return write_depth_png(path, picture.values, picture.quantity, units_per_metre=options.png_scale, texts=texts)
 
 
 def check_png_scale(units_per_metre: float | None, quantity: str = "metric_depth") -> None:
@@ -181,3 +188,16 @@ def write_color_png(
     }
     with atomic_path(Path(path)) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG", pnginfo=png_texts(chunks), compress_level=3)
+
+
+def write_color(path: Path, picture: Picture, options: WriteOptions) -> int:
+    """`write_color_png` as a format of the table."""
+    write_color_png(
+        path,
+        picture.values,
+        picture.quantity,
+        colormap=options.colormap,
+        percentiles=options.percentiles,
+        texts={**picture.texts, **picture.origin},
+    )
+    return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +10,7 @@ import torch
 from distilldepth import ops
 from distilldepth.depth import intrinsics_from_fov
 from distilldepth.files import atomic_path
-
-
-@dataclass(frozen=True)
-class PointCloudOptions:
-    """The camera, and where to put maps that have no unit."""
-
-    fov_deg: float = 60.0
-    """Horizontal field of view, degrees; used if `intrinsics` is None."""
-    intrinsics: tuple[float, float, float, float] | None = None
-    """`fx, fy, cx, cy` in pixels of the photograph."""
-    depth_range: tuple[float, float] = (1.0, 10.0)
-    """Depth given to the nearest and to the farthest point of a map without a unit."""
-
-    def __post_init__(self) -> None:
-        near, far = self.depth_range
-        if not 0 < near < far < float("inf"):
-            raise ValueError(f"PointCloudOptions: depth_range must be 0 < near < far, got {near:g},{far:g}")
-        if not 0 < self.fov_deg < 180:
-            raise ValueError(f"PointCloudOptions: fov_deg must be between 0 and 180, got {self.fov_deg:g}")
-        if self.intrinsics is not None and not (self.intrinsics[0] > 0 and self.intrinsics[1] > 0):
-            raise ValueError(f"PointCloudOptions: fx and fy must be positive, got {self.intrinsics[:2]}")
+from distilldepth.formats.options import Picture, PointCloudOptions, WriteOptions
 
 
 def to_depth(values: np.ndarray, quantity: str, depth_range: tuple[float, float]) -> np.ndarray:
@@ -133,3 +112,14 @@ def write_point_cloud(
         file.write(("\n".join(header) + "\n").encode("ascii"))
         file.write(vertices.tobytes())
     return len(points)
+
+
+def write_ply(path: Path, picture: Picture, options: WriteOptions) -> int:
+    """`write_point_cloud` as a format of the table."""
+    if picture.image is None:
+        raise ValueError("write_ply: a point cloud has the colours of its photograph, and there is none")
+    comments = tuple(f"{key}: {text}" for key, text in picture.texts.items())
+    write_point_cloud(
+        path, picture.values, picture.image, picture.quantity, options=options.point_cloud, comments=comments
+    )
+    return 0

@@ -29,9 +29,7 @@ def crop_ssi(
     spread_eps: float,
     need_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss, its gradient `(B, H, W)` over a scale, and the scale, all float32.
-
-    The gradient is `(0,)` if it is not needed.
+    """Loss, gradient `(B, H, W)` over a scale, and scale, as `hybrid_norm` returns and raises them.
 
     Args:
         prediction: `(B, H, W)` float32, float16 or bfloat16, contiguous.
@@ -39,13 +37,7 @@ def crop_ssi(
         boxes: `(N, 4)` float64 x0, y0, x1, y1, contiguous.
         image_index: `(N,)` int64; a crop whose index is not from 0 to B - 1 is NaN where it is valid.
         valid: bool `(N, h, w)`, contiguous; None = all.
-        segments: how many contexts each level has.
-        contexts: 0 range, 1 quantile, 2 spatial.
-        spread_eps: added to every spread.
-        need_gradient: whether to compute the gradient.
-
-    Raises:
-        TypeError: the maps are float64.
+        segments, contexts, spread_eps, need_gradient: as for `hybrid_norm`.
     """
     check_dtype("crop_ssi", prediction)
     device, (images, map_height, map_width) = targets.device, prediction.shape

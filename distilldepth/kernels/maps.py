@@ -52,13 +52,17 @@ class Maps(NamedTuple):
     width: int
     sampling: Sampling | None
 
+    def blocks(self) -> int:
+        """How many programs of `BLOCK` pixels an image takes."""
+        return triton.cdiv(self.height * self.width, BLOCK)
+
 
 class Split(NamedTuple):
     """How every image is split into contexts."""
 
     contexts: int  # 0 range, 1 quantile, 2 spatial
     levels: tuple[tuple[int, int, int, int], ...]  # of each: parts, its first context, its first edge, own contexts
-    count: int  # contexts of all levels
+    number: int  # of contexts, all levels together
     edges: int  # of all levels; spatial contexts have none that depend on the image
 
     def constants(self) -> dict[str, object]:
@@ -66,7 +70,7 @@ class Split(NamedTuple):
         return {
             "LEVELS": self.levels,
             "CONTEXTS": self.contexts,
-            "COUNT": self.count,
+            "COUNT": self.number,
             "EDGES": self.edges,
             "BLOCK": BLOCK,
         }
@@ -95,11 +99,6 @@ def split_of(segments: Sequence[int], contexts: int) -> Split:
         count += own
         edges += 0 if contexts == SPATIAL.value else parts - 1
     return Split(contexts, tuple(levels), count, edges)
-
-
-def blocks_of(maps: Maps) -> int:
-    """How many programs of `BLOCK` pixels an image takes."""
-    return triton.cdiv(maps.height * maps.width, BLOCK)
 
 
 def integers(maps: Maps, *shape: int, fill: int | None = None) -> Tensor:

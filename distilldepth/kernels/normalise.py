@@ -31,7 +31,6 @@ from distilldepth.kernels.maps import (
     OPTIONS,
     Maps,
     Split,
-    blocks_of,
     context_of,
     integers,
     key_of,
@@ -81,7 +80,7 @@ def loss_and_gradient(
         losses, signs, moments = _compare(maps, split, statistics, need_gradient)
         loss, scale = torch.empty((), device=device), torch.empty((), device=device)
         _total_kernel[(1,)](
-            losses, statistics.counts, loss, scale, images, blocks_of(maps),
+            losses, statistics.counts, loss, scale, images, maps.blocks(),
             DEPTH=len(split.levels), MEAN_OF_IMAGES=mean_of_images, **OPTIONS,
         )  # fmt: skip
         if not need_gradient:
@@ -95,12 +94,12 @@ def _doubles(maps: Maps, *shape: int) -> Tensor:
 
 def _groups(split: Split) -> int:
     """Programs that the contexts of an image take."""
-    return triton.cdiv(split.count, CONTEXTS_AT_ONCE.value)
+    return triton.cdiv(split.number, CONTEXTS_AT_ONCE.value)
 
 
 def _measure(maps: Maps, split: Split, spread_eps: float) -> _Statistics:
     """Centers and spreads of every context."""
-    images, blocks, count = len(maps.target), blocks_of(maps), split.count
+    images, blocks, count = len(maps.target), maps.blocks(), split.number
     extents, counts = find_extents(maps)
     edges = find_edges(maps, split, extents, counts)
     medians, context_counts = find_medians(maps, split, extents, edges)
@@ -118,7 +117,7 @@ def _measure(maps: Maps, split: Split, spread_eps: float) -> _Statistics:
 
 def _compare(maps: Maps, split: Split, statistics: _Statistics, need_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, signs and moments, as `_differences_kernel` has them."""
-    images, blocks, count = len(maps.target), blocks_of(maps), split.count
+    images, blocks, count = len(maps.target), maps.blocks(), split.number
     losses = _doubles(maps, images, blocks)
     signs, moments = integers(maps, 2, images, count, fill=0), _doubles(maps, images, blocks, count).zero_()
     _differences_kernel[(images * blocks,)](
@@ -133,11 +132,11 @@ def _differentiate(
 ) -> Tensor:
     """The gradient over the scale."""
     counts, edges, medians, context_counts, first, inverse_spreads = statistics
-    images, blocks = len(maps.target), blocks_of(maps)
-    coefficients = _doubles(maps, 3, images, split.count)
+    images, blocks = len(maps.target), maps.blocks()
+    coefficients = _doubles(maps, 3, images, split.number)
     _coefficients_kernel[(images * _groups(split),)](
         signs, moments, inverse_spreads, context_counts, counts, coefficients, images, blocks,
-        COUNT=split.count, MEAN_OF_IMAGES=mean_of_images, **OPTIONS,
+        COUNT=split.number, MEAN_OF_IMAGES=mean_of_images, **OPTIONS,
     )  # fmt: skip
     gradient = torch.empty(images, maps.height, maps.width, device=maps.target.device)
     _gradient_kernel[(images * blocks,)](

@@ -19,7 +19,6 @@ from distilldepth.kernels.maps import (
     QUANTILE,
     Maps,
     Split,
-    blocks_of,
     context_of,
     integers,
     key_of,
@@ -38,7 +37,7 @@ MOST_BINS = tl.constexpr(2048)
 
 def find_extents(maps: Maps) -> tuple[Tensor, Tensor]:
     """Keys of the ends of both maps `(images, 4)` and counts of pixels `(images, 2)`, as `_extents_kernel` has them."""
-    images, blocks = len(maps.target), blocks_of(maps)
+    images, blocks = len(maps.target), maps.blocks()
     extents = integers(maps, images, 4, fill=NONE_YET.value)
     counts = integers(maps, images, 2, fill=0)
     _extents_kernel[(images * blocks,)](maps, extents, counts, blocks, BLOCK=BLOCK, **OPTIONS)
@@ -74,7 +73,7 @@ def find_edges(maps: Maps, split: Split, extents: Tensor, counts: Tensor) -> Ten
 
 def find_medians(maps: Maps, split: Split, extents: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     """Keys of the medians of both maps in every context `(images, 2, count)`, and its pixels `(images, count)`."""
-    images, count = len(maps.target), split.count
+    images, count = len(maps.target), split.number
     medians, ranks = integers(maps, images, 2, count), integers(maps, images, 2, count)
     context_counts = integers(maps, images, count)
     histogram = integers(maps, DIGITS, images, 2, count, 1 << BITS, fill=0)

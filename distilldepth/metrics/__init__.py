@@ -1,4 +1,7 @@
-"""Scores of a depth map against the truth, each under the name and in the unit that one convention gives it."""
+"""Scores of a depth map against the truth, each under the name and in the unit that one convention gives it.
+
+Functions of tensors. Which pixels count, what is fitted before and how images become one number is in `evaluate`.
+"""
 
 from distilldepth.metrics.boundary import boundary_f1, boundary_f1_masked
 from distilldepth.metrics.depth import HIGHER_IS_BETTER, LEAST_DEPTH, NAMES, depth_metrics

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from distilldepth.ops.arguments import check_floats, check_same, check_valid
+from distilldepth.ops.arguments import check_maps
 
 COUNT, FIRST, LAST = 10, 0.05, 0.25
 STEPS = tuple(FIRST + (LAST - FIRST) * step / (COUNT - 1) for step in range(COUNT))
@@ -40,11 +40,10 @@ def boundary_f1(prediction: Tensor, target: Tensor) -> float | Tensor:
     >>> round(boundary_f1(3 * step, step), 6), boundary_f1(step.flip(1), step)
     (0.25, 0.0)
     """
-    check_floats("boundary_f1", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
-    check_floats("boundary_f1", "target", target, (2, 3), "(B, H, W) or (H, W)")
-    check_same("boundary_f1", "target", target, "prediction", prediction)
-    if prediction.ndim == 2:
-        return float(boundary_f1(prediction[None], target[None])[0])
+    check_maps("boundary_f1", prediction, target=target)
+    single = prediction.ndim == 2
+    if single:
+        prediction, target = prediction[None], target[None]
     maps = [_working(values) for values in (prediction, target)]
     shares = []
     for turned in (maps, [values.transpose(1, 2) for values in maps]):
@@ -53,7 +52,8 @@ def boundary_f1(prediction: Tensor, target: Tensor) -> float | Tensor:
         for hits, predicted, true in (_count(q / p, h / g), _count(p / q, g / h)):
             shares.append(torch.stack([hits / predicted.clamp(min=1), hits / true.clamp(min=1)]))
     precision, recall = torch.stack(shares).mean(0)
-    return _weighted(_f1(precision, recall), [1 + step for step in STEPS])
+    score = _weighted(_f1(precision, recall), [1 + step for step in STEPS])
+    return float(score[0]) if single else score
 
 
 def boundary_f1_masked(
@@ -83,15 +83,12 @@ def boundary_f1_masked(
     Source: the evaluation code of Wang et al., MoGe-2 (2025), boundary sharpness; it labels precision and recall the
     other way round, which F1 does not notice.
     """
-    check_floats("boundary_f1_masked", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
-    check_floats("boundary_f1_masked", "target", target, (2, 3), "(B, H, W) or (H, W)")
-    check_same("boundary_f1_masked", "target", target, "prediction", prediction)
-    check_valid("boundary_f1_masked", valid, prediction.shape, "prediction", prediction)
+    check_maps("boundary_f1_masked", prediction, valid, target=target)
     if radius < 1:
         raise ValueError(f"boundary_f1_masked: radius must be at least 1, got {radius}")
-    if prediction.ndim == 2:
-        kept = None if valid is None else valid[None]
-        return float(boundary_f1_masked(prediction[None], target[None], kept, radius=radius)[0])
+    single = prediction.ndim == 2
+    if single:
+        prediction, target, valid = prediction[None], target[None], None if valid is None else valid[None]
     maps = [_working(values) for values in (prediction, target)]
     kept = torch.ones_like(prediction, dtype=torch.bool) if valid is None else valid
     counts = torch.zeros(3, len(prediction), COUNT, dtype=torch.float64, device=maps[0].device)
@@ -103,7 +100,8 @@ def boundary_f1_masked(
         counts += _count(predicted, true, center(kept) & neighbour(kept))
     hits, predicted_total, true_total = counts
     f1 = _f1(hits / predicted_total.clamp(min=1), hits / true_total.clamp(min=1))
-    return _weighted(f1, STEPS)
+    score = _weighted(f1, STEPS)
+    return float(score[0]) if single else score
 
 
 def _working(values: Tensor) -> Tensor:
@@ -147,8 +145,8 @@ def _level(ratio: Tensor) -> Tensor:
 
 def _weighted(scores: Tensor, weights: Sequence[float]) -> Tensor:
     """Mean over the ratios, `(B, COUNT)` to `(B,)`."""
-    weights = torch.tensor(weights, dtype=torch.float64, device=scores.device)
-    return (scores * weights).sum(1) / weights.sum()
+    by = torch.tensor(weights, dtype=torch.float64, device=scores.device)
+    return (scores * by).sum(1) / by.sum()
 
 
 def _f1(precision: Tensor, recall: Tensor) -> Tensor:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from distilldepth.ops.arguments import check_floats, check_same, check_valid
+from distilldepth.ops.arguments import check_maps
 
 NAMES = (
     "abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "irmse", "imae", "mae", "delta1", "delta2", "delta3",
@@ -31,8 +30,6 @@ SUMS = (
 )  # fmt: skip
 """Sums over the valid pixels: their number; |d - g|; (d - g)^2; |d - g| / g; (d - g)^2 / g; (d - g)^2 / g^2;
 |1/d - 1/g|; its square; e = ln d - ln g; |e|; e^2; pixels within the factors 1.25, 1.25^2, 1.25^3."""
-
-Number = TypeVar("Number", float, Tensor)
 
 
 def depth_metrics(
@@ -71,13 +68,10 @@ def depth_metrics(
     >>> round(scores["abs_rel"], 5), round(scores["silog"], 3), scores["delta1"]
     (0.16875, 14.995, 0.75)
     """
-    check_floats("depth_metrics", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
-    check_floats("depth_metrics", "target", target, (2, 3), "(B, H, W) or (H, W)")
-    check_same("depth_metrics", "target", target, "prediction", prediction)
-    check_valid("depth_metrics", valid, prediction.shape, "prediction", prediction)
-    if prediction.ndim == 2:
-        single = depth_metrics(prediction[None], target[None], None if valid is None else valid[None])
-        return {name: float(value[0]) for name, value in single.items()}
+    check_maps("depth_metrics", prediction, valid, target=target)
+    single = prediction.ndim == 2
+    if single:
+        prediction, target, valid = prediction[None], target[None], None if valid is None else valid[None]
     # On a device without float64 the sums are made on the CPU.
     home = "cpu" if prediction.device.type == "mps" else prediction.device
     d, g = prediction.to(home).double().flatten(1), target.to(home).double().flatten(1)
@@ -90,7 +84,8 @@ def depth_metrics(
         d, g = torch.where(kept, d, 1), torch.where(kept, g, 1)
     sums = d.new_empty((len(SUMS) - 1, len(d)))
     sum_errors(d.clamp(min=LEAST_DEPTH), g, Workspace()(d, 3), sums.unbind())
-    return metrics_from_sums(dict(zip(SUMS, _counted(sums, count, d.shape[1]), strict=True)))
+    scores = metrics_from_sums(dict(zip(SUMS, _counted(sums, count, d.shape[1]), strict=True)))
+    return {name: float(value[0]) for name, value in scores.items()} if single else scores
 
 
 class Workspace:
@@ -152,7 +147,7 @@ def _counted(sums: Tensor, count: Tensor, total: int) -> Tensor:
     return sums
 
 
-def metrics_from_sums(sums: Mapping[str, Number]) -> dict[str, Number]:
+def metrics_from_sums(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return every metric from the sums of an image, or from those of many images added up.
 
     Args:

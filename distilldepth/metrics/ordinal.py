@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distilldepth.ops.arguments import check_floats, check_same, check_valid
+from distilldepth.ops.arguments import check_floats, check_maps
 
 PAIRS = 10_000
 """Drawn per image where none are given."""
@@ -37,8 +37,9 @@ def ordinal_accuracy(
     0.5
     """
     check_floats("ordinal_accuracy", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
-    if prediction.ndim == 2:
-        return float(ordinal_accuracy(prediction[None], points[None], nearer[None], quantity=quantity)[0])
+    single = prediction.ndim == 2
+    if single:
+        prediction, points, nearer = prediction[None], points[None], nearer[None]
     _check_points("ordinal_accuracy", prediction, points)
     if nearer.dtype != torch.int64:
         raise TypeError(f"ordinal_accuracy: nearer must be int64, got {nearer.dtype}")
@@ -50,7 +51,8 @@ def ordinal_accuracy(
     if quantity != "disparity":
         first, second = -first, -second
     right = torch.where(nearer == 0, first > second, second > first) & (nearer >= 0)
-    return right.sum(1).double() / (nearer >= 0).sum(1)
+    share = right.sum(1).double() / (nearer >= 0).sum(1)
+    return float(share[0]) if single else share
 
 
 def whdr(
@@ -90,16 +92,13 @@ def whdr(
     >>> whdr(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]]), points=torch.tensor([[[0, 0], [0, 1]]]))
     1.0
     """
-    check_floats("whdr", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
-    check_floats("whdr", "target", target, (2, 3), "(B, H, W) or (H, W)")
-    check_same("whdr", "target", target, "prediction", prediction)
-    check_valid("whdr", valid, prediction.shape, "prediction", prediction)
+    check_maps("whdr", prediction, valid, target=target)
     if not ratio >= 1:
         raise ValueError(f"whdr: ratio must be at least 1, got {ratio}")
-    if prediction.ndim == 2:
-        rest = [None if values is None else values[None] for values in (valid, points, weights)]
-        batch = whdr(prediction[None], target[None], rest[0], points=rest[1], weights=rest[2], ratio=ratio, seed=seed)
-        return float(batch[0])
+    single = prediction.ndim == 2
+    if single:
+        prediction, target = prediction[None], target[None]
+        valid, points, weights = (None if values is None else values[None] for values in (valid, points, weights))
     kept = torch.ones_like(prediction, dtype=torch.bool) if valid is None else valid
     if points is None:
         points = _draw_pairs(kept, seed)
@@ -113,7 +112,8 @@ def whdr(
         first, second = _at(values.double(), points)
         order.append((first > ratio * second).int() - (second > ratio * first).int())
     weight = weight * both
-    return (weight * (order[0] != order[1])).sum(1) / weight.sum(1)
+    share = (weight * (order[0] != order[1])).sum(1) / weight.sum(1)
+    return float(share[0]) if single else share
 
 
 def _at(maps: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from distilldepth.metrics.depth import LEAST_DEPTH
-from distilldepth.ops.arguments import check_floats, check_same, check_valid
+from distilldepth.ops.arguments import check_maps
 
 ERRORS = ("rmse", "abs_rel", "delta1")
 UNCERTAINTY_NAMES = tuple(f"{area}_{error}" for area in ("ause", "aurg") for error in ERRORS)
@@ -43,15 +43,11 @@ def uncertainty_metrics(
     Source: Ilg et al., Uncertainty Estimates and Multi-Hypotheses Networks for Optical Flow (2018); Poggi et al., On
     the Uncertainty of Self-Supervised Monocular Depth Estimation (2020), section 4.
     """
-    check_floats("uncertainty_metrics", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
-    for name, values in (("target", target), ("uncertainty", uncertainty)):
-        check_floats("uncertainty_metrics", name, values, (2, 3), "(B, H, W) or (H, W)")
-        check_same("uncertainty_metrics", name, values, "prediction", prediction)
-    check_valid("uncertainty_metrics", valid, prediction.shape, "prediction", prediction)
-    if prediction.ndim == 2:
-        kept = None if valid is None else valid[None]
-        batch = uncertainty_metrics(prediction[None], target[None], uncertainty[None], kept)
-        return {name: float(value[0]) for name, value in batch.items()}
+    check_maps("uncertainty_metrics", prediction, valid, target=target, uncertainty=uncertainty)
+    single = prediction.ndim == 2
+    if single:
+        prediction, target, uncertainty = prediction[None], target[None], uncertainty[None]
+        valid = None if valid is None else valid[None]
     kept = torch.ones_like(prediction, dtype=torch.bool) if valid is None else valid
     kept = kept.flatten(1)
     home = "cpu" if prediction.device.type == "mps" else prediction.device
@@ -73,7 +69,8 @@ def uncertainty_metrics(
         areas = [torch.trapezoid(curve, dx=1 / STEPS) for curve in (by_rank, best)]
         found[f"ause_{name}"] = torch.where(broken, torch.nan, areas[0] - areas[1])
         found[f"aurg_{name}"] = torch.where(broken, torch.nan, by_rank[:, 0] - areas[0])
-    return {name: found[name] for name in UNCERTAINTY_NAMES}
+    scores = {name: found[name] for name in UNCERTAINTY_NAMES}
+    return {name: float(value[0]) for name, value in scores.items()} if single else scores
 
 
 def calibration_error(prediction: Tensor, target: Tensor, std: Tensor, valid: Tensor | None = None) -> float | Tensor:
@@ -98,14 +95,11 @@ def calibration_error(prediction: Tensor, target: Tensor, std: Tensor, valid: Te
 
     Source: Kuleshov et al., Accurate Uncertainties for Deep Learning Using Calibrated Regression (2018), section 3.
     """
-    check_floats("calibration_error", "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
-    for name, values in (("target", target), ("std", std)):
-        check_floats("calibration_error", name, values, (2, 3), "(B, H, W) or (H, W)")
-        check_same("calibration_error", name, values, "prediction", prediction)
-    check_valid("calibration_error", valid, prediction.shape, "prediction", prediction)
-    if prediction.ndim == 2:
-        kept = None if valid is None else valid[None]
-        return float(calibration_error(prediction[None], target[None], std[None], kept)[0])
+    check_maps("calibration_error", prediction, valid, target=target, std=std)
+    single = prediction.ndim == 2
+    if single:
+        prediction, target, std = prediction[None], target[None], std[None]
+        valid = None if valid is None else valid[None]
     kept = torch.ones_like(prediction, dtype=torch.bool) if valid is None else valid
     kept = kept.flatten(1)
     home = "cpu" if prediction.device.type == "mps" else prediction.device
@@ -119,7 +113,8 @@ def calibration_error(prediction: Tensor, target: Tensor, std: Tensor, valid: Te
     for share, width in zip(shares, widths, strict=True):
         gaps.append(((((error <= width * deviation) & kept).sum(1) / count) - share).abs())
     broken = torch.where(kept, error + deviation, 0).isnan().any(1)
-    return torch.where(broken, torch.nan, torch.stack(gaps).mean(0))
+    score = torch.where(broken, torch.nan, torch.stack(gaps).mean(0))
+    return float(score[0]) if single else score
 
 
 def _curve(errors: Tensor, count: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""The four operations that dominate the cost of distillation, with a choice of backend."""
+"""The four operations that dominate the cost of distillation: their mathematics, their arguments, a choice of backend.
+
+How each backend computes them is in `reference` (plain torch), `kernels` (Triton) and `csrc` (C++ and CUDA).
+"""
 
 from distilldepth.ops.backproject import backproject, point_cloud
 from distilldepth.ops.channel_kl import channel_kl_loss

@@ -15,7 +15,7 @@ from distilldepth.words import CONTEXTS
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_floats(function: str, name: str, tensor: Tensor, dims: Sequence[int], shape: str) -> None:
+def check_floats(function: str, name: str, tensor: object, dims: Sequence[int], shape: str) -> None:
     """Raise unless `tensor` is a floating tensor with one of these numbers of dimensions."""
     if not isinstance(tensor, Tensor):
         kind = type(tensor).__name__
@@ -66,6 +66,15 @@ def check_pair(function: str, prediction: Tensor, target: Tensor, valid: Tensor 
     check_floats(function, "target", target, (3,), "(B, H, W)")
     check_same(function, "target", target, "prediction", prediction)
     check_teacher(function, "target", target)
+    check_valid(function, valid, prediction.shape, "prediction", prediction)
+
+
+def check_maps(function: str, prediction: Tensor, valid: Tensor | None = None, **others: Tensor) -> None:
+    """Raise unless these are a map or a batch of maps, others of the same shape, and their valid pixels."""
+    check_floats(function, "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")
+    for name, values in others.items():
+        check_floats(function, name, values, (2, 3), "(B, H, W) or (H, W)")
+        check_same(function, name, values, "prediction", prediction)
     check_valid(function, valid, prediction.shape, "prediction", prediction)
 
 

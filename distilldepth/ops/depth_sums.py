@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,24 @@ from distilldepth.ops.backend import forced_backend
 
 FLOORS = ("number", "number / nearest", "number * farthest", "number / farthest")
 """How the lower clip is made of a number and the extremes of the truth that counts; told to the kernel by position."""
+
+
+@dataclass(frozen=True)
+class FitAndClip:
+    """How predictions are fitted to the truth, and what the aligned depth is clipped to."""
+
+    in_disparity: bool
+    """Whether the space of the fit is inverse depth."""
+    fit_positive: bool
+    """Whether least squares take only the pixels whose prediction is positive."""
+    floor_kind: str
+    """One of `FLOORS`, what the aligned map is clipped to below."""
+    floor: float
+    """The number in it."""
+    low: float
+    """Lower clip of the aligned depth."""
+    high: float
+    """Its upper clip."""
 
 
 def has_depth_sums(prediction: Tensor, truth: Tensor) -> bool:
@@ -44,13 +64,7 @@ def depth_sums(
     bounds: Tensor,
     box: tuple[int, int, int, int],
     fitted: tuple[Tensor, Tensor] | None,
-    *,
-    in_disparity: bool,
-    fit_positive: bool,
-    floor_kind: str,
-    floor: float,
-    low: float,
-    high: float,
+    how: FitAndClip,
 ) -> tuple[Tensor, Tensor]:
     """Fit predictions to truth and add up the errors of depth.
 
@@ -62,12 +76,7 @@ def depth_sums(
             first positive.
         box: top, bottom, left, right of what counts.
         fitted: float64 `(B,)` scale and shift; None = least squares.
-        in_disparity: whether the space is inverse depth.
-        fit_positive: whether least squares take only the pixels whose prediction is positive.
-        floor_kind: one of `FLOORS`, what the aligned map is clipped to below.
-        floor: the number in it.
-        low: lower clip of the aligned depth.
-        high: its upper clip.
+        how: the fit, and the clips after it.
 
     Returns:
         The sums of `distilldepth.metrics.depth.SUMS`, float64 `(B, 14)`; scale, shift, floor and whether the prediction
@@ -83,10 +92,10 @@ def depth_sums(
         bounds.contiguous(),
         list(box),
         None if fitted is None else torch.stack(fitted, 1),
-        in_disparity,
-        fit_positive,
-        FLOORS.index(floor_kind),
-        floor,
-        low,
-        high,
+        how.in_disparity,
+        how.fit_positive,
+        FLOORS.index(how.floor_kind),
+        how.floor,
+        how.low,
+        how.high,
     )

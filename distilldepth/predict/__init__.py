@@ -9,6 +9,7 @@ from distilldepth.lazy import lazy_names
 
 _NAMES = {
     "predict_files": "distilldepth.predict.run",
+    "PredictOptions": "distilldepth.predict.run",
     "PredictReport": "distilldepth.predict.run",
     "plan_jobs": "distilldepth.predict.plan",
     "Job": "distilldepth.predict.plan",
@@ -18,7 +19,7 @@ _NAMES = {
     "write_depth_png": "distilldepth.formats.png",
     "write_color_png": "distilldepth.formats.png",
     "write_npy": "distilldepth.formats.npy",
-    "PointCloudOptions": "distilldepth.formats.point_cloud",
+    "PointCloudOptions": "distilldepth.formats.options",
     "write_point_cloud": "distilldepth.formats.point_cloud",
 }
 

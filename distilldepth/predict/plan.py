@@ -5,17 +5,14 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from distilldepth.errors import UsageError, did_you_mean, refuse_url
 from distilldepth.files import expand_user, place, places
+from distilldepth.formats.table import FORMATS, PREDICTED, format_of_suffix, listed_suffixes
 
-FORMATS = ("png16", "color", "npy", "ply")
-_ENDINGS = {"png16": ".png", "color": "_color.png", "npy": ".npy", "ply": ".ply"}
-_SUFFIXES = {"png16": ".png", "color": ".png", "npy": ".npy", "ply": ".ply"}
-_BY_SUFFIX = {".png": "png16", ".npy": "npy", ".ply": "ply"}
 _UNFIT_SUFFIXES = (
     ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".exr", ".npz", ".pfm", ".glb", ".obj",
     ".avif", ".heic", ".csv", ".json", ".txt", ".mat", ".h5", ".hdf5", ".pcd", ".xyz", ".mp4",
@@ -50,7 +47,7 @@ def plan_jobs(
     Args:
         inputs: files, folders (all images below them, but for those below `out`), glob patterns, .txt lists.
         out: a file for one image, or a folder.
-        formats: of `FORMATS`; None for the one that the suffix of `out` says, or png16.
+        formats: of `PREDICTED`; None for the one that the suffix of `out` says, or png16.
 
     Raises:
         FileNotFoundError: nothing was found.
@@ -62,15 +59,16 @@ def plan_jobs(
     refuse_url(out)
     out = Path(out)
     for name in formats or ():
-        if name not in FORMATS:
-            raise UsageError(f"plan_jobs: formats must be known, got {name!r}{did_you_mean(name, FORMATS)}")
+        if name not in PREDICTED:
+            raise UsageError(f"plan_jobs: formats must be known, got {name!r}{did_you_mean(name, PREDICTED)}")
     suffix = out.suffix.lower()
-    is_file = suffix in _BY_SUFFIX and not out.is_dir()
-    if suffix in _UNFIT_SUFFIXES and not out.is_dir():
-        raise UsageError(f"{out}: {suffix} cannot hold a depth map here; name a .png, .npy or .ply file, or a folder")
+    meant = None if out.is_dir() else format_of_suffix(suffix)
+    is_file = meant is not None
+    if suffix in _UNFIT_SUFFIXES and not out.is_dir() and not is_file:
+        raise UsageError(f"{out}: {suffix} cannot hold a depth map here; name a {listed_suffixes()} file, or a folder")
     if out.exists() and not out.is_dir() and not is_file:
-        raise UsageError(f"{out}: this is a file; name a folder, or a .png, .npy or .ply file")
-    formats = list(dict.fromkeys(formats)) if formats else [_BY_SUFFIX[suffix] if is_file else "png16"]
+        raise UsageError(f"{out}: this is a file; name a folder, or a {listed_suffixes()} file")
+    formats = list(dict.fromkeys(formats)) if formats else [meant or PREDICTED[0]]
     found = _find(inputs, out)
     if is_file:
         jobs = _plan_file(found, out, formats)
@@ -114,11 +112,11 @@ def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
         groups = [(folder, [image for image in images if folder or image in kept]) for folder, images in groups]
     # By place: `a.jpg`, `./a.jpg` and a glob that matches it are one image.
     found: dict[str, _Found] = {}
-    for folder, images in groups:
+    for base, images in groups:
         for image in images:
-            relative = Path(image.name) if folder is None else image.relative_to(folder)
-            if folder is not None and len(folders) > 1:
-                relative = Path(folder.resolve().name) / relative
+            relative = Path(image.name) if base is None else image.relative_to(base)
+            if base is not None and len(folders) > 1:
+                relative = Path(base.resolve().name) / relative
             found.setdefault(os.path.abspath(image), _Found(image, relative, missing=not path_exists(image)))
     if not found:
         raise UsageError("no input given; name files, folders or glob patterns")
@@ -132,13 +130,13 @@ def _plan_file(found: list[_Found], out: Path, formats: list[str]) -> list[Job]:
     if len(found) > 1:
         raise UsageError(f"-o {out} names one file, but there are {len(found)} images; name a folder")
     suffix = out.suffix.lower()
-    # FORMATS has png16 before color: if both are asked for, the plain name is the one with the numbers.
-    own = next((name for name in FORMATS if name in formats and _SUFFIXES[name] == suffix), None)
+    # The table has png16 before color: if both are asked for, the plain name is the one with the numbers.
+    own = next((name for name in PREDICTED if name in formats and FORMATS[name].suffix == suffix), None)
     if own is None:
         raise UsageError(
-            f"-o {out} contradicts --as {','.join(formats)}; name a {_SUFFIXES[formats[0]]} file or a folder"
+            f"-o {out} contradicts --as {','.join(formats)}; name a {FORMATS[formats[0]].suffix} file or a folder"
         )
-    outputs = {name: out if name == own else out.with_name(out.stem + _ENDINGS[name]) for name in formats}
+    outputs = {name: out if name == own else out.with_name(out.stem + FORMATS[name].ending) for name in formats}
     return [Job(found[0].source, outputs)]
 
 
@@ -158,7 +156,7 @@ def _plan_folder(found: list[_Found], out: Path, formats: list[str]) -> list[Job
     jobs = []
     for item, relative in zip(found, relatives, strict=True):
         stem = relative.with_suffix("").name
-        outputs = {name: out / relative.parent / (stem + _ENDINGS[name]) for name in formats}
+        outputs = {name: out / relative.parent / (stem + FORMATS[name].ending) for name in formats}
         jobs.append(Job(item.source, outputs))
     taken = Counter(path for job in jobs for path in job.outputs.values())
     for job in jobs:
@@ -168,7 +166,7 @@ def _plan_folder(found: list[_Found], out: Path, formats: list[str]) -> list[Job
     return jobs
 
 
-def _repeated(items) -> bool:
+def _repeated(items: Iterable[Path]) -> bool:
     return any(count > 1 for count in Counter(items).values())
 
 

@@ -18,11 +18,13 @@ import torch
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import check_writable
 from distilldepth.formats.colormaps import colorize
-from distilldepth.formats.npy import write_npy
-from distilldepth.formats.png import check_png_scale, write_color_png, write_depth_png
-from distilldepth.formats.point_cloud import PointCloudOptions, write_point_cloud
+from distilldepth.formats.options import Picture, WriteOptions
+from distilldepth.formats.png import check_png_scale
+from distilldepth.formats.table import FORMATS
+from distilldepth.images.decode import check_any_readable, read_image
 from distilldepth.inference.batches import FAILURES, LoadedImage, reason, without_relief
 from distilldepth.inference.estimator import Estimator, InferenceOptions
+from distilldepth.models import load_model
 from distilldepth.models.base import DepthModel
 from distilldepth.models.digest import model_digest
 from distilldepth.predict.origin import Origin, Outputs, State, digest_of
@@ -53,6 +55,14 @@ class PredictReport:
     """Sources whose maps are constant; see `without_relief`."""
     seconds: float = 0.0
 
+    def sort(self, sources: list[str]) -> None:
+        """Bring what was noted as it ended into the order of the sources."""
+        order = {source: index for index, source in enumerate(sources)}
+        self.written.sort(key=lambda entry: order[entry["source"]])
+        self.constant.sort(key=order.__getitem__)
+        self.clipped = dict(sorted(self.clipped.items(), key=lambda entry: order[entry[0]]))
+        self.failures.sort(key=lambda failure: order[failure[0]])
+
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary for JSON."""
         return {
@@ -71,22 +81,19 @@ class PredictReport:
         }
 
 
+@dataclass(frozen=True)
+class PredictOptions(WriteOptions, InferenceOptions):
+    """How the model is run, and what the files look like."""
+
+
 def predict_files(
     inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     model: str | Path | DepthModel = "distilldepth-mini",
     formats: Sequence[str] | None = None,
-    png_scale: float | None = None,
-    colormap: str = "spectral",
-    percentiles: tuple[float, float] = (1.0, 99.0),
-    point_cloud: PointCloudOptions | None = None,
-    resize_policy: str | None = None,
-    size: int | None = None,
-    batch_size: int = 8,
-    device: str | torch.device = "auto",
-    precision: str = "auto",
     existing: str = "refuse",
+    options: PredictOptions | None = None,
     offline: bool = False,
     start: Callable[[DepthModel, int], Callable[[int], None]] | None = None,
 ) -> PredictReport:
@@ -97,17 +104,11 @@ def predict_files(
         out: a .png, .npy or .ply file for one image, else a folder; see `plan_jobs`.
         model: a model, or what `load_model` takes.
         formats: of `png16`, `color`, `npy`, `ply`; None for the one that `out` says.
-        png_scale: fixed stored units per metre of `png16`, for models that predict metres; see `write_depth_png`.
-        colormap, percentiles: of `color`, see `colorize`.
-        point_cloud: camera and depth range of `ply`.
-        resize_policy, size: how the network sees an image; None for the model's own. The model's own policy is
-            replaced by `upper-bound`, with a warning, for an image so long and thin that it would grow beyond reason.
-        batch_size: images of equal size run at once; halved where memory runs out.
-        device, precision: see `distilldepth.device`; a model that is given stays where it is under `auto`.
         existing: what to do with outputs that exist: `refuse` before any work (a single `out` file that predict made is
             replaced all the same), `overwrite`, or `skip` images of which all are what would be written again: made by
             the same weights, from the same photograph, with the same options (see `Origin`). Others of this package are
             made again; a file that is not known to be is left, and the image is a failure.
+        options: size, device, colours and so on; see `InferenceOptions` and `WriteOptions`.
         offline: never touch the network for the model.
         start: called with the model and the number of images when the work begins; the function it returns is told how
             many more images are done.
@@ -121,91 +122,31 @@ def predict_files(
         OSError: the output cannot be written.
         DistillDepthError: the model cannot be loaded, or none of several images can be read.
     """
-    from distilldepth.images.decode import check_any_readable, read_image
-
+    options = options or PredictOptions()
     if existing not in ("refuse", "skip", "overwrite"):
         raise ValueError(f"predict_files: existing must be refuse, skip or overwrite, got {existing!r}")
-    if batch_size < 1:
-        raise ValueError(f"predict_files: batch_size must be at least 1, got {batch_size}")
-    inputs = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
-    jobs, is_file = plan_jobs(inputs, out, formats)
+    if options.batch_size < 1:
+        raise ValueError(f"predict_files: batch_size must be at least 1, got {options.batch_size}")
+    jobs, is_file = plan_jobs([inputs] if isinstance(inputs, (str, Path)) else list(inputs), out, formats)
     # A wrong colour map or range is one error here, not one per image.
-    colorize(np.zeros((1, 1)), "disparity", colormap=colormap, percentiles=percentiles)
-    check_png_scale(png_scale)
-    folder = Path(out).parent if is_file else Path(out)
-    check_writable(folder)
-    if existing == "refuse" and not is_file:
-        _refuse_existing(jobs)
-    outputs = Outputs(folder)
-    if existing == "refuse" and is_file:
-        _refuse_foreign(jobs, outputs)
-    options = InferenceOptions(resize_policy, size, batch_size, device, precision).settle(model)
+    colorize(np.zeros((1, 1)), "disparity", colormap=options.colormap, percentiles=options.percentiles)
+    check_png_scale(options.png_scale)
+    outputs = _open_outputs(jobs, Path(out), is_file, existing)
+    settled = options.settle(model)
     check_any_readable([job.source for job in jobs])
-    if not isinstance(model, DepthModel):
-        from distilldepth.models import load_model
-
-        model = load_model(model, offline=offline)
-    estimator = Estimator(model, options)
-    if size is not None or resize_policy is not None:
+    estimator = Estimator(model if isinstance(model, DepthModel) else load_model(model, offline=offline), settled)
+    if options.size is not None or options.resize_policy is not None:
         estimator.check_size()
-
-    info = model.info
-    check_png_scale(png_scale, info.quantity)
+    info = estimator.model.info
+    check_png_scale(options.png_scale, info.quantity)
     report = PredictReport(info.name, info.quantity, info.licence, str(estimator.device), info.notes)
-    maker = _Maker(
-        model_digest(model),
-        {
-            "size": size or model.preprocessing.size,
-            "resize_policy": resize_policy or model.preprocessing.resize_policy,
-            "precision": estimator.precision,
-        },
-        {
-            "png16": {"png_scale": png_scale},
-            "color": {"colormap": colormap, "percentiles": list(percentiles)},
-            "npy": {},
-            "ply": asdict(point_cloud or PointCloudOptions()),
-        },
-    )
-    planned = jobs
-    if existing == "skip":
-        jobs = _leave_out_what_is_there(planned, maker, outputs, report)
-    advance = start(model, len(jobs)) if start is not None else lambda count: None
-    write = _Writer(model, png_scale, colormap, percentiles, point_cloud, maker, outputs)
-
-    def fail(job: Job, error: BaseException) -> None:
-        report.failures.append((str(job.source), reason(error, job.source)))
-        advance(1)
-
-    def finish(job: Job, writing: Future) -> None:
-        try:
-            entry = writing.result()
-            report.written.append(entry)
-            if entry.pop("constant"):
-                report.constant.append(entry["source"])
-            if clipped := entry.pop("clipped"):
-                report.clipped[entry["source"]] = clipped
-        except FAILURES as error:
-            fail(job, error)
-        else:
-            advance(1)
-
+    maker = _Maker.of(estimator, options)
+    todo = _leave_out_what_is_there(jobs, maker, outputs, report) if existing == "skip" else jobs
+    advance = start(estimator.model, len(todo)) if start is not None else lambda count: None
     began = time.perf_counter()
-    with estimator:
-        pending: deque[tuple[Job, Future]] = deque()
-        for batch in estimator.run(jobs, lambda job: (read_image(job.source), digest_of(job.source)), fail):
-            for loaded, values in batch:
-                pending.append((loaded.item, estimator.submit(write, loaded, values.cpu().numpy())))
-            # Bounded, so that a slow disk does not fill memory with maps that wait to be written.
-            while len(pending) > 2 * batch_size:
-                finish(*pending.popleft())
-        while pending:
-            finish(*pending.popleft())
+    _Run(estimator, _Writer(estimator.model, maker, outputs), report, advance).predict(todo)
     report.seconds = time.perf_counter() - began
-    order = {str(job.source): index for index, job in enumerate(planned)}
-    report.written.sort(key=lambda entry: order[entry["source"]])
-    report.constant.sort(key=order.__getitem__)
-    report.clipped = dict(sorted(report.clipped.items(), key=lambda entry: order[entry[0]]))
-    report.failures.sort(key=lambda failure: order[failure[0]])
+    report.sort([str(job.source) for job in jobs])
     return report
 
 
@@ -214,12 +155,33 @@ class _Maker:
     """What the outputs of a run have in common."""
 
     model_sha256: str
-    options: dict[str, Any]
-    by_format: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
+    """Of how the model is run."""
+    options: WriteOptions
+
+    @classmethod
+    def of(cls, estimator: Estimator, options: PredictOptions) -> _Maker:
+        preprocessing = estimator.model.preprocessing
+        settings = {
+            "size": options.size or preprocessing.size,
+            "resize_policy": options.resize_policy or preprocessing.resize_policy,
+            "precision": estimator.precision,
+        }
+        return cls(model_digest(estimator.model), settings, options)
 
     def origin(self, form: str, source_sha256: str) -> Origin:
-        settings = json.dumps({**self.options, **self.by_format[form]}, sort_keys=True)
-        return Origin(self.model_sha256, source_sha256, settings)
+        settings = {**self.settings, **self.options.settings(FORMATS[form].options)}
+        return Origin(self.model_sha256, source_sha256, json.dumps(settings, sort_keys=True))
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The files of one image."""
+
+    entry: dict[str, Any]
+    """As the report has it."""
+    constant: bool
+    clipped: int
 
 
 @dataclass(frozen=True)
@@ -227,14 +189,10 @@ class _Writer:
     """Writes the files of one image; runs in a worker thread."""
 
     model: DepthModel
-    png_scale: float | None
-    colormap: str
-    percentiles: tuple[float, float]
-    point_cloud: PointCloudOptions | None
     maker: _Maker
     outputs: Outputs
 
-    def __call__(self, loaded: LoadedImage, values: np.ndarray) -> dict[str, Any]:
+    def __call__(self, loaded: LoadedImage[Job, str], values: np.ndarray) -> _Written:
         info, job = self.model.info, loaded.item
         policy = loaded.policy or self.model.preprocessing.resize_policy
         if not np.isfinite(values).any():
@@ -248,36 +206,74 @@ class _Writer:
         clipped = 0
         for name, path in job.outputs.items():
             origin = self.maker.origin(name, loaded.extra)
-            made = {**texts, **asdict(origin)}
-            if name == "png16":
-                clipped = write_depth_png(path, values, info.quantity, units_per_metre=self.png_scale, texts=made)
-            elif name == "color":
-                write_color_png(
-                    path,
-                    values,
-                    info.quantity,
-                    colormap=self.colormap,
-                    percentiles=self.percentiles,
-                    texts=made,
-                )
-            elif name == "npy":
-                write_npy(path, values)
-            else:
-                comments = tuple(f"{key}: {text}" for key, text in texts.items())
-                write_point_cloud(
-                    path, values, loaded.image, info.quantity, options=self.point_cloud, comments=comments
-                )
-            if path.suffix.lower() != ".png":
+            picture = Picture(values, info.quantity, loaded.image, texts, asdict(origin))
+            clipped += FORMATS[name].write(path, picture, self.maker.options)
+            if not FORMATS[name].says_origin:
                 self.outputs.add(path, origin)
-        return {
+        entry = {
             "source": str(job.source),
             "height": values.shape[0],
             "width": values.shape[1],
             "resize_policy": policy,
-            "constant": bool(without_relief(torch.from_numpy(values)[None])),
-            "clipped": clipped,
             "outputs": {name: str(path) for name, path in job.outputs.items()},
         }
+        return _Written(entry, bool(without_relief(torch.from_numpy(values)[None])), clipped)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The work, and what becomes of every image."""
+
+    estimator: Estimator
+    write: _Writer
+    report: PredictReport
+    advance: Callable[[int], None]
+
+    def predict(self, jobs: list[Job]) -> None:
+        """Predict and write; files are written while the model computes."""
+        pending: deque[tuple[Job, Future[_Written]]] = deque()
+        with self.estimator as estimator:
+            for batch in estimator.run(jobs, _read, self._fail):
+                for loaded, values in batch:
+                    pending.append((loaded.item, estimator.submit(self.write, loaded, values.cpu().numpy())))
+                # Bounded, so that a slow disk does not fill memory with maps that wait to be written.
+                while len(pending) > 2 * estimator.options.batch_size:
+                    self._finish(*pending.popleft())
+            while pending:
+                self._finish(*pending.popleft())
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        self.report.failures.append((str(job.source), reason(error, job.source)))
+        self.advance(1)
+
+    def _finish(self, job: Job, writing: Future[_Written]) -> None:
+        try:
+            written = writing.result()
+        except FAILURES as error:
+            self._fail(job, error)
+            return
+        self.report.written.append(written.entry)
+        if written.constant:
+            self.report.constant.append(str(job.source))
+        if written.clipped:
+            self.report.clipped[str(job.source)] = written.clipped
+        self.advance(1)
+
+
+def _read(job: Job) -> tuple[np.ndarray, str]:
+    return read_image(job.source), digest_of(job.source)
+
+
+def _open_outputs(jobs: list[Job], out: Path, is_file: bool, existing: str) -> Outputs:
+    """What is in the folder of the outputs, once it is known that they may and can be written there."""
+    folder = out.parent if is_file else out
+    check_writable(folder)
+    if existing == "refuse" and not is_file:
+        _refuse_existing(jobs)
+    outputs = Outputs(folder)
+    if existing == "refuse" and is_file:
+        _refuse_foreign(jobs, outputs)
+    return outputs
 
 
 def _refuse_existing(jobs: list[Job]) -> None:
@@ -296,7 +292,8 @@ def _refuse_foreign(jobs: list[Job], outputs: Outputs) -> None:
 
 def _leave_out_what_is_there(jobs: list[Job], maker: _Maker, outputs: Outputs, report: PredictReport) -> list[Job]:
     """The jobs to do; notes in the report the others, and which are done again."""
-    todo, remade = [], Counter()
+    todo: list[Job] = []
+    remade: Counter[str] = Counter()
     for job in jobs:
         source = str(job.source)
         if not any(map(os.path.lexists, job.outputs.values())):

@@ -1,4 +1,7 @@
-"""The four operations in plain torch: the definition that every other backend is tested against."""
+"""The four operations in plain torch: what every other backend is tested against.
+
+`distilldepth.ops` states what they compute, checks arguments and chooses a backend; here is how, and nothing else.
+"""
 
 from distilldepth.reference.backproject import backproject
 from distilldepth.reference.channel_kl import channel_kl_loss

@@ -7,20 +7,10 @@ from torch import Tensor
 
 
 def backproject(depth: Tensor, intrinsics: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Camera-space points of a depth map.
-
-    `X = (u - cx) z / fx, Y = (v - cy) z / fy, Z = z`, with u, v the integer pixel indices (pixel centres at integers).
-    `distilldepth.ops.backproject` documents and checks the arguments; this function trusts them.
-
-    Args:
-        depth: `(B, H, W)` z along the optical axis, metres, any float dtype.
-        intrinsics: `(B, 3, 3)` or `(3, 3)` pixels, zero skew.
-        valid: bool `(B, H, W)`; None = all.
+    """What `distilldepth.ops.backproject` means; see there for arguments, which this function trusts.
 
     Returns:
-        `(B, H, W, 3)` float32 (float64 for float64 input), x right, y down, z forward; NaN where not valid.
-
-    Gradient: to `depth` and `intrinsics`; zero where not valid.
+        `(B, H, W, 3)` float32 (float64 for float64 input).
     """
     dtype = torch.promote_types(torch.promote_types(depth.dtype, intrinsics.dtype), torch.float32)
     depth = depth.to(dtype)
@@ -37,16 +27,10 @@ def backproject(depth: Tensor, intrinsics: Tensor, valid: Tensor | None = None) 
 
 
 def point_cloud(depth: Tensor, intrinsics: Tensor, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The valid points and their colours, without gaps.
-
-    Args:
-        depth: `(B, H, W)` metres.
-        intrinsics: `(B, 3, 3)` or `(3, 3)` pixels.
-        image: `(B, 3, H, W)`, any dtype.
-        valid: bool `(B, H, W)`; None = all.
+    """What `distilldepth.ops.point_cloud` means; see there for arguments, which this function trusts.
 
     Returns:
-        Points `(P, 3)` and colours `(P, 3)` in the image's dtype, ordered by image, row and column.
+        Points `(P, 3)` and colours `(P, 3)`.
     """
     points = backproject(depth, intrinsics, valid)
     colours = image.permute(0, 2, 3, 1)

@@ -9,25 +9,10 @@ from torch import Tensor
 def channel_kl_loss(
     student: Tensor, teacher: Tensor, valid: Tensor | None = None, *, temperature: float = 1.0
 ) -> Tensor:
-    """Kullback-Leibler divergence between the maps as distributions over their positions.
-
-    `temperature^2 * sum over positions of phi_t (log phi_t - log phi_s)`, mean over images and channels, with
-    `phi = softmax over positions of map / temperature`. `distilldepth.ops.channel_kl_loss` documents and checks the
-    arguments; this function trusts them.
-
-    Args:
-        student: `(B, C, H, W)` or `(B, H, W)`, any float dtype.
-        teacher: as `student`; no gradient flows to it.
-        valid: bool `(B, H, W)`, the positions that the softmax is over; None = all.
-        temperature: positive.
+    """What `distilldepth.ops.channel_kl_loss` means; see there for arguments, which this function trusts.
 
     Returns:
-        Scalar, float32 (float64 for float64 input). Maps without a valid position do not count; 0 with zero gradient
-        if there is none. NaN if a valid position is not finite.
-
-    Gradient: to `student`: `temperature * (phi_s - phi_t) / maps`.
-
-    Source: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction (2021).
+        Scalar, float32 (float64 for float64 input).
     """
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     channels = student.shape[1] if student.ndim == 4 else 1
@@ -49,8 +34,5 @@ def channel_kl_loss(
         terms, finite = torch.where(kept, terms, 0), finite | ~kept
     # -inf in the student is a finite distribution with an infinite divergence; it is reported as NaN like the rest.
     divergence = torch.where(finite.all(2), terms.sum(2), torch.nan)
-    if kept is None:
-        maps = divergence.numel()
-    else:
-        maps = (kept.any(2).sum() * channels).clamp(min=1)
+    maps = divergence.numel() if kept is None else (kept.any(2).sum() * channels).clamp(min=1)
     return temperature**2 * divergence.sum() / maps

@@ -21,26 +21,10 @@ def crop_ssi_loss(
     contexts: str = "range",
     spread_eps: float = 1e-6,
 ) -> Tensor:
-    """Mean over crops of the hybrid normalisation loss between a crop of the prediction and the teacher's view of it.
-
-    `distilldepth.ops.crop_ssi_loss` documents and checks the arguments; this function trusts them.
-
-    Args:
-        prediction: `(B, H, W)`, the student's map of whole regions, any float dtype.
-        targets: `(N, h, w)`, the teacher's maps of the crops.
-        boxes: `(N, 4)` x0, y0, x1, y1 in pixels of the prediction, edges.
-        image_index: `(N,)` int64, the image that each crop is from.
-        valid: bool `(N, h, w)`; None = all.
-        segments: how many contexts each level has.
-        contexts: `range`, `quantile` or `spatial`.
-        spread_eps: added to every spread.
+    """What `distilldepth.ops.crop_ssi_loss` means; see there for arguments, which this function trusts.
 
     Returns:
-        Scalar, float32 (float64 for float64 input). 0 with zero gradient if no crop has a valid pixel.
-
-    Gradient: to `prediction`, exact, through sampling and normalisation.
-
-    Source: Distill Any Depth, section 3.2 (L_lg).
+        Scalar, float32 (float64 for float64 input).
     """
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, targets.dtype), torch.float32)
     crops = sample_crops(prediction.to(dtype), boxes, image_index, targets.shape[-2:])
@@ -60,22 +44,10 @@ def per_crop_mean(pixels: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def sample_crops(prediction: Tensor, boxes: Tensor, image_index: Tensor, size: Sequence[int]) -> Tensor:
-    """Resample boxes of a map bilinearly.
-
-    Sample point of crop pixel (i, j): `x = x0 + (j + 0.5) * (x1 - x0) / w - 0.5`, likewise y, clamped to the map
-    (`align_corners=False`).
-
-    Args:
-        prediction: `(B, H, W)`, float32 or float64.
-        boxes: `(N, 4)` x0, y0, x1, y1 in pixels of the map, edges.
-        image_index: `(N,)` int64.
-        size: (h, w) of the crops.
+    """What `distilldepth.ops.sample_crops` does, in the type of the map; see there for arguments.
 
     Returns:
         `(N, h, w)`, differentiable in the map.
-
-    >>> sample_crops(torch.arange(4.0).view(1, 1, 4), torch.tensor([[0.0, 0, 2, 1]]), torch.tensor([0]), (1, 2))
-    tensor([[[0., 1.]]])
     """
     _, height, width = prediction.shape
     # Coordinates in float64: float32 would be off by 1e-5 pixels at a few hundred, more than the arithmetic after it.

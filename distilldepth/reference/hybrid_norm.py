@@ -19,37 +19,15 @@ def hybrid_norm_loss(
     spread_eps: float = 1e-6,
     hdn_compat: bool = False,
 ) -> Tensor:
-    """Mean absolute difference of two maps after both are normalised inside contexts of the target.
-
-    `mean over valid pixels of mean over contexts u that hold the pixel of |N_u(prediction) - N_u(target)|`, with
-    `N_u(x) = (x - center_u) / spread_u`, center the lower median and spread the mean absolute deviation from it plus
-    `spread_eps`. `distilldepth.ops.hybrid_norm_loss` documents the contexts and checks the arguments; this function
-    trusts them.
+    """What `distilldepth.ops.hybrid_norm_loss` means; see there for arguments, which this function trusts.
 
     Args:
-        prediction: `(B, H, W)`, the student's map; float16 and bfloat16 are computed in float32, float64 in float64.
-        target: `(B, H, W)`, the teacher's map; no gradient flows to it.
-        valid: bool `(B, H, W)`, True = use the pixel; None = all.
-        segments: how many contexts each level has, for example `(1, 2, 4)`.
-        contexts: `range`, `quantile` or `spatial`.
-        spread_eps: added to every spread.
         hdn_compat: do what the published code of Hierarchical Depth Normalisation does instead of what it describes:
             the spread divides by the count of pixels + 1, and the largest target of an image (hence all of a constant
             map) belongs to no context of `range` or `quantile`, although the final divisor counts it.
 
     Returns:
-        Scalar, float32 (float64 for float64 input). Without a valid pixel 0, with zero gradient. NaN if a valid pixel
-        is not finite.
-
-    Gradient: to `prediction`, exact, through center and spread; a center's share goes to the lowest-index pixel of the
-    context whose prediction equals it.
-
-    Source: Distill Any Depth, section 3.1; Zhang et al., Hierarchical Normalization for Robust Monocular Depth
-    Estimation (2022).
-
-    >>> target = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
-    >>> float(hybrid_norm_loss(2 * target + 5, target)) < 1e-5
-    True
+        Scalar, float32 (float64 for float64 input); float16 and bfloat16 are computed in float32.
     """
     pixels = per_pixel_loss(prediction, target, valid, segments, contexts, spread_eps, hdn_compat)
     wide = accumulator_dtype(pixels)
@@ -79,7 +57,7 @@ def per_pixel_loss(
     prediction, target = prediction.flatten(1), target.flatten(1)
     splitter = _Splitter(target, shape, valid, contexts, hdn_compat)
     prediction_order = _sort(prediction.detach())
-    total, held_by = torch.zeros_like(target), 0
+    total, held_by = torch.zeros_like(target), torch.zeros((), dtype=torch.int64, device=target.device)
     for parts in segments:
         groups = splitter.split(parts)
         segmented = _segment(prediction_order, groups)
@@ -90,8 +68,9 @@ def per_pixel_loss(
             target, target_center, groups, divisor, spread_eps
         )
         total = total + difference.abs()
-        held_by = held_by + (groups.ids < groups.count) if hdn_compat else held_by + 1
-    return (total / (held_by.clamp(min=1) if hdn_compat else held_by)).view(shape)
+        if hdn_compat:
+            held_by = held_by + (groups.ids < groups.number)
+    return (total / (held_by.clamp(min=1) if hdn_compat else len(segments))).view(shape)
 
 
 def _normalise(values: Tensor, center: Tensor, groups: _Groups, divisor: Tensor, spread_eps: float) -> Tensor:
@@ -111,8 +90,8 @@ def accumulator_dtype(values: Tensor) -> torch.dtype:
 class _Groups(NamedTuple):
     """Which context of which image each pixel is in."""
 
-    ids: Tensor  # (B, P) int32; `count` = in none
-    count: int
+    ids: Tensor  # (B, P) int32; `number` = in none
+    number: int
     kept: Tensor | None  # (B, P) 0 or 1 in the maps' dtype, 0 = in none; None = all are in one
     whole_images: bool  # every image is one context: statistics broadcast, no need to look them up
 
@@ -128,7 +107,7 @@ class _Groups(NamedTuple):
         wide = accumulator_dtype(values)
         if self.whole_images:
             return values.sum(1, dtype=wide)
-        sums = torch.zeros(self.count + 1, dtype=wide, device=values.device)
+        sums = torch.zeros(self.number + 1, dtype=wide, device=values.device)
         return sums.index_add(0, self.ids.view(-1), values.reshape(-1).to(wide))[:-1]
 
 
@@ -136,7 +115,7 @@ class _Order(NamedTuple):
     """A flattened batch sorted by value, equal values by index."""
 
     keys: Tensor  # (P,) ascending, in an order-preserving encoding of the values
-    index: Tensor  # (P,) int64, where each came from
+    source: Tensor  # (P,) int64, where each came from
 
 
 class _Segmented(NamedTuple):
@@ -164,9 +143,9 @@ def _sort(values: Tensor) -> _Order:
 
 def _segment(order: _Order, groups: _Groups) -> _Segmented:
     """Regroup an order by context: a stable sort by group leaves every group sorted by value."""
-    dtype = torch.uint8 if groups.count < 255 else torch.int16 if groups.count < 32767 else torch.int32
-    ids, rank = torch.sort(groups.ids.view(-1).to(dtype).index_select(0, order.index), stable=True)
-    bounds = torch.searchsorted(ids, torch.arange(groups.count + 1, device=ids.device, dtype=dtype))
+    dtype = torch.uint8 if groups.number < 255 else torch.int16 if groups.number < 32767 else torch.int32
+    ids, rank = torch.sort(groups.ids.view(-1).to(dtype).index_select(0, order.source), stable=True)
+    bounds = torch.searchsorted(ids, torch.arange(groups.number + 1, device=ids.device, dtype=dtype))
     return _Segmented(ids, rank, bounds[:-1], bounds.diff())
 
 
@@ -178,7 +157,7 @@ def _lowest_median_index(order: _Order, segmented: _Segmented) -> Tensor:
     # (group, rank) in one number is ascending, so a search finds the group's first member of the run of equal values.
     place = segmented.ids.long() * size + segmented.rank
     first = torch.searchsorted(place, torch.arange(groups, device=place.device) * size + run_start)
-    return order.index[segmented.rank[first.clamp(max=size - 1)]]
+    return order.source[segmented.rank[first.clamp(max=size - 1)]]
 
 
 class _Splitter:
@@ -189,7 +168,7 @@ class _Splitter:
     ) -> None:
         self._target, self._shape, self._contexts = target, shape, contexts
         self._valid = None if valid is None else valid.flatten(1)
-        self._kept = None if valid is None else self._valid.to(target)
+        self._kept = None if self._valid is None else self._valid.to(target)
         self._open_top = hdn_compat and contexts != "spatial"
         self._image = torch.arange(len(target), device=target.device, dtype=torch.int32)[:, None]
         self._whole = self._groups(self._image.expand(target.shape), len(target), whole_images=True)
@@ -219,7 +198,7 @@ class _Splitter:
         # Contexts by value are stretches of the image's sorted target, so its medians need no regrouping.
         by_value = self._contexts != "spatial" and not self._open_top
         rank = (self._images if by_value else _segment(self._order, groups)).rank
-        return self._target.reshape(-1)[self._order.index[rank[segmented.median_position()]]]
+        return self._target.reshape(-1)[self._order.source[rank[segmented.median_position()]]]
 
     def _groups(self, ids: Tensor, count: int, *, whole_images: bool = False, outside: Tensor | None = None) -> _Groups:
         kept = self._kept
@@ -237,7 +216,7 @@ class _Splitter:
 
         def at(position: Tensor) -> Tensor:
             place = (starts + position.clamp(min=0)).clamp(max=self._target.numel() - 1)
-            return self._target.reshape(-1)[self._order.index[self._images.rank[place]]].to(wide)
+            return self._target.reshape(-1)[self._order.source[self._images.rank[place]]].to(wide)
 
         share = torch.arange(1, parts, device=starts.device, dtype=wide)[None]
         low, high = at(torch.zeros_like(counts)), at(counts - 1)

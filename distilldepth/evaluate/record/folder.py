@@ -15,9 +15,10 @@ from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.protocol import Protocol, Rules
 from distilldepth.evaluate.record.result import RESULT, Evaluation
 from distilldepth.evaluate.record.rows import ScoredSample
-from distilldepth.evaluate.words import MAP_FORMATS, RESUME
+from distilldepth.evaluate.words import RESUME
 from distilldepth.files import write_atomically
 from distilldepth.folders import LOCK, FolderKind, claim_folder
+from distilldepth.formats.table import STORED
 from distilldepth.models.base import DepthModel
 from distilldepth.models.digest import model_digest
 
@@ -71,7 +72,7 @@ def _saved_maps(folder: Path) -> list[Path]:
         rows = read_json_lines(folder / PROGRESS)
     except DistillDepthError:
         return []
-    if not isinstance(form, str) or form not in MAP_FORMATS:
+    if not isinstance(form, str) or form not in STORED:
         return []
     names = [(row.get("dataset"), row.get("name")) for row in rows]
     return [

@@ -10,9 +10,9 @@ import numpy as np
 
 from distilldepth.datasets.truth import Dataset
 from distilldepth.errors import did_you_mean
-from distilldepth.evaluate.words import MAP_FORMATS
 from distilldepth.files import write_atomically
-from distilldepth.formats.kitti import write_kitti_png
+from distilldepth.formats.options import Picture
+from distilldepth.formats.table import FORMATS, STORED
 from distilldepth.images.decode import IMAGE_SUFFIXES
 from distilldepth.models.base import ModelInfo
 
@@ -26,9 +26,9 @@ def prediction_path(folder: Path, dataset: str, name: str, form: str) -> Path:
     Raises:
         ValueError: unknown format.
     """
-    if form not in MAP_FORMATS:
-        raise ValueError(f"save_prediction: form must be known, got {form!r}{did_you_mean(form, MAP_FORMATS)}")
-    return folder / name_inside(dataset) / (without_suffix(name_inside(name)) + MAP_FORMATS[form])
+    if form not in STORED:
+        raise ValueError(f"save_prediction: form must be known, got {form!r}{did_you_mean(form, STORED)}")
+    return folder / name_inside(dataset) / (without_suffix(name_inside(name)) + FORMATS[form].suffix)
 
 
 def check_distinct(datasets: Sequence[Dataset], form: str) -> None:
@@ -68,17 +68,7 @@ def save_prediction(
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"save_prediction: values must be (H, W) and not empty, got shape {tuple(values.shape)}")
     path = prediction_path(Path(folder), dataset, name, form)
-    if form == "kitti":
-        write_kitti_png(path, values, quantity)
-    else:
-        from distilldepth.formats.npy import write_npy
-        from distilldepth.formats.png import write_depth_png
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if form == "npy":
-            write_npy(path, values)
-        else:
-            write_depth_png(path, values, quantity)
+    FORMATS[form].write(path, Picture(values, quantity))
     return path
 
 
