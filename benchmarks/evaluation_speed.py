@@ -17,7 +17,10 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,6 +129,63 @@ def score_by_formulas(prediction: np.ndarray, depth: np.ndarray, valid: np.ndarr
     return rows
 
 
+Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
+"""Takes predictions, depth and valid pixels; gives metrics by name, or a row of them per image."""
+
+
+def make_calls(usual: str) -> dict[str, Call]:
+    """The ways to score, by name; `usual` is the backend of the first."""
+    rules = choose_protocol("disparity", name="affine-disparity").rules()
+
+    def score(p: torch.Tensor, g: torch.Tensor, v: torch.Tensor, backend: str) -> dict[str, torch.Tensor]:
+        os.environ["DISTILLDEPTH_BACKEND"] = backend
+        return score_batch(p, "disparity", g, v, True, rules).metrics
+
+    return {
+        "batched": lambda p, g, v: score(p, g, v, usual),
+        "batched, torch": lambda p, g, v: score(p, g, v, "reference"),
+        "numpy, formula by formula": lambda p, g, v: score_by_formulas(p.numpy(), g.numpy(), v.numpy()),
+        "numpy, careful, float32": lambda p, g, v: score_by_loop(p.numpy(), g.numpy(), v.numpy(), np.float32),
+        "numpy, careful, float64": lambda p, g, v: score_by_loop(p.numpy(), g.numpy(), v.numpy(), np.float64),
+    }
+
+
+@dataclass
+class Times:
+    """Seconds per image of each way, batch by batch."""
+
+    clock: dict[str, list[float]]
+    processor: dict[str, list[float]]
+    images: int = 0
+    worst: float = 0.0
+    """Largest relative difference between the batched metrics and those in float64."""
+
+
+def measure(calls: dict[str, Call], arguments: argparse.Namespace) -> Times:
+    """Score the same batches in every way, in turn."""
+    times = Times({name: [] for name in calls}, {name: [] for name in calls})
+    names = list(calls)
+    # The first batch warms up and counts for nothing.
+    for turn in range(-1, math.ceil(arguments.images / arguments.batch_size)):
+        count = min(arguments.batch_size, arguments.images - max(0, turn) * arguments.batch_size)
+        batch = make_batch(count, arguments.height, arguments.width, turn + 1)
+        found = {}
+        for place in range(len(names)):
+            name = names[(turn + place) % len(names)]
+            began, busy = time.perf_counter(), time.process_time()
+            found[name] = calls[name](*batch)
+            if turn >= 0:
+                times.clock[name].append((time.perf_counter() - began) / count)
+                times.processor[name].append((time.process_time() - busy) / count)
+        times.images += count if turn >= 0 else 0
+        for image, row in enumerate(found["numpy, careful, float64"]):
+            for name in NAMES:
+                if name not in HIGHER_IS_BETTER:  # Shares may differ by a pixel whose ratio rounds to the limit.
+                    difference = abs(float(found["batched"][name][image]) - row[name]) / abs(row[name])
+                    times.worst = max(times.worst, difference)
+    return times
+
+
 def main() -> None:
     """Time both and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,66 +198,32 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    rules = choose_protocol("disparity", name="affine-disparity").rules()
-
-    def score(p: torch.Tensor, g: torch.Tensor, v: torch.Tensor, backend: str) -> dict[str, torch.Tensor]:
-        os.environ["DISTILLDEPTH_BACKEND"] = backend
-        return score_batch(p, "disparity", g, v, True, rules).metrics
-
     library = native.load("cpu")
     usual = "native" if library.loaded else "reference"
-    calls = {
-        "batched": lambda p, g, v: score(p, g, v, usual),
-        "batched, torch": lambda p, g, v: score(p, g, v, "reference"),
-        "numpy, formula by formula": lambda p, g, v: score_by_formulas(p.numpy(), g.numpy(), v.numpy()),
-        "numpy, careful, float32": lambda p, g, v: score_by_loop(p.numpy(), g.numpy(), v.numpy(), np.float32),
-        "numpy, careful, float64": lambda p, g, v: score_by_loop(p.numpy(), g.numpy(), v.numpy(), np.float64),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    processor: dict[str, list[float]] = {name: [] for name in calls}
-    worst = 0.0
-    done = 0
-    # The first batch warms up and counts for nothing.
-    for turn in range(-1, math.ceil(arguments.images / arguments.batch_size)):
-        count = min(arguments.batch_size, arguments.images - max(0, turn) * arguments.batch_size)
-        batch = make_batch(count, arguments.height, arguments.width, turn + 1)
-        found = {}
-        names = list(calls)
-        for place in range(len(names)):
-            name = names[(turn + place) % len(names)]
-            began, busy = time.perf_counter(), time.process_time()
-            found[name] = calls[name](*batch)
-            if turn >= 0:
-                seconds[name].append((time.perf_counter() - began) / count)
-                processor[name].append((time.process_time() - busy) / count)
-        done += count if turn >= 0 else 0
-        for image, row in enumerate(found["numpy, careful, float64"]):
-            for name in NAMES:
-                if name not in HIGHER_IS_BETTER:  # Shares may differ by a pixel whose ratio rounds to the limit.
-                    difference = abs(float(found["batched"][name][image]) - row[name]) / abs(row[name])
-                    worst = max(worst, difference)
+    times = measure(make_calls(usual), arguments)
+    base, base_processor = (quantile(kind["batched"], 0.5) for kind in (times.clock, times.processor))
     rows = [
         {
             "way": name,
-            "images": done,
+            "images": times.images,
             "height": arguments.height,
             "width": arguments.width,
             "batch_size": arguments.batch_size,
-            "median_ms_per_image": 1e3 * quantile(times, 0.5),
-            "p20_ms_per_image": 1e3 * quantile(times, 0.2),
-            "p80_ms_per_image": 1e3 * quantile(times, 0.8),
-            "median_processor_ms_per_image": 1e3 * quantile(processor[name], 0.5),
-            "ratio": quantile(times, 0.5) / quantile(seconds["batched"], 0.5),
-            "processor_ratio": quantile(processor[name], 0.5) / quantile(processor["batched"], 0.5),
+            "median_ms_per_image": 1e3 * quantile(clock, 0.5),
+            "p20_ms_per_image": 1e3 * quantile(clock, 0.2),
+            "p80_ms_per_image": 1e3 * quantile(clock, 0.8),
+            "median_processor_ms_per_image": 1e3 * quantile(times.processor[name], 0.5),
+            "ratio": quantile(clock, 0.5) / base,
+            "processor_ratio": quantile(times.processor[name], 0.5) / base_processor,
         }
-        for name, times in seconds.items()
+        for name, clock in times.clock.items()
     ]
     metadata = {
         **machine("cpu"),
         "numpy": np.__version__,
         "command": command_line(),
         "load_average": load_average(),
-        "largest_relative_difference": worst,
+        "largest_relative_difference": times.worst,
         "backend": usual,
     }
     if arguments.json:
@@ -212,7 +238,7 @@ def main() -> None:
             f"{row['median_processor_ms_per_image']:.2f} ms, {row['processor_ratio']:.1f}x"
         )
     print(f"batched: {usual}" if library.loaded else f"batched: {usual} ({library.reason})")
-    print(f"largest relative difference to numpy in float64: {worst:.1e}")
+    print(f"largest relative difference to numpy in float64: {times.worst:.1e}")
 
 
 if __name__ == "__main__":

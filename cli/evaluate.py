@@ -6,34 +6,50 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from distilldepth import words
 from distilldepth.cli import options
+from distilldepth.evaluate.protocol import ALIASES, BY_QUANTITY, CHOICES, PROTOCOLS
+from distilldepth.evaluate.words import ANALYSES, RESUME
+from distilldepth.formats.table import STORED
+
+if TYPE_CHECKING:
+    from distilldepth.datasets.check import DatasetReport
+    from distilldepth.datasets.truth import Dataset
+    from distilldepth.evaluate.predictions import StoredPredictions
+    from distilldepth.evaluate.record.published import PublishedRow
+    from distilldepth.evaluate.record.result import Evaluation
 
 QUANTITIES = tuple(word.replace("_", "-") for word in words.QUANTITIES)
-PREDICTION_FORMATS = ("npy", "png16", "kitti")
-ANALYSES = ("local-global",)
 
 OVERRIDES = {
-    "align": (("least-squares", "median", "l1", "ransac", "none"), "what is fitted per image"),
-    "space": (("disparity", "depth"), "where it is fitted"),
-    "aggregation": (("per-image", "pixel-pooled"), "how images become one number"),
-    "field": (("raw", "filled"), "which ground truth is read, where a benchmark has several"),
-    "min_depth": (click.FloatRange(min=0), "nearest ground truth that counts, metres"),
-    "max_depth": (click.FloatRange(min=0, min_open=True), "farthest ground truth that counts, metres"),
-    "bounds": (("strict", "inclusive"), "whether ground truth exactly at these counts"),
-    "image_crop": (("none", "kb", "kb-in-frame"), "crop before the model sees the image"),
-    "score_crop": (("none", "eigen-nyu", "eigen", "garg"), "crop of what is scored"),
-    "resize": (("bilinear", "bilinear-corners", "nearest"), "how a map is brought to the size of the ground truth"),
+    "align": "what is fitted per image",
+    "space": "where it is fitted",
+    "aggregation": "how images become one number",
+    "field": "which ground truth is read, where a benchmark has several",
+    "min_depth": "nearest ground truth that counts, metres",
+    "max_depth": "farthest ground truth that counts, metres",
+    "bounds": "whether ground truth exactly at these counts",
+    "image_crop": "crop before the model sees the image",
+    "score_crop": "crop of what is scored",
+    "resize": "how a map is brought to the size of the ground truth",
 }
-"""Fields of a protocol that an option replaces, with their words; the result is then labelled as custom."""
+"""Rules of a protocol that an option replaces; the result is then labelled as custom."""
+_NUMBERS = {"min_depth": click.FloatRange(min=0), "max_depth": click.FloatRange(min=0, min_open=True)}
+_SPOKEN = {"": "none", "per-image mean": "per-image"}
+"""How a word of a rule is typed, where that is another."""
+_LEFT_OUT = (("field", ""), ("space", BY_QUANTITY))
+"""What a rule is without the option."""
 
 
-_LONG_WORDS = {"per-image": "per-image mean"}
+def rule_words(rule: str) -> dict[str, str]:
+    """Return what can be typed for a rule, each with the word that it stands for; nothing for a number."""
+    choices = [choice for choice in CHOICES.get(rule, ()) if (rule, choice) not in _LEFT_OUT]
+    return {_SPOKEN.get(choice, choice): choice for choice in choices}
 
 
 class _ProtocolName(click.ParamType):
@@ -42,25 +58,21 @@ class _ProtocolName(click.ParamType):
     name = "name"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from distilldepth.evaluate.protocol import ALIASES, PROTOCOLS
-
         return options.NearestChoice((*PROTOCOLS, *ALIASES)).convert(value, param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from distilldepth.evaluate.protocol import PROTOCOLS
-
         return click.Choice(tuple(PROTOCOLS)).shell_complete(ctx, param, incomplete)
 
 
-def _override_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for key, (kind, doc) in reversed(OVERRIDES.items()):
-        words = isinstance(kind, tuple)
-        function = click.option(
-            f"--{key.replace('_', '-')}",
-            type=options.NearestChoice(kind) if words else kind,
-            default=None,
-            help=f"Replace the protocol's: {doc}.",
-        )(function)
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _override_options(function: options.F) -> options.F:
+    for rule, doc in reversed(OVERRIDES.items()):
+        kind = _NUMBERS.get(rule) or options.NearestChoice(tuple(rule_words(rule)))
+        help_text = f"Replace the protocol's: {doc}."
+        function = click.option(_option(rule), type=kind, default=None, help=help_text)(function)
     return function
 
 
@@ -108,13 +120,13 @@ _GROUPS = {
     metavar="FOLDER",
     help="Write JSON, CSV, Markdown, LaTeX and an HTML report there, sample by sample, so that a killed run goes on.",
 )
-@click.option("--resume", type=options.NearestChoice(("auto",)), default=None, help="auto: go on with --out.")
+@click.option("--resume", type=options.NearestChoice(RESUME), default=None, help="auto: go on with --out.")
 @click.option("--overwrite", is_flag=True, help="Replace the evaluation in --out.")
 @click.option(
     "--save-predictions",
-    type=options.NearestChoice(PREDICTION_FORMATS),
+    type=options.NearestChoice(STORED),
     is_flag=False,
-    flag_value="npy",
+    flag_value=STORED[0],
     default=None,
     help="Keep every map in --out, as npy if no format is given.",
 )
@@ -261,10 +273,6 @@ def _refuse_what_is_not_used(ctx: click.Context, name: str) -> None:
                 raise click.UsageError(f"{_option(key)} has no part in {name}", ctx)
 
 
-def _option(key: str) -> str:
-    return f"--{key.replace('_', '-')}"
-
-
 def _require_root(ctx: click.Context, given: dict[str, Any]) -> None:
     from distilldepth.datasets.open import benchmark_name
 
@@ -273,7 +281,7 @@ def _require_root(ctx: click.Context, given: dict[str, Any]) -> None:
             raise click.UsageError(f"--data {name} needs --root, the folder or tar file that holds it", ctx)
 
 
-def _open(given: dict[str, Any]) -> list[Any]:
+def _open(given: dict[str, Any]) -> list[Dataset]:
     from distilldepth.datasets.open import open_data
 
     return open_data(
@@ -293,7 +301,6 @@ def _truth_scale(given: dict[str, Any]) -> float | None:
 def _score(given: dict[str, Any]) -> None:
     from contextlib import ExitStack
 
-    from distilldepth.evaluate.record.table import make_table
     from distilldepth.evaluate.run import evaluate as run
     from distilldepth.machine import command_line
 
@@ -304,7 +311,7 @@ def _score(given: dict[str, Any]) -> None:
                 list(given["data"]),
                 command=command_line(),
                 truth_scale=_truth_scale(given),
-                overrides={key: _LONG_WORDS.get(given[key], given[key]) for key in OVERRIDES if given[key] is not None},
+                overrides=_overrides(given),
                 resume=given["resume"] or "",
                 start=lambda count: stack.enter_context(options.progress(count, "evaluate")),
                 **{key: given[key] for key in _PASSED},
@@ -314,22 +321,33 @@ def _score(given: dict[str, Any]) -> None:
             raise
     options.write_json(result.to_dict(), given["json_file"])
     if given["json_file"] != "-":
-        console = options.console()
-        info = result.metadata["model"]
-        kinds = list(dict.fromkeys(dataset["kind"] for dataset in result.datasets))
-        lines = [
-            f"model     {info['name']} ({info['quantity']}, {info['licence']})",
-            f"protocol  {result.protocol.describe()}",
-            *(f"          {line}" for line in result.protocol.effective(kinds).splitlines()),
-            *(f"note      {note}" for note in result.notes),
-        ]
-        for line in lines:
-            console.print(line, soft_wrap=True, markup=False)
-        console.print(make_table(result, published=_published_rows(kinds) if given["published"] else None))
+        _show(result, given["published"])
     if given["out"] is not None:
         click.echo(f"report: {Path(given['out']) / 'report.html'}", err=True)
-    failures = [(f"{failure['dataset']}/{failure['name']}", failure["error"]) for failure in result.failures]
+    failures = [(f"{failure.dataset}/{failure.name}", failure.error) for failure in result.failures]
     options.end_with_failures(failures, len(result.samples) + len(failures))
+
+
+def _show(result: Evaluation, published: bool) -> None:
+    from distilldepth.evaluate.record.table import make_table
+
+    console = options.console()
+    info = result.metadata.model
+    kinds = list(dict.fromkeys(dataset.kind for dataset in result.datasets))
+    lines = [
+        f"model     {info.name} ({info.quantity}, {info.licence})",
+        f"protocol  {result.protocol.describe()}",
+        *(f"          {line}" for line in result.protocol.effective(kinds).splitlines()),
+        *(f"note      {note}" for note in result.notes),
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(make_table(result, published=_published_rows(kinds) if published else None))
+
+
+def _overrides(given: dict[str, Any]) -> dict[str, Any]:
+    """The rules that were given, in the words of the library."""
+    return {rule: rule_words(rule).get(given[rule], given[rule]) for rule in OVERRIDES if given[rule] is not None}
 
 
 _PASSED = (
@@ -339,7 +357,7 @@ _PASSED = (
 """Options that `evaluate` takes by the same name."""
 
 
-def _model(given: dict[str, Any]) -> Any:
+def _model(given: dict[str, Any]) -> str | StoredPredictions:
     if given["predictions"] is None:
         return given["model"]
     from distilldepth.evaluate.predictions import StoredPredictions
@@ -365,18 +383,18 @@ def _say_how_to_go_on(out: str | None) -> None:
 def _check(given: dict[str, Any]) -> None:
     from distilldepth.datasets.check import check
 
-    rows = [check(dataset) for dataset in _open(given)]
-    options.write_json(rows, given["json_file"])
+    reports = [check(dataset) for dataset in _open(given)]
+    options.write_json([report.to_dict() for report in reports], given["json_file"])
     if given["json_file"] != "-":
-        _show_check(rows)
-    for row in rows:
-        for warning in row["warnings"]:
-            click.echo(f"distilldepth: warning: {row['name']}: {warning}", err=True)
-    unreadable = [(f"{row['name']}/{bad['name']}", bad["error"]) for row in rows for bad in row["unreadable"]]
-    options.end_with_failures(unreadable, sum(row["read"] for row in rows) + len(unreadable))
+        _show_check(reports)
+    for report in reports:
+        for warning in report.warnings:
+            click.echo(f"distilldepth: warning: {report.name}: {warning}", err=True)
+    unreadable = [(f"{report.name}/{bad.name}", bad.error) for report in reports for bad in report.unreadable]
+    options.end_with_failures(unreadable, sum(report.read for report in reports) + len(unreadable))
 
 
-def _show_check(rows: list[dict[str, Any]]) -> None:
+def _show_check(reports: list[DatasetReport]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -385,23 +403,23 @@ def _show_check(rows: list[dict[str, Any]]) -> None:
     for heading in ("samples", "read", "image", "ground truth", "valid", "min", "median", "max"):
         table.add_column(heading, justify="right")
     table.add_column("unit")
-    for row in rows:
-        count, expected = row["count"], row["expected"]
+    for report in reports:
+        count, expected = report.count, report.expected
         table.add_row(
-            Text(row["name"]),
+            Text(report.name),
             str(count) if expected in (None, count) else f"{count} of {expected}",
-            str(row["read"]),
-            _sizes(row["images"]),
-            _sizes(row["truths"]),
-            "" if row["valid_share"] is None else f"{row['valid_share']:.1%}",
-            *("" if row[key] is None else f"{row[key]:.3g}" for key in ("min", "median", "max")),
-            "m" if row["is_metric"] else "1/px",
+            str(report.read),
+            _sizes(report.images),
+            _sizes(report.truths),
+            "" if report.valid_share is None else f"{report.valid_share:.1%}",
+            *("" if value is None else f"{value:.3g}" for value in (report.min, report.median, report.max)),
+            "m" if report.is_metric else "1/px",
         )
     console = options.console()
     console.print(table)
-    for row in rows:
-        for note in row["notes"]:
-            console.print(f"{row['name']}: {note}", soft_wrap=True, markup=False)
+    for report in reports:
+        for note in report.notes:
+            console.print(f"{report.name}: {note}", soft_wrap=True, markup=False)
 
 
 def _sizes(shapes: list[list[int]]) -> str:
@@ -429,12 +447,10 @@ def _compare(given: dict[str, Any]) -> None:
     console.print(make_comparison_table(comparison))
     for dataset in comparison.datasets:
         for only, label in (("only_a", "a"), ("only_b", "b")):
-            names = dataset[only]
+            names = getattr(dataset, only)
             if names:
                 some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-                console.print(
-                    f"only in {label}: {len(names)} of {dataset['name']} ({some})", soft_wrap=True, markup=False
-                )
+                console.print(f"only in {label}: {len(names)} of {dataset.name} ({some})", soft_wrap=True, markup=False)
 
 
 def _analyse(given: dict[str, Any]) -> None:
@@ -453,11 +469,11 @@ def _analyse(given: dict[str, Any]) -> None:
     options.write_json(result.to_dict(), given["json_file"])
     if given["json_file"] != "-":
         options.console().print(result.make_table())
-    failures = [(f"{failure['dataset']}/{failure['name']}", failure["error"]) for failure in result.failures]
+    failures = [(f"{failure.dataset}/{failure.name}", failure.error) for failure in result.failures]
     options.end_with_failures(failures, sum(len(dataset.items) for dataset in datasets))
 
 
-def _published_rows(kinds: list[str]) -> list[dict[str, Any]]:
+def _published_rows(kinds: list[str]) -> list[PublishedRow]:
     from distilldepth.evaluate.record.published import published_rows
 
     return [row for kind in kinds if kind for row in published_rows(kind)]
@@ -466,7 +482,8 @@ def _published_rows(kinds: list[str]) -> list[dict[str, Any]]:
 def _show_published(given: dict[str, Any]) -> None:
     from distilldepth.evaluate.record.published import make_published_table, published_kinds
 
-    options.write_json(_published_rows(list(published_kinds())), given["json_file"])
+    rows = [row.to_dict() for row in _published_rows(list(published_kinds()))]
+    options.write_json(rows, given["json_file"])
     if given["json_file"] != "-":
         options.console().print(make_published_table())
 
@@ -493,4 +510,4 @@ def _submit(given: dict[str, Any]) -> None:
         )
     options.write_json(written.to_dict(), given["json_file"])
     click.echo(f"wrote {written.written} of {written.expected} maps to {written.folder}", err=True)
-    options.end_with_failures([(bad["name"], bad["error"]) for bad in written.failures], len(images))
+    options.end_with_failures([(bad.name, bad.error) for bad in written.failures], len(images))

@@ -5,9 +5,10 @@ Every file of this package's own formats is read through here, so that a damaged
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,31 @@ MAX_DEPTH = 64
 """Levels of nesting."""
 _LARGEST = 1 << 63
 """Whole numbers beyond 64 bits fit into no tensor and no array."""
+
+
+class Record(Mapping[str, Any]):
+    """Base of dataclasses that are written to JSON. One also reads like the dictionary it becomes: `row["name"]`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dictionary for JSON: the fields in their order."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]  # subclasses are dataclasses
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def read_json(path: Path, *, remedy: str = "", limit: int = MAX_BYTES) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tolerances import SCORE
 from distilldepth import native
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.protocol import PROTOCOLS, Rules, choose_protocol
-from distilldepth.evaluate.score import score_batch, scoring_mask
+from distilldepth.evaluate.score import score_batch, scored_pixels
 from distilldepth.metrics.depth import DELTAS, SUMS
 from distilldepth.ops import library
 from distilldepth.ops.depth_sums import FLOORS, FitAndClip, depth_sums, has_depth_sums
@@ -78,7 +78,7 @@ def assert_same(found, wanted, *, slack=False):
 
 def rounding_of(scores):
     """How much each sum changes when every depth moves by two roundings."""
-    kept, g, d = scores.mask, scores._context.truth.double(), scores.depth.double()
+    kept, g, d = scores.scored, scores._maps.truth.double(), scores.depth.double()
     eps = 2 * torch.finfo(torch.float32).eps
     apart, move, log = (d - g).abs(), eps * d, (d / g).log().abs()
     square = 2 * apart * move + move**2
@@ -136,7 +136,7 @@ def test_rules_of_all_kinds(seed, shape, share, space, align, bounds, limits, cr
     values = values + offset if quantity == "disparity" else 1 / values.clamp(min=0.05) - 0.3 * (offset < 0)
     found, wanted = both(values, quantity, depth, valid, True, rules)
     assert_same(found, wanted, slack=True)
-    counts = scoring_mask(depth, valid, rules).flatten(1).sum(1).double()
+    counts = scored_pixels(depth, valid, rules).flatten(1).sum(1).double()
     assert all(found.sums["count"][i] == counts[i] for i in range(len(depth)) if i not in found.problems)
 
 

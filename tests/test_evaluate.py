@@ -580,14 +580,12 @@ def test_wrong_usage_is_exit_2(args, message):
 
 def test_the_words_of_the_command_are_those_of_the_library():
     from distilldepth.cli import evaluate as command
-    from distilldepth.evaluate.record.saved_maps import FORMATS
     from distilldepth.models.base import QUANTITIES
 
-    assert set(command.PREDICTION_FORMATS) == set(FORMATS)
     assert {word.replace("-", "_") for word in command.QUANTITIES} == set(QUANTITIES)
-    for key, (words, _) in command.OVERRIDES.items():
-        for word in words if isinstance(words, tuple) else (3.0,):
-            value = command._LONG_WORDS.get(word, word)
+    assert all(command.rule_words(key) or key.endswith("_depth") for key in command.OVERRIDES)
+    for key in command.OVERRIDES:
+        for word, value in (command.rule_words(key) or {3.0: 3.0}).items():
             protocol = choose_protocol("metric_depth", overrides={key: value})
             expected = "" if word == "none" and key != "align" else value
             assert getattr(protocol.rules(""), key) == expected, (key, word)

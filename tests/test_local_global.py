@@ -238,6 +238,11 @@ def test_a_prediction_that_is_not_finite_is_a_failure():
 def test_table_json_and_summary_say_the_same():
     result = local_global(Brightness(lambda x: x), [dataset("d", *(scene(seed) for seed in range(6)))], shares=[0.5])
     text = json.dumps(result.to_dict(), allow_nan=False)
+    assert list(json.loads(text)["rows"][0]) == [
+        "dataset", "share", "place", "images", "regions", "skipped", "negative", "global", "local", "crop",
+        "local_on_crops", "control_global", "control_local", "local_minus_global", "crop_minus_local",
+        "control_local_minus_global",
+    ]  # fmt: skip
     assert json.loads(text)["rows"][0]["dataset"] == "d"
     lines = [line for line in result.summary() if line.startswith("grid 1/2")]
     assert "local better on 1, worse on 0 of 1, error -100%" in lines[0]

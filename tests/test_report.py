@@ -21,6 +21,7 @@ from distilldepth.evaluate.record.cases import FOLDER, Cases
 from distilldepth.evaluate.record.page import write_report
 from distilldepth.evaluate.record.published import published_rows
 from distilldepth.evaluate.record.result import Evaluation
+from distilldepth.evaluate.record.rows import Failure, Metadata, ScoredDataset, ScoredModel, ScoredSample
 from distilldepth.evaluate.record.table import format_metric, make_table, to_csv, to_latex, to_markdown
 from distilldepth.pages import Chart, data_url, depth_ticks, jpeg, nice_ticks, palette_png, png
 
@@ -59,8 +60,12 @@ def make_evaluation(*, complete: bool = False) -> Evaluation:
         "notes": [],
     }  # fmt: skip
     return Evaluation(
-        {"model": model, "device": "cpu", "size": 96, "resize_policy": "hf", "command": "distilldepth evaluate & co"},
-        PROTOCOLS["affine-disparity"], datasets, metrics(2), samples, failures, ["a stand-in <is> used"],
+        Metadata(
+            ScoredModel(**model), device="cpu", size=96, resize_policy="hf", command="distilldepth evaluate & co"
+        ),
+        PROTOCOLS["affine-disparity"], [ScoredDataset.from_dict(row) for row in datasets], metrics(2),
+        [ScoredSample.from_dict(row) for row in samples], [Failure(**row) for row in failures],
+        ["a stand-in <is> used"],
     )  # fmt: skip
 
 
@@ -122,7 +127,8 @@ def test_published_rows_are_marked_in_the_table():
 
 def test_pixel_pooled_numbers_have_no_interval_of_per_image_means():
     evaluation = make_evaluation()
-    evaluation.datasets[0]["rules"]["aggregation"] = "pixel-pooled"
+    dataset = evaluation.datasets[0]
+    dataset.rules = replace(dataset.rules, aggregation="pixel-pooled")
     text = printed(evaluation, 170)
     assert "0.777" in text
     assert "[0.60, 0.67]" not in text
@@ -143,7 +149,7 @@ def test_markdown():
 
 def test_latex_is_escaped_and_has_booktabs():
     evaluation = make_evaluation()
-    evaluation.datasets[1]["name"] = r"50% & #1 \x ~^{}$_"
+    evaluation.datasets[1].name = r"50% & #1 \x ~^{}$_"
     text = to_latex(evaluation)
     assert r"50\% \& \#1 \textbackslash{}x \textasciitilde{}\textasciicircum{}\{\}\$\_" in text
     for word in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lrrrrrrrrrr}", r"$\delta_1$"):
@@ -363,9 +369,9 @@ def test_published_numbers_are_beside_ours_and_marked(tmp_path):
 def test_a_page_without_pictures_or_bins(tmp_path):
     evaluation = make_evaluation()
     for sample in evaluation.samples:
-        del sample["error_by_depth"]
-        sample["metrics"] = {"delta1": None}
-    evaluation.datasets[0].update(metrics={}, intervals={}, frames=0)
+        sample.error_by_depth = None
+        sample.metrics = {"delta1": None}
+    evaluation.datasets[0] = replace(evaluation.datasets[0], metrics={}, intervals={}, frames=0)
     page = write_report(evaluation, tmp_path).read_text()
     assert "nan" not in page.lower().replace("nanosecond", "")
     assert "Worst cases" not in page

@@ -14,7 +14,7 @@ from distilldepth.alignment import align
 from distilldepth.datasets.truth import Truth
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.protocol import PROTOCOLS, Rules, choose_protocol, crop_box
-from distilldepth.evaluate.score import apply_image_crop, fill_background, pool, score_batch, scoring_mask
+from distilldepth.evaluate.score import apply_image_crop, fill_background, pool, score_batch, scored_pixels
 from distilldepth.metrics import HIGHER_IS_BETTER, NAMES, depth_metrics
 
 QUANTITIES = ("disparity", "depth", "metric_depth")
@@ -124,7 +124,7 @@ def test_depth_is_that_of_align(device):
     scores = score_batch(disparity, "disparity", depth, valid, True, rules)
     aligned = align(disparity, torch.where(valid, depth, 1), valid)
     torch.testing.assert_close(scores.depth, aligned.depth, rtol=SCORE, atol=0)
-    assert torch.equal(scores.mask, valid)
+    assert torch.equal(scores.scored, valid)
     far = disparity + 1000
     torch.testing.assert_close(
         score_batch(far.double(), "disparity", depth, valid, True, rules).metrics["abs_rel"],
@@ -216,7 +216,7 @@ def test_what_cannot_be_scored_at_all_says_why(device):
         assert set(scores.problems) == {0, 1, 2}
         assert reason in scores.problems[0]
         assert scores.metrics["abs_rel"].isnan().all()
-        assert (scores.depth.shape, scores.mask.shape) == (depth.shape, depth.shape)
+        assert (scores.depth.shape, scores.scored.shape) == (depth.shape, depth.shape)
     empty = score_batch(disparity[:0], "disparity", depth[:0], valid[:0], True, Rules())
     assert empty.metrics["abs_rel"].shape == (0,)
 
@@ -233,7 +233,7 @@ def test_bounds_are_strict_or_inclusive(device):
         rules = Rules(align="none", space="depth", min_depth=1, max_depth=80, bounds=bounds, min_pixels=1)
         scores = score_batch(values, "metric_depth", depth, valid, True, rules)
         found[bounds] = (float(scores.sums["count"]), float(scores.metrics["abs_rel"]))
-        assert int(scoring_mask(depth, valid, rules).sum()) == found[bounds][0]
+        assert int(scored_pixels(depth, valid, rules).sum()) == found[bounds][0]
     assert found == {"strict": (2, 0), "inclusive": (4, 0.25)}
 
 
@@ -316,8 +316,8 @@ def test_truth_far_beyond_its_quantile_does_not_count(device):
     valid = torch.ones_like(depth, dtype=torch.bool)
     scores = score_batch(1 / depth, "disparity", depth, valid, True, choose_protocol("disparity", name="moge").rules())
     assert float(scores.sums["count"]) == 199
-    assert not scores.mask[0, 0, 0]
-    assert scores.mask[0, 0, 1]
+    assert not scores.scored[0, 0, 0]
+    assert scores.scored[0, 0, 1]
 
 
 def test_a_prediction_is_brought_to_the_size_of_the_truth(device):

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from distilldepth.cli.main import cli
 from distilldepth.evaluate import Evaluation, choose_protocol
 from distilldepth.evaluate.compare import compare
+from distilldepth.evaluate.record.rows import Metadata, ScoredDataset, ScoredModel, ScoredSample
 from distilldepth.evaluate.statistics import bootstrap_interval, mean_intervals
 
 
@@ -74,11 +75,11 @@ def test_wrong_arguments_are_named(options, message):
 def result(model: str, scores: dict[str, float | None], *, protocol: str = "affine-disparity", **rules) -> Evaluation:
     chosen = choose_protocol("disparity", name=protocol)
     samples = [
-        {"dataset": "set", "name": name, "metrics": {"abs_rel": value, "delta1": None if value is None else 1 - value}}
+        ScoredSample("set", name, {"abs_rel": value, "delta1": None if value is None else 1 - value})
         for name, value in scores.items()
     ]
     dataset = {"name": "set", "kind": "", "rules": {**chosen.rules("").to_dict(), **rules}}
-    return Evaluation({"model": {"name": model}}, chosen, [dataset], {}, samples, [], [])
+    return Evaluation(Metadata(ScoredModel(model)), chosen, [ScoredDataset.from_dict(dataset)], {}, samples, [], [])
 
 
 def test_differences_are_paired_by_name_not_by_place():
@@ -110,8 +111,8 @@ def test_samples_in_one_only_are_named_and_left_out():
 
 def test_names_that_repeat_are_paired_in_order():
     a, b = result("a", {"x": 0.1}), result("b", {"x": 0.2})
-    a.samples.append({"dataset": "set", "name": "x", "metrics": {"abs_rel": 0.5}})
-    b.samples.append({"dataset": "set", "name": "x", "metrics": {"abs_rel": 0.4}})
+    a.samples.append(ScoredSample("set", "x", {"abs_rel": 0.5}))
+    b.samples.append(ScoredSample("set", "x", {"abs_rel": 0.4}))
     row = compare(a, b).datasets[0]["metrics"]["abs_rel"]
     assert row["difference"] == pytest.approx(0.0)
     assert row["wins"] == 0.5

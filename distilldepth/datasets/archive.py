@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,8 +32,25 @@ class Span(NamedTuple):
     size: int
 
 
+class Readable(ABC):
+    """A file of a dataset, wherever its bytes are."""
+
+    @property
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether the file is there."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """Return the content."""
+
+    def read_array(self, dtype: str) -> np.ndarray:
+        """Return the content as a flat, writable array."""
+        return np.frombuffer(bytearray(self.read()), dtype)
+
+
 @dataclass(frozen=True)
-class Stored:
+class Stored(Readable):
     """One file of a `Folder` or a `Tar`; it need not exist."""
 
     archive: Folder | Tar
@@ -161,7 +179,7 @@ class Tar:
 
     def tops(self, tails: Sequence[str]) -> Iterator[str]:
         """The folders in which one of `tails` is a member, the outermost first."""
-        wanted = {PurePosixPath(tail).name: [] for tail in tails}
+        wanted: dict[str, list[str]] = {PurePosixPath(tail).name: [] for tail in tails}
         for tail in tails:
             wanted[PurePosixPath(tail).name].append(tail)
         found = set()

@@ -24,6 +24,7 @@ def open_benchmark(
     *,
     split: str | os.PathLike | None = None,
     field: str | None = None,
+    preferred_field: str | None = None,
     subset: str | None = None,
     limit: int | None = None,
     strict_count: bool = True,
@@ -35,6 +36,7 @@ def open_benchmark(
         root: the folder with its files, one of its tar files, or a container (NYU Depth v2).
         split: its list, or a folder with lists of the usual names; None to look for it in the root.
         field: kind of ground truth, where there are several (`raw`, `filled` of NYU Depth v2); None for the first.
+        preferred_field: the same, but not missed where there is one kind only.
         subset: part of it, a key of its `counts`; None for the first.
         limit: only the first so many samples.
         strict_count: refuse another number of samples than the benchmark has, unless there is a limit.
@@ -61,7 +63,7 @@ def open_benchmark(
     opened = Root(root)
     splits = find_splits(opened, split, benchmark.splits)
     split_path = None if split is None else expand_user(split)
-    found = benchmark.find(Request(opened, splits, subset, field, benchmark, split_path))
+    found = benchmark.find(Request(opened, splits, subset, field, benchmark, split_path, preferred_field))
     expected = None if found.has_own_count else benchmark.counts[subset]
     count = len(found.samples)
     if strict_count and limit is None and expected is not None and count != expected:

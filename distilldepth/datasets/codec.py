@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distilldepth.datasets.archive import Stored
+from distilldepth.datasets.archive import Readable
 from distilldepth.datasets.rgbd import decode_depth
 from distilldepth.errors import DistillDepthError
 from distilldepth.images.decode import open_image
@@ -51,7 +51,7 @@ class DepthCodec:
         if not (self.scale > 0 and math.isfinite(self.scale)):
             raise ValueError(f"DepthCodec: scale must be positive (units per metre), got {self.scale}")
 
-    def read(self, file: Stored, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, file: Readable, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Read a file.
 
         Args:

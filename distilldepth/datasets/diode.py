@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distilldepth.datasets.codec import DepthCodec
-from distilldepth.datasets.samples import Benchmark, FileReader, Found, ListMismatch, Request, Sample, first_fit, pair
+from distilldepth.datasets.samples import Benchmark, FileReader, Found, Frame, ListMismatch, Request, first_fit, pair
 from distilldepth.datasets.splits import Row, Split
 from distilldepth.images.decode import natural_key
 
@@ -19,7 +19,7 @@ def find_samples(request: Request) -> Found:
     """
     if request.splits:
         return first_fit(request, _from_list)
-    samples: list[Sample] = []
+    samples: list[Frame] = []
     for domain, folder in _FOLDERS.items():
         if request.subset in ("all", domain):
             samples += _glob(request, folder)
@@ -50,7 +50,7 @@ def _column(row: Row, index: int, suffix: str) -> str:
     return row.fields[index] if len(row.fields) > index else row.fields[0].removesuffix(".png") + suffix
 
 
-def _glob(request: Request, folder: str) -> list[Sample]:
+def _glob(request: Request, folder: str) -> list[Frame]:
     found = request.root.glob(f"{folder}/scene_*/scan_*/*.png")
     if found is None and request.root.path.name == folder:
         found = request.root.glob("scene_*/scan_*/*.png", nested=False)
@@ -63,7 +63,7 @@ def _glob(request: Request, folder: str) -> list[Sample]:
         reader = FileReader(
             (place.file(name),), (place.file(f"{stem}_depth.npy"),), _CODEC, (place.file(f"{stem}_depth_mask.npy"),)
         )
-        samples.append(Sample(name if name.startswith(folder) else f"{folder}/{name}", reader))
+        samples.append(Frame(name if name.startswith(folder) else f"{folder}/{name}", reader))
     return samples
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distilldepth.datasets.archive import Place
 from distilldepth.datasets.kitti_eigen import KITTI_CODEC
-from distilldepth.datasets.samples import Benchmark, FileReader, Found, Request, Sample, first_fit, pair, spread
+from distilldepth.datasets.samples import Benchmark, FileReader, Found, Frame, Request, first_fit, pair, spread
 from distilldepth.datasets.splits import Row, Split
 from distilldepth.errors import DistillDepthError
 from distilldepth.images.decode import is_image_name
@@ -23,12 +23,15 @@ def find_samples(request: Request) -> Found:
     for images in _image_folders(request):
         # Without the set's name above it, the folder is this set's only if the root is.
         found = request.root.glob(f"{images}/*", nested=not images.startswith("left-image"))
-        names = [name for name in found[1] if is_image_name(name.rpartition("/")[2])] if found else []
+        if found is None:
+            continue
+        images_place, listed = found
+        names = [name for name in listed if is_image_name(name.rpartition("/")[2])]
         if not names:
             continue
         place, depth = _depth_folder(request, names)
         samples = [
-            Sample(name, FileReader((found[0].file(name),), (place.file(f"{depth}/{_tail(name)}"),), KITTI_CODEC))
+            Frame(name, FileReader((images_place.file(name),), (place.file(f"{depth}/{_tail(name)}"),), KITTI_CODEC))
             for name in names
         ]
         return Found(samples, notes=[f"no list: all images of {images}"])

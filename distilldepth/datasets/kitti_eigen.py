@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from distilldepth.datasets.codec import DepthCodec
-from distilldepth.datasets.samples import Benchmark, FileReader, Found, Request, Sample, first_fit, spread
+from distilldepth.datasets.samples import Benchmark, FileReader, Found, Frame, Request, first_fit, spread
 from distilldepth.datasets.splits import Row, Split
 from distilldepth.errors import DistillDepthError
 
@@ -45,7 +45,7 @@ def _from_list(request: Request, split: Split) -> Found:
             tuple(depths.file(path) for path in _depth_paths(*frame)),
             KITTI_CODEC,
         )
-        samples.append(Sample(_image_paths(*frame)[0], reader))
+        samples.append(Frame(_image_paths(*frame)[0], reader))
     notes = [f"{dropped} of {len(split.rows)} lines have no ground truth and are left out"] if dropped else []
     return Found(samples, notes=notes)
 

@@ -13,8 +13,8 @@ from distilldepth.datasets.samples import (
     Benchmark,
     FileReader,
     Found,
+    Frame,
     Request,
-    Sample,
     first_fit,
     locate,
     pair,
@@ -44,7 +44,7 @@ def find_samples(request: Request) -> Found:
         raise request.no_list("; without a list, all of depth_selection/val_selection_cropped/image is taken")
     place, names = found
     samples = [
-        Sample(
+        Frame(
             f"{_VALIDATION}/{name.rpartition('/')[2]}",
             FileReader((place.file(name),), (place.file(_truth_path(name)),), KITTI_CODEC),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distilldepth.datasets.codec import DepthCodec
-from distilldepth.datasets.samples import Benchmark, FileReader, Found, Request, Sample, locate
+from distilldepth.datasets.samples import Benchmark, FileReader, Found, Frame, Request, locate
 from distilldepth.datasets.splits import Row, read_split
 
 INDEX = ".index.txt"
@@ -37,12 +37,13 @@ def find_samples(request: Request) -> Found:
     if found is None:
         raise request.not_found("images", image_path(split.rows[0]), split.name)
     place, dropped = found
-    options = {"is_metric": request.subset in _METRIC, "dense": request.subset in _DENSE}
+    is_metric, dense = request.subset in _METRIC, request.subset in _DENSE
     samples = []
     for row in split.rows:
         folder = "/".join(image_path(row).split("/")[dropped:-1])
         image, depth = (place.file(f"{folder}/{name}") for name in ("image.jpg", "depth.png"))
-        samples.append(Sample(f"{row.fields[0]}/image.jpg", FileReader((image,), (depth,), _CODEC, **options)))
+        reader = FileReader((image,), (depth,), _CODEC, is_metric=is_metric, dense=dense)
+        samples.append(Frame(f"{row.fields[0]}/image.jpg", reader))
     return Found(samples, notes=[f"list: {split.name}"])
 
 

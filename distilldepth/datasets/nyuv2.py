@@ -10,15 +10,15 @@ from types import ModuleType
 
 import numpy as np
 
+from distilldepth.datasets.archive import Readable
 from distilldepth.datasets.codec import DepthCodec
 from distilldepth.datasets.samples import (
     Benchmark,
     FileReader,
     Found,
+    Frame,
     ListMismatch,
     Request,
-    Sample,
-    choose_field,
     first_fit,
     locate,
     pair,
@@ -67,15 +67,19 @@ def _from_list(request: Request, split: Split) -> Found:
     if split.name.lower().endswith(".csv"):
         if any(len(row.fields) < 2 for row in split.rows):
             raise DistillDepthError(f"{split.name}: each line must be IMAGE,DEPTH")
-        choose_field(request.benchmark.name, request.field, ())
+        request.choose_field(())
         samples = pair(request, split, _DENSEDEPTH, lambda row: row.fields[1])
         return Found(samples)
-    there = [field for field in FIELDS if locate(request.root, split.rows, lambda row, f=field: _depths(row)[f])]
+    there = [field for field in FIELDS if _has_depths(request, split, field)]
     if not there:
         raise request.not_found("files with ground truth", _depths(split.rows[0])["raw"], split.name)
-    field = choose_field(request.benchmark.name, request.field, tuple(there))
+    field = request.choose_field(tuple(there))
     samples = pair(request, split, _MILLIMETRES, lambda row: _depths(row)[field])
     return Found(samples, tuple(there), field)
+
+
+def _has_depths(request: Request, split: Split, field: str) -> bool:
+    return locate(request.root, split.rows, lambda row: _depths(row)[field]) is not None
 
 
 def _depths(row: Row) -> dict[str, str]:
@@ -97,7 +101,7 @@ def _depths(row: Row) -> dict[str, str]:
 
 def _from_mat(request: Request, path: Path) -> Found:
     """The official file, with the official split beside it: numbers from 1."""
-    field = choose_field(request.benchmark.name, request.field, FIELDS)
+    field = request.choose_field(FIELDS)
     split = request.split_path or path.with_name("splits.mat")
     if split.suffix.lower() != ".mat":
         raise DistillDepthError(
@@ -123,7 +127,7 @@ def _from_mat(request: Request, path: Path) -> Found:
     except (KeyError, OSError, IndexError, ValueError, TypeError, RuntimeError) as error:
         raise DistillDepthError(f"{path}: is not the labelled NYU Depth v2 ({one_line(error)})") from error
     samples = [
-        Sample(f"test/{scene}/rgb_{number:04d}.png", _MatReader(str(path), number - 1, field))
+        Frame(f"test/{scene}/rgb_{number:04d}.png", _MatReader(str(path), number - 1, field))
         for number, scene in zip(numbers, names, strict=True)
     ]
     return Found(samples, FIELDS, field, [f"list: {split}"])
@@ -154,7 +158,7 @@ class _MatReader:
 
 def _from_hdf5(request: Request, path: Path) -> Found:
     """UniDepth's container: encoded files under their paths, and the list as one more."""
-    choose_field(request.benchmark.name, request.field, ())
+    request.choose_field(())
     if request.splits:
         split = request.splits[0]
     else:
@@ -165,17 +169,21 @@ def _from_hdf5(request: Request, path: Path) -> Found:
     samples = []
     for row in split.rows:
         image, depth = (_Inside(str(path), name) for name in row.fields[:2])
-        samples.append(Sample(row.fields[0], FileReader((image,), (depth,), _MILLIMETRES)))
+        samples.append(Frame(row.fields[0], FileReader((image,), (depth,), _MILLIMETRES)))
     return Found(samples, notes=[f"list: {split.name}"])
 
 
 @dataclass(frozen=True)
-class _Inside:
-    """An encoded file inside an HDF5 container; stands for `Stored`."""
+class _Inside(Readable):
+    """An encoded file inside an HDF5 container."""
 
     path: str
     name: str
-    exists = True
+
+    @property
+    def exists(self) -> bool:
+        """Yes, until it is read."""
+        return True
 
     def __str__(self) -> str:
         return f"{self.path}/{self.name}"

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,8 +18,13 @@ from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, sho
 from distilldepth.files import expand_user
 from distilldepth.images.sources import MAX_SCENES, parse_count
 
+if TYPE_CHECKING:
+    from distilldepth.datasets.rgbd import RGBDSource
+
 __all__ = ["SCENE_COUNT", "SCENE_SEED", "SCENE_SIZE", "Dataset", "Item", "Truth", "benchmark_name", "open_data"]
 
+Data = str | Path | Dataset | Sequence[str | Path | Dataset]
+"""What `open_data` takes."""
 SCENE_SEED = 10_000_000
 """First seed of the scenes for scoring; training draws from 0 to 999 999."""
 SCENE_COUNT = 200
@@ -28,7 +34,7 @@ _WEIGHED = 3
 
 
 def open_data(
-    specs: str | Path | Sequence[str | Path],
+    specs: Data,
     *,
     root: str | Path | None = None,
     split: str | Path | None = None,
@@ -40,12 +46,14 @@ def open_data(
 
     Args:
         specs: each a benchmark (`nyuv2`, `diode:indoor`, see `distilldepth list datasets`), a manifest (.jsonl), a
-            folder of manifests, another RGB-D set (see `open_rgbd`), or `scenes[:N]`.
+            folder of manifests, another RGB-D set (see `open_rgbd`), or `scenes[:N]`. Datasets are open already, and
+            returned as they are.
         root: folder or tar file of the benchmark; folder that the paths in manifests are relative to, None for the
             manifest's own.
         split: file that lists a benchmark's samples; None for the one in the root.
         limit: use the first so many frames of each dataset.
-        fields: kind of ground truth by kind of benchmark, for example `{"nyuv2": "raw"}`; else the benchmark's own.
+        fields: kind of ground truth by kind of benchmark where there are several, for example `{"nyuv2": "raw"}`; else
+            the benchmark's own.
         truth_scale: stored units per metre of RGB-D sets whose files do not say it; see `open_rgbd`.
 
     Returns:
@@ -56,18 +64,24 @@ def open_data(
         DistillDepthError: not a dataset, nothing in it, or not as many samples as the benchmark has.
         ValueError: wrong count of scenes or limit, a benchmark without root, or a split without benchmark.
     """
+    given = [specs] if isinstance(specs, (str, Path, Dataset)) else list(specs)
+    opened = [spec for spec in given if isinstance(spec, Dataset)]
+    if opened and len(opened) == len(given):
+        return opened
     if limit is not None and limit < 1:
         raise UsageError(f"open_data: limit must be at least 1, got {limit}")
-    specs = [specs] if isinstance(specs, (str, Path)) else list(specs)
-    if split is not None and not any(map(benchmark_name, specs)):
+    named = [spec for spec in given if not isinstance(spec, Dataset)]
+    if split is not None and not any(map(benchmark_name, named)):
         raise UsageError("open_data: --split lists the samples of a benchmark, and the data is none; leave it out")
-    if truth_scale is not None and all(benchmark_name(spec) or _is_scenes(spec) for spec in specs):
+    if truth_scale is not None and all(benchmark_name(spec) or _is_scenes(spec) for spec in named):
         raise UsageError(
             "open_data: a depth scale is about RGB-D sets (or --predictions), and the data says its own; leave it out"
         )
     datasets: list[Dataset] = []
-    for spec in specs:
-        if _is_scenes(spec):
+    for spec in given:
+        if isinstance(spec, Dataset):
+            datasets.append(spec)
+        elif _is_scenes(spec):
             datasets.append(_open_scenes(str(spec), limit))
         elif benchmark_name(spec):
             datasets.append(_open_benchmark(str(spec), root, split, limit, fields or {}))
@@ -85,7 +99,7 @@ def open_data(
 
 
 def check_any_readable(datasets: Sequence[Dataset], max_tries: int = 100) -> dict[str, list[str]]:
-    """Raise if none of a dataset's samples can be read, before a model is loaded for them.
+    """Raise if none of a dataset's samples can be read, before the work begins.
 
     Args:
         datasets: each has to have a sample that can be read.
@@ -131,7 +145,7 @@ def truth_notes(truths: Sequence[Truth]) -> list[str]:
         return []
     scales = {truth.scale for truth in metric}
     medians = [float(np.median(truth.depth[truth.valid])) for truth in metric]
-    saturated = (saturation_note(truth.depth, truth.valid, truth.scale) for truth in metric)
+    saturated = (saturation_note(truth.depth, truth.valid, truth.scale) for truth in metric if truth.scale is not None)
     first = next(filter(None, saturated), None)
     return scale_notes(medians, scales.pop() if len(scales) == 1 else None) + ([first] if first else [])
 
@@ -160,7 +174,7 @@ def _open_benchmark(
         name,
         root,
         split=split,
-        field=fields.get(name) or None,
+        preferred_field=fields.get(name),
         subset=subset or None,
         limit=limit,
         strict_count=limit is None,
@@ -219,7 +233,7 @@ def _open_rgbd(
 
 @dataclass(frozen=True)
 class _RGBDReader:
-    source: object
+    source: RGBDSource
     index: int
 
     def __call__(self) -> tuple[np.ndarray, Truth]:

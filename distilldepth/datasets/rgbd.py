@@ -292,7 +292,7 @@ def read_grey(image: Image.Image, name: str) -> np.ndarray:
     """
     if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
         return np.array(image)
-    if any("16" in str(tile[3]) for tile in image.tile):
+    if any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         raise DistillDepthError(
             f"{name}: has several channels of 16 bits, of which only 8 can be read; store one grey channel"
         )
@@ -327,7 +327,8 @@ def one_channel(values: np.ndarray, name: str) -> np.ndarray:
 
 def _read_manifest(path: Path, root: Path, scale: float | None) -> tuple[list[RGBDEntry], int]:
     """The lines with ground truth, and how many have none."""
-    entries, skipped, keys = [], 0, set()
+    entries: list[RGBDEntry] = []
+    skipped, keys = 0, set[str]()
     text = read_text(path, remedy="a manifest has one JSON object per line", limit=_MANIFEST_BYTES)
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -456,28 +457,28 @@ def _from_pairs(
     pairs: list[Pair], implied: float | None, path: Path, dataset: str, root: Path | None, depth_scale: float | None
 ) -> RGBDSource:
     """The source of a list; looks for some of its files, so that a list of another place is one error."""
-    known = [pair for pair in pairs if pair.depth is not None]
+    known = [(pair, pair.depth) for pair in pairs if pair.depth is not None]
     if not known:
         raise DistillDepthError(f"{path}: no sample with ground truth; all {len(pairs)} lines have no depth")
     base = root or path.parent
     probes = known[:: -(-len(known) // _PROBES)]
     bases = [base]
-    if base.resolve().name == PurePosixPath(probes[0].image).parts[0]:
+    if base.resolve().name == PurePosixPath(probes[0][0].image).parts[0]:
         # Lists for NYU Depth repeat the folder in which they lie.
         bases.append(base / "..")
-    found = [place for place in bases if any((place / pair.image).is_file() for pair in probes)]
+    found = [place for place in bases if any((place / pair.image).is_file() for pair, _ in probes)]
     if not found:
         raise DistillDepthError(
-            f"{path}: none of its images is there, looked for {base / probes[0].image} and so on; give --root, the "
+            f"{path}: none of its images is there, looked for {base / probes[0][0].image} and so on; give --root, the "
             "folder that its names are relative to"
         )
-    if not any((found[0] / pair.depth).is_file() for pair in probes):
+    if not any((found[0] / depth).is_file() for _, depth in probes):
         raise DistillDepthError(
-            f"{path}: none of its depth files is there, looked for {found[0] / probes[0].depth} and so on"
+            f"{path}: none of its depth files is there, looked for {found[0] / probes[0][1]} and so on"
         )
     entries = [
-        RGBDEntry(pair.image, dataset, found[0] / pair.image, found[0] / pair.depth, scale=None, focal_px=pair.focal_px)
-        for pair in known
+        RGBDEntry(pair.image, dataset, found[0] / pair.image, found[0] / depth, scale=None, focal_px=pair.focal_px)
+        for pair, depth in known
     ]
     skipped = len(pairs) - len(known)
     description = f"{path} ({len(entries)} samples with ground truth" + (f", {skipped} without)" if skipped else ")")

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags
 
-from distilldepth.datasets.archive import Place, Root, Stored
+from distilldepth.datasets.archive import Place, Readable, Root, Stored
 from distilldepth.datasets.codec import DepthCodec
 from distilldepth.datasets.rgbd import decode_depth
 from distilldepth.datasets.splits import Row, Split
@@ -19,6 +20,7 @@ from distilldepth.datasets.truth import Truth
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.images.decode import as_rgb, open_image
 
+T = TypeVar("T")
 _PROBES = 16
 """How many lines of a list are looked for, spread evenly, before it is said not to fit the folder."""
 
@@ -28,8 +30,8 @@ class ListMismatch(DistillDepthError):
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image with ground truth, not read yet."""
+class Frame:
+    """One image with ground truth as its benchmark names it, not read yet; in an opened dataset it is an `Item`."""
 
     name: str
     read: Callable[[], tuple[np.ndarray, Truth]]
@@ -39,7 +41,7 @@ class Sample:
 class Found:
     """What a benchmark's reader found."""
 
-    samples: list[Sample]
+    samples: list[Frame]
     fields: tuple[str, ...] = ()
     """Kinds of ground truth on disk."""
     field: str = ""
@@ -62,6 +64,23 @@ class Request:
     benchmark: Benchmark
     split_path: Path | None = None
     """What the user named as the list; only needed where it is no text."""
+    preferred_field: str | None = None
+    """Kind of ground truth to read where there are several; `field` has to be there."""
+
+    def choose_field(self, fields: tuple[str, ...]) -> str:
+        """Return the kind of ground truth to read: the one asked for, or the first.
+
+        Args:
+            fields: those on disk; empty where there is one kind only, which has no name.
+
+        Raises:
+            DistillDepthError: what is asked for is not on disk.
+        """
+        field = self.field or (self.preferred_field if fields else None)
+        if field and field not in fields:
+            there = did_you_mean(field, fields) if fields else "; there is one kind only, which has no name"
+            raise DistillDepthError(f"{self.benchmark.name}: has no ground truth called {field!r} on disk{there}")
+        return field or (fields[0] if fields else "")
 
     def no_list(self, hint: str = "") -> DistillDepthError:
         """Return the error for a root without a list, which says what to put where."""
@@ -111,11 +130,11 @@ class Benchmark:
 class FileReader:
     """Reads one sample from files."""
 
-    image: tuple[Stored, ...]
+    image: tuple[Readable, ...]
     """Where the photograph may be; the first that exists is read."""
-    depth: tuple[Stored, ...]
+    depth: tuple[Readable, ...]
     codec: DepthCodec
-    mask: tuple[Stored, ...] = ()
+    mask: tuple[Readable, ...] = ()
     """File that alone says what is valid."""
     is_metric: bool = True
     dense: bool = False
@@ -141,7 +160,7 @@ class FileReader:
         return image, Truth(depth, valid, is_metric=self.is_metric, dense=self.dense)
 
 
-def read_photograph(file: Stored) -> np.ndarray:
+def read_photograph(file: Readable) -> np.ndarray:
     """Read an image as it is stored, uint8 `(H, W, 3)`: ground truth is aligned with stored pixels, so an EXIF
     orientation is not applied.
 
@@ -185,7 +204,7 @@ def pair(
     *,
     mask_path: Callable[[Row], str] | None = None,
     **options: bool,
-) -> list[Sample]:
+) -> list[Frame]:
     """Make the samples of a list whose first column is the image.
 
     Args:
@@ -221,7 +240,7 @@ def pair(
         name = "/".join(parts[images[1] :]) if row.absolute else row.fields[0]
         mask = stored(depths, mask_path(row)) if mask_path else ()
         reader = FileReader(stored(images, row.fields[0]), stored(depths, depth_path(row)), codec, mask, **options)
-        samples.append(Sample(name, reader))
+        samples.append(Frame(name, reader))
     return samples
 
 
@@ -245,19 +264,24 @@ def first_fit(request: Request, build: Callable[[Request, Split], Found]) -> Fou
     raise mismatches[0]
 
 
-def choose_field(name: str, field: str | None, fields: tuple[str, ...]) -> str:
-    """Return the kind of ground truth to read: the one asked for, or the first.
+def by_list(codec: DepthCodec, truth_path: Callable[[Row], str]) -> Callable[[Request], Found]:
+    """Return the reader of a benchmark that is a list of images with one file of ground truth each.
 
-    Raises:
-        DistillDepthError: it is not on disk.
+    Args:
+        codec: how depth is stored.
+        truth_path: gives the path of a row's ground truth where a second column does not name it.
     """
-    if field and field not in fields:
-        there = did_you_mean(field, fields) if fields else "; there is one kind only, which has no name"
-        raise DistillDepthError(f"{name}: has no ground truth called {field!r} on disk{there}")
-    return field or (fields[0] if fields else "")
+
+    def depth_path(row: Row) -> str:
+        return row.fields[1] if len(row.fields) > 1 else truth_path(row)
+
+    def find_samples(request: Request) -> Found:
+        return first_fit(request, lambda request, split: Found(pair(request, split, codec, depth_path)))
+
+    return find_samples
 
 
-def spread(values: Sequence, count: int) -> list:
+def spread(values: Sequence[T], count: int) -> list[T]:
     """Return at most `count` of the values, evenly spread, the first among them.
 
     >>> spread(range(10), 3)
@@ -267,6 +291,6 @@ def spread(values: Sequence, count: int) -> list:
     return [values[index * len(values) // count] for index in range(count)]
 
 
-def _existing(files: tuple[Stored, ...]) -> Stored:
+def _existing(files: tuple[Readable, ...]) -> Readable:
     """The first file that exists; the first of all if none does, so that the message names where it belongs."""
     return next((file for file in files if file.exists), files[0]) if len(files) > 1 else files[0]

@@ -60,9 +60,9 @@ def scale_notes(values: np.ndarray | Sequence[float], scale: float | None = None
     >>> scale_notes([0.5, 1.5, 900])
     []
     """
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    median = float(np.median(values)) if values.size else 1.0
+    depths = np.asarray(values, np.float64)
+    depths = depths[np.isfinite(depths)]
+    median = float(np.median(depths)) if depths.size else 1.0
     if NEAREST <= median <= FARTHEST:
         return []
     line = f"the ground truth has a median of {median:.3g} m"

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from distilldepth.datasets.codec import DepthCodec
-from distilldepth.datasets.samples import Benchmark, Found, Request, first_fit, pair
-from distilldepth.datasets.splits import Row, Split
+from distilldepth.datasets.samples import Benchmark, by_list
+from distilldepth.datasets.splits import Row
 
 _CODEC = DepthCodec(scale=1000)
 
 
-def find_samples(request: Request) -> Found:
-    """Find the samples of a list.
-
-    Raises:
-        DistillDepthError: no list, or none that fits.
-    """
-    return first_fit(request, _from_list)
-
-
-def _from_list(request: Request, split: Split) -> Found:
-    return Found(pair(request, split, _CODEC, _truth_path))
-
-
 def _truth_path(row: Row) -> str:
-    if len(row.fields) > 1:
-        return row.fields[1]
     scene, _, name = row.fields[0].rpartition("/color/")
     return f"{scene}/depth/{name.rpartition('.')[0]}.png"
 
@@ -38,5 +23,5 @@ BENCHMARK = Benchmark(
     layouts=("<scene>/color/NNNNNN.jpg + <scene>/depth/NNNNNN.png (millimetres), folder or tar",),
     licence="ScanNet Terms of Use",
     source="http://www.scan-net.org",
-    find=find_samples,
+    find=by_list(_CODEC, _truth_path),
 )

@@ -87,7 +87,8 @@ def parse_split(text: str, name: str) -> Split:
     ('study/rgb_1.jpg', 'study/sync_depth_1.png', '518.8579')
     """
     separator = "," if name.lower().endswith(".csv") else None
-    rows, seen = [], {}
+    rows: list[Row] = []
+    seen: dict[tuple[str, ...], int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
         if not line or line.startswith("#"):

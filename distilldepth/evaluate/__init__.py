@@ -1,6 +1,7 @@
 """`distilldepth evaluate`: scoring a model against measured or rendered depth, by a protocol that is written out.
 
-Reading datasets is the business of `distilldepth.datasets`, the scores themselves of `distilldepth.metrics`.
+Reading datasets is the business of `distilldepth.datasets`, running a model of `distilldepth.inference`, the scores
+themselves of `distilldepth.metrics`. What an evaluation reads from and writes to disk is in `record`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from distilldepth.lazy import lazy_names
 
 _NAMES = {
     "evaluate": "distilldepth.evaluate.run",
+    "EvaluateOptions": "distilldepth.evaluate.options",
     "Evaluation": "distilldepth.evaluate.record.result",
     "read_evaluation": "distilldepth.evaluate.record.result",
     "open_data": "distilldepth.datasets.open",

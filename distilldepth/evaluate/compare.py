@@ -8,10 +8,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distilldepth.documents import Record
+from distilldepth.evaluate.record.result import Evaluation
+from distilldepth.evaluate.record.rows import Metrics
 from distilldepth.evaluate.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
-    from distilldepth.evaluate.record.result import Evaluation
+    from rich.table import Table
+
+
+@dataclass
+class PairedMetric(Record):
+    """One metric of two models over the samples in both."""
+
+    a: float
+    """Mean of the first."""
+    b: float
+    difference: float
+    interval: list[float] | None
+    """95 % bootstrap; None below two samples."""
+    wins: float
+    """Share of samples on which b is better; equal counts half."""
+
+
+@dataclass
+class ComparedDataset(Record):
+    """Two evaluations on one dataset."""
+
+    name: str
+    frames: int
+    """Samples in both."""
+    only_a: list[str]
+    """Names of samples in one only."""
+    only_b: list[str]
+    metrics: dict[str, PairedMetric]
 
 
 @dataclass
@@ -22,10 +52,7 @@ class Comparison:
     """Model of the first evaluation."""
     b: str
     protocol: str
-    datasets: list[dict[str, Any]]
-    """Per dataset: `name`, `frames` (samples in both), `only_a`, `only_b` (names of samples in one only) and `metrics`:
-    name to `a`, `b` (means over the samples in both), `difference`, `interval` (95 %, None below two samples) and
-    `wins` (share of samples on which b is better; equal counts half)."""
+    datasets: list[ComparedDataset]
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -35,7 +62,7 @@ class Comparison:
             "b": self.b,
             "protocol": self.protocol,
             "difference": "b - a",
-            "datasets": self.datasets,
+            "datasets": [dataset.to_dict() for dataset in self.datasets],
             "notes": self.notes,
         }
 
@@ -57,27 +84,11 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         ValueError: the protocols differ, or there is no sample in both.
     """
     _check_same_protocol(a, b)
-    rows_a, rows_b = _rows(a), _rows(b)
-    datasets = []
-    for name in dict.fromkeys([*rows_a, *rows_b]):
-        mine, theirs = rows_a.get(name, {}), rows_b.get(name, {})
-        both = [key for key in mine if key in theirs]
-        metrics = {}
-        shared = [metric for metric in (mine[both[0]] if both else ()) if metric in theirs[both[0]]]
-        for metric in shared:
-            pairs = [(mine[key].get(metric), theirs[key].get(metric)) for key in both]
-            if all(value is not None for pair in pairs for value in pair):
-                metrics[metric] = _paired(np.asarray(pairs, dtype=np.float64), _higher_is_better(metric))
-        datasets.append(
-            {
-                "name": name,
-                "frames": len(both),
-                "only_a": [key[0] for key in mine if key not in theirs],
-                "only_b": [key[0] for key in theirs if key not in mine],
-                "metrics": metrics,
-            }
-        )
-    if not any(dataset["frames"] for dataset in datasets):
+    rows_a, rows_b = _metrics_by_sample(a), _metrics_by_sample(b)
+    datasets = [
+        _compare_dataset(name, rows_a.get(name, {}), rows_b.get(name, {})) for name in dict.fromkeys([*rows_a, *rows_b])
+    ]
+    if not any(dataset.frames for dataset in datasets):
         raise ValueError(
             "compare: evaluations must have samples in common, got "
             f"{', '.join(rows_a) or 'nothing'} and {', '.join(rows_b) or 'nothing'}"
@@ -87,7 +98,27 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         for label, one in (("a", a), ("b", b))
         if one.failures
     ]
-    return Comparison(_model_name(a), _model_name(b), a.protocol.name, datasets, notes)
+    return Comparison(a.metadata.model.name, b.metadata.model.name, a.protocol.name, datasets, notes)
+
+
+Samples = dict[tuple[str, int], Metrics]
+"""Metrics by name and by how often it came before: names may repeat in a manifest."""
+
+
+def _compare_dataset(name: str, mine: Samples, theirs: Samples) -> ComparedDataset:
+    both = [key for key in mine if key in theirs]
+    metrics = {}
+    for metric in [metric for metric in (mine[both[0]] if both else ()) if metric in theirs[both[0]]]:
+        pairs = [(mine[key].get(metric), theirs[key].get(metric)) for key in both]
+        if all(value is not None for pair in pairs for value in pair):
+            metrics[metric] = _paired(np.asarray(pairs, dtype=np.float64), _higher_is_better(metric))
+    return ComparedDataset(
+        name=name,
+        frames=len(both),
+        only_a=[key[0] for key in mine if key not in theirs],
+        only_b=[key[0] for key in theirs if key not in mine],
+        metrics=metrics,
+    )
 
 
 def _check_same_protocol(a: Evaluation, b: Evaluation) -> None:
@@ -96,39 +127,39 @@ def _check_same_protocol(a: Evaluation, b: Evaluation) -> None:
             f"compare: evaluations must have one protocol, got {a.protocol.name} and {b.protocol.name}; "
             "run one of them again with --protocol"
         )
-    rules_b = {dataset["name"]: dataset.get("rules") for dataset in b.datasets}
+    rules_b = {dataset.name: dataset.rules for dataset in b.datasets}
     for dataset in a.datasets:
-        mine, theirs = dataset.get("rules"), rules_b.get(dataset["name"])
-        if mine and theirs and mine != theirs:
-            key = next(key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key))
+        if dataset.rules and (other := rules_b.get(dataset.name)) and dataset.rules != other:
+            mine, theirs = dataset.rules.to_dict(), other.to_dict()
+            key = next(key for key in mine if mine[key] != theirs[key])
             raise ValueError(
-                f"compare: evaluations must have one protocol; both say {a.protocol.name}, but on {dataset['name']} "
-                f"{key} is {mine.get(key)!r} and {theirs.get(key)!r}"
+                f"compare: evaluations must have one protocol; both say {a.protocol.name}, but on {dataset.name} "
+                f"{key} is {mine[key]!r} and {theirs[key]!r}"
             )
 
 
-def _rows(evaluation: Evaluation) -> dict[str, dict[tuple[str, int], dict[str, Any]]]:
-    """Metrics by dataset and by (name, how often it came before): names may repeat in a manifest."""
-    rows: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+def _metrics_by_sample(evaluation: Evaluation) -> dict[str, Samples]:
+    """What was measured on each sample, by dataset."""
+    rows: dict[str, Samples] = {}
     seen: Counter[tuple[str, str]] = Counter()
     for sample in evaluation.samples:
-        key = sample["dataset"], sample["name"]
-        rows.setdefault(sample["dataset"], {})[sample["name"], seen[key]] = sample["metrics"]
+        key = sample.dataset, sample.name
+        rows.setdefault(sample.dataset, {})[sample.name, seen[key]] = sample.metrics
         seen[key] += 1
     return rows
 
 
-def _paired(pairs: np.ndarray, higher_is_better: bool) -> dict[str, Any]:
+def _paired(pairs: np.ndarray, higher_is_better: bool) -> PairedMetric:
     difference = pairs[:, 1] - pairs[:, 0]
     better = np.sign(difference) * (1 if higher_is_better else -1)
     low, high = bootstrap_interval(difference)
-    return {
-        "a": float(pairs[:, 0].mean()),
-        "b": float(pairs[:, 1].mean()),
-        "difference": float(difference.mean()),
-        "interval": [low, high] if np.isfinite(low + high) else None,
-        "wins": float((better + 1).mean() / 2),
-    }
+    return PairedMetric(
+        a=float(pairs[:, 0].mean()),
+        b=float(pairs[:, 1].mean()),
+        difference=float(difference.mean()),
+        interval=[low, high] if np.isfinite(low + high) else None,
+        wins=float((better + 1).mean() / 2),
+    )
 
 
 def _higher_is_better(metric: str) -> bool:
@@ -136,11 +167,7 @@ def _higher_is_better(metric: str) -> bool:
     return metric.startswith(("delta", "boundary_f1", "ordinal_accuracy", "aurg"))
 
 
-def _model_name(evaluation: Evaluation) -> str:
-    return str(evaluation.metadata.get("model", {}).get("name", "?"))
-
-
-def make_comparison_table(comparison: Comparison, metrics: tuple[str, ...] = ("abs_rel", "rmse", "delta1")) -> Any:
+def make_comparison_table(comparison: Comparison, metrics: tuple[str, ...] = ("abs_rel", "rmse", "delta1")) -> Table:
     """Return a rich table: a row per dataset and metric, with the difference, its interval and what that means."""
     from rich.table import Table
 
@@ -152,28 +179,28 @@ def make_comparison_table(comparison: Comparison, metrics: tuple[str, ...] = ("a
     table.add_column("verdict")
     for dataset in comparison.datasets:
         for metric in metrics:
-            row = dataset["metrics"].get(metric)
+            row = dataset.metrics.get(metric)
             if row is None:
                 continue
-            interval = row["interval"]
+            interval = row.interval
             table.add_row(
-                dataset["name"],
+                dataset.name,
                 metric,
-                str(dataset["frames"]),
-                f"{row['a']:.3f}",
-                f"{row['b']:.3f}",
-                f"{row['difference']:+.3f}",
+                str(dataset.frames),
+                f"{row.a:.3f}",
+                f"{row.b:.3f}",
+                f"{row.difference:+.3f}",
                 "" if interval is None else f"{interval[0]:+.3f} .. {interval[1]:+.3f}",
-                f"{row['wins']:.0%}",
+                f"{row.wins:.0%}",
                 _verdict(row, _higher_is_better(metric)),
             )
     return table
 
 
-def _verdict(row: dict[str, Any], higher_is_better: bool) -> str:
-    if row["interval"] is None:
+def _verdict(row: PairedMetric, higher_is_better: bool) -> str:
+    if row.interval is None:
         return "too few samples"
-    low, high = row["interval"]
+    low, high = row.interval
     if low <= 0 <= high:
         return "no clear difference"
     return "b is better" if (low > 0) == higher_is_better else "a is better"

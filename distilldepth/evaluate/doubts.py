@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from distilldepth.evaluate.protocol import Rules
+from distilldepth.evaluate.record.rows import Doubt, ScoredSample
 
 SHAPE, TRUTH_SHAPE, DIRECTION, SCALE, TRUTH_SCALE = "shape", "truth shape", "direction", "scale", "truth scale"
 """The kinds of doubt: the prediction or the truth is no map of the whole image; near and far are exchanged; metres are
@@ -135,11 +135,11 @@ def find_wrong_direction(correlation: Sequence[float], scale: Sequence[float], r
     return [f"scale {value:.3g}" if value < 0 else "" for value in scale]
 
 
-def summarise_doubts(rows: Sequence[dict[str, Any]], quantity: str, rules: Rules) -> list[dict[str, Any]]:
-    """Return the doubts about a dataset: `kind`, `frames` and a `text` that says what, where and what to look at.
+def summarise_doubts(samples: Sequence[ScoredSample], quantity: str, rules: Rules) -> list[Doubt]:
+    """Return the doubts about a dataset.
 
     Args:
-        rows: of its scored frames, with `name`, and with `doubts` (text by kind) and `ratio` where they have any.
+        samples: its scored frames.
         quantity: of the model.
         rules: of the dataset.
     """
@@ -151,18 +151,17 @@ def summarise_doubts(rows: Sequence[dict[str, Any]], quantity: str, rules: Rules
     }
     found = []
     for kind, text in words.items():
-        frames = [row for row in rows if kind in row.get("doubts", {})]
-        if frames:
-            first = f"first: {frames[0]['name']}, {frames[0]['doubts'][kind]}"
-            found.append(
-                {"kind": kind, "frames": len(frames), "text": f"{len(frames)} of {len(rows)} frames: {text} ({first})"}
-            )
-    ratios = [row["ratio"] for row in rows if row.get("ratio")]
+        doubtful = [sample for sample in samples if kind in sample.doubts]
+        if doubtful:
+            first = f"first: {doubtful[0].name}, {doubtful[0].doubts[kind]}"
+            count = len(doubtful)
+            found.append(Doubt(kind, count, f"{count} of {len(samples)} frames: {text} ({first})"))
+    ratios = [sample.ratio for sample in samples if sample.ratio]
     if ratios and rules.align == "none":
         ratio = statistics.median(ratios)
         if not 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO:
             text = f"predicted metres are {ratio:.3g} times those of the truth; {_explain_ratio(ratio)}"
-            found.append({"kind": SCALE, "frames": len(ratios), "text": text})
+            found.append(Doubt(SCALE, len(ratios), text))
     return found
 
 

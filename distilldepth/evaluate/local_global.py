@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distilldepth.alignment import align
-from distilldepth.datasets.open import Dataset, Item, Truth, open_data
+from distilldepth.datasets.open import Data, open_data
+from distilldepth.datasets.truth import Item, Truth
 from distilldepth.depth import to_disparity
-from distilldepth.device import resolve_device
+from distilldepth.documents import Record
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.baselines import load_baseline, open_model
+from distilldepth.evaluate.options import AnalysisOptions, with_changes
+from distilldepth.evaluate.record.rows import Failure, ScoredModel
 from distilldepth.evaluate.statistics import bootstrap_interval
-from distilldepth.inference.batches import LoadedImage, estimate_batch, load_batches, reason
+from distilldepth.inference.batches import LoadedImage, reason
+from distilldepth.inference.estimator import Estimator
 from distilldepth.metrics import depth_metrics
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import resize
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 METRICS = ("abs_rel", "delta1")
 LEAST_PIXELS = 30
@@ -32,23 +39,68 @@ LEAST_PIXELS = 30
 CROPS_PER_SIDE = 4
 """The model is run on at most this many crops per side of the grid; of a finer grid, evenly spaced ones."""
 
+PLACES = ("centre", "grid")
+_Scores = dict[str, float]
+"""By metric."""
+_Key = tuple[str, float, str]
+"""Dataset, share and place."""
 _PIXELS = 2_000_000
 """Pixels whose regions are fitted at once; each costs some 200 bytes."""
+
+
+@dataclass
+class RegionRow(Record):
+    """What was measured on one dataset with regions of one share at one place."""
+
+    dataset: str
+    share: float
+    place: str
+    """`centre` or `grid`."""
+    images: int
+    regions: int
+    skipped: int
+    """Regions with too few valid pixels."""
+    negative: float | None
+    """Share of local fits with a scale below 0."""
+    scores: dict[str, _Scores | None]
+    """`global`, `local`, `crop`, `local_on_crops`, `control_global` and `control_local`; None where not measured."""
+    differences: dict[str, dict[str, list[float]] | None]
+    """Paired, by metric, with the ends of the 95 % interval: `local_minus_global`, `crop_minus_local` and
+    `control_local_minus_global`; None where not measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dictionary for JSON; scores and differences stand beside the rest."""
+        row = super().to_dict()
+        scores, differences = row.pop("scores"), row.pop("differences")
+        return {**row, **scores, **differences}
+
+
+@dataclass
+class AnalysisMetadata(Record):
+    """How an analysis was made, for people."""
+
+    model: ScoredModel
+    analysis: str = field(default="local-global", init=False)
+    space: str
+    """Of the fit."""
+    shares: list[float]
+    least_pixels: int = field(default=LEAST_PIXELS, init=False)
+    crops_per_side: int
+    device: str
+    precision: str
+    """As it was asked for."""
+    torch: str
+    seconds: float
 
 
 @dataclass
 class LocalGlobal:
     """What an analysis measured."""
 
-    metadata: dict[str, Any]
-    """`model`, `space` of the fit, `shares`, `least_pixels`, `seconds`."""
-    rows: list[dict[str, Any]]
-    """Per dataset, share and place (`centre` or `grid`): `images`, `regions`, `skipped` (too few valid pixels),
-    `negative` (share of local fits with a scale below 0), the scores `global`, `local`, `crop`, `local_on_crops`,
-    `control_global`, `control_local`, and the paired differences with 95 % intervals `local_minus_global`,
-    `crop_minus_local`, `control_local_minus_global`: each by metric, None where not measured."""
-    failures: list[dict[str, str]]
-    """Frames that could not be used: `dataset`, `name`, `error`."""
+    metadata: AnalysisMetadata
+    rows: list[RegionRow]
+    failures: list[Failure]
+    """Frames that could not be used."""
 
     @property
     def complete(self) -> bool:
@@ -58,15 +110,15 @@ class LocalGlobal:
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary for JSON; None stands for numbers that are not finite."""
         result = {
-            "metadata": self.metadata,
+            "metadata": self.metadata.to_dict(),
             "complete": self.complete,
             "summary": self.summary(),
-            "rows": self.rows,
-            "failures": self.failures,
+            "rows": [row.to_dict() for row in self.rows],
+            "failures": [failure.to_dict() for failure in self.failures],
         }
         return _jsonable(result)
 
-    def make_table(self, metric: str = "abs_rel") -> Any:
+    def make_table(self, metric: str = "abs_rel") -> Table:
         """Return a rich table of one metric: a row per dataset, share and place.
 
         Raises:
@@ -77,7 +129,7 @@ class LocalGlobal:
 
         if metric not in METRICS:
             raise ValueError(f"make_table: metric must be one of {', '.join(METRICS)}, got {metric!r}")
-        crops = any(row["crop"] for row in self.rows)
+        crops = any(row.scores["crop"] for row in self.rows)
         captions = self.summary()
         if crops:
             captions.append(
@@ -95,22 +147,22 @@ class LocalGlobal:
             table.add_column(heading, justify="right")
         previous = None
         for row in self.rows:
-            if previous not in (None, row["dataset"]):
+            if previous not in (None, row.dataset):
                 table.add_section()
             cells = [
-                row["dataset"] if row["dataset"] != previous else "",
-                f"{_share_name(row['share'])} {row['place']}",
-                str(row["images"]),
-                _number(row["global"], metric),
-                _number(row["local"], metric),
-                _difference(row["local_minus_global"], metric),
+                row.dataset if row.dataset != previous else "",
+                f"{_share_name(row.share)} {row.place}",
+                str(row.images),
+                _number(row.scores["global"], metric),
+                _number(row.scores["local"], metric),
+                _difference(row.differences["local_minus_global"], metric),
             ]
             if crops:
-                cells += [_number(row["crop"], metric), _difference(row["crop_minus_local"], metric)]
-            cells += [_number(row["control_global"], metric), _number(row["control_local"], metric)]
-            cells.append("" if row["negative"] is None else f"{row['negative']:.0%}")
+                cells += [_number(row.scores["crop"], metric), _difference(row.differences["crop_minus_local"], metric)]
+            cells += [_number(row.scores["control_global"], metric), _number(row.scores["control_local"], metric)]
+            cells.append("" if row.negative is None else f"{row.negative:.0%}")
             table.add_row(*map(Text, cells))
-            previous = row["dataset"]
+            previous = row.dataset
         return table
 
     def summary(self) -> list[str]:
@@ -123,9 +175,9 @@ class LocalGlobal:
             "AbsRel by dataset; local: against the global fit; crop: the model run on the crop alone against local; "
             "ramp: a predictor that looks at no pixel"
         ]
-        pairs = dict.fromkeys((row["share"], row["place"]) for row in self.rows)
+        pairs = dict.fromkeys((row.share, row.place) for row in self.rows)
         for share, place in sorted(pairs, key=lambda pair: (pair[1] != "centre", -pair[0])):
-            rows = [row for row in self.rows if (row["share"], row["place"]) == (share, place) and row["images"]]
+            rows = [row for row in self.rows if (row.share, row.place) == (share, place) and row.images]
             if not rows:
                 continue
             gain, control = _relative_gain(rows, ""), _relative_gain(rows, "control_")
@@ -133,7 +185,7 @@ class LocalGlobal:
                 f"{place} {_share_name(share)}: local {_verdict(rows, 'local_minus_global')}, "
                 f"error {-gain:+.0%}; ramp {_verdict(rows, 'control_local_minus_global')}, error {-control:+.0%}"
             )
-            if any(row["crop"] for row in rows):
+            if any(row.scores["crop"] for row in rows):
                 line += f"; crop {_verdict(rows, 'crop_minus_local')}"
             lines.append(line)
         return lines
@@ -155,6 +207,12 @@ class _Regions:
         windows = maps[:, rows[:, None, :, None], columns[None, :, None, :]]
         return windows.flatten(1, 2)
 
+    def spread(self, most: int) -> Tensor:
+        """bool `(regions,)`: which are kept where at most so many per side are, evenly spaced."""
+        chosen = np.zeros((len(self.tops), len(self.lefts)), dtype=bool)
+        chosen[np.ix_(*(np.unique(_spread(number, most)) for number in chosen.shape))] = True
+        return torch.from_numpy(chosen.ravel())
+
 
 def place_regions(height: int, width: int, share: float, place: str) -> _Regions:
     """Return the windows whose sides are `share` of the map's: one in the `centre`, or a `grid` that covers the map."""
@@ -165,23 +223,12 @@ def place_regions(height: int, width: int, share: float, place: str) -> _Regions
             starts.append(np.array([(side - inner) // 2]))
         else:
             starts.append(np.linspace(0, side - inner, math.ceil(1 / share - 1e-9)).round().astype(np.int64))
-    return _Regions(starts[0], starts[1], *sides)
+    return _Regions(starts[0], starts[1], sides[0], sides[1])
 
 
 @torch.inference_mode()
 def local_global(
-    model: str | Path | DepthModel,
-    datasets: str | Path | Sequence[str | Path] | list[Dataset],
-    *,
-    shares: Sequence[float] = (0.5, 0.25, 0.125),
-    batch_size: int = 8,
-    device: str | torch.device = "auto",
-    limit: int | None = None,
-    crops: bool = True,
-    precision: str = "auto",
-    root: str | Path | None = None,
-    offline: bool = False,
-    start: Callable[[int], Callable[[int], None]] | None = None,
+    model: str | Path | DepthModel, datasets: Data, *, options: AnalysisOptions | None = None, **changes: Any
 ) -> LocalGlobal:
     """Compare one least-squares fit of scale and shift for the whole map with one per region, scored in the region.
 
@@ -198,15 +245,9 @@ def local_global(
 
     Args:
         model: a model, what `load_model` takes, or `baseline:constant|ramp`.
-        datasets: opened datasets, or what `open_data` takes; all pixels that the data call valid are used.
-        shares: sides of the regions, each a share of the map's between 0 and 1.
-        batch_size: images or crops of one size that are run at once.
-        device, precision: see `distilldepth.device`.
-        limit: first so many frames of each dataset.
-        crops: whether the model is run on crops too; with small regions most of the time goes there.
-        root, offline: see `evaluate`.
-        start: called with the number of frames when the work begins; the function it returns is told how many more are
-            done.
+        datasets: what `open_data` takes; all pixels that the data call valid are used.
+        options: how; None for the usual way.
+        changes: options given by name, for example `shares=[0.5]`; see `AnalysisOptions`.
 
     Returns:
         The analysis. Regions with fewer than `LEAST_PIXELS` valid pixels are left out and counted; frames that fail are
@@ -215,193 +256,204 @@ def local_global(
     Raises:
         ValueError: no shares, or one outside (0, 1).
         FileNotFoundError, DistillDepthError: no such data or model.
+        TypeError: no such option.
 
     Source: Distill Any Depth (2025), Fig. 2 (global and local least squares) and Fig. 5 (whole image and crop).
     """
-    shares = [float(share) for share in shares]
+    options = with_changes(options or AnalysisOptions(), changes, "local_global")
+    shares = _check(options)
+    opened = open_data(datasets, root=options.root, limit=options.limit)
+    items = [item for dataset in opened for item in dataset.items[: options.limit]]
+    estimator = Estimator(open_model(model, options.offline), options.settle(model))
+    advance = options.start(len(items)) if options.start is not None else lambda count: None
+    analysis = _Analysis(estimator, shares, options.crops, advance)
+    began = time.perf_counter()
+    analysis.run(items)
+    rows = [
+        analysis.summarise(dataset.name, share, place) for dataset in opened for share in shares for place in PLACES
+    ]
+    metadata = AnalysisMetadata(
+        ScoredModel.of(estimator.model.info),
+        space=analysis.space,
+        shares=list(shares),
+        crops_per_side=CROPS_PER_SIDE if options.crops else 0,
+        device=str(estimator.device),
+        precision=options.precision,
+        torch=torch.__version__,
+        seconds=round(time.perf_counter() - began, 3),
+    )
+    return LocalGlobal(metadata, rows, analysis.failures)
+
+
+def _check(options: AnalysisOptions) -> list[float]:
+    """The shares that are asked for, each once."""
+    shares = [float(share) for share in options.shares]
     if not shares or not all(0 < share < 1 for share in shares):
         raise ValueError(f"local_global: shares must be between 0 and 1, got {shares}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"local_global: limit must be at least 1, got {limit}")
-    opened = isinstance(datasets, list) and bool(datasets) and isinstance(datasets[0], Dataset)
-    opened_data = datasets if opened else open_data(datasets, root=root, limit=limit)
-    if isinstance(model, DepthModel) and device == "auto":
-        home = next(model.buffers()).device
-    else:
-        home = resolve_device(device)
-    model = open_model(model, offline).to(home)
-    items = [item for dataset in opened_data for item in dataset.items[:limit]]
-    advance = start(len(items)) if start is not None else lambda count: None
-    run = _Analysis(model, home, precision, tuple(dict.fromkeys(shares)), batch_size, crops)
-    errors: dict[tuple[str, str], str] = {}
-
-    def fail(item: Item, error: BaseException) -> None:
-        errors[item.dataset, item.name] = reason(error)
-        advance(1)
-
-    began = time.perf_counter()
-    was_training = model.training
-    model.eval()
-    workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="distilldepth-io")
-    try:
-        for batch in load_batches(items, lambda item: item.read(), model, workers, fail, batch_size=batch_size):
-            predictions = estimate_batch(model, batch, home, precision=precision)
-            for group, values in _equal_truths(batch, predictions, fail):
-                advance(run.add(group, values, fail))
-    finally:
-        workers.shutdown(wait=True, cancel_futures=True)
-        model.train(was_training)
-    rows = [
-        run.summarise(dataset.name, share, place)
-        for dataset in opened_data
-        for share in run.shares
-        for place in ("centre", "grid")
-    ]
-    metadata = {
-        "model": model.info.to_dict(),
-        "analysis": "local-global",
-        "space": run.space,
-        "shares": list(run.shares),
-        "least_pixels": LEAST_PIXELS,
-        "crops_per_side": CROPS_PER_SIDE if crops else 0,
-        "device": str(home),
-        "precision": precision,
-        "torch": torch.__version__,
-        "seconds": round(time.perf_counter() - began, 3),
-    }
-    failures = [{"dataset": name, "name": item, "error": error} for (name, item), error in errors.items()]
-    return LocalGlobal(metadata, rows, failures)
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"local_global: limit must be at least 1, got {options.limit}")
+    return list(dict.fromkeys(shares))
 
 
-def _equal_truths(
-    batch: list[LoadedImage], predictions: list[Tensor | Exception], fail: Callable[[Item, Exception], None]
-) -> list[tuple[list[LoadedImage], Tensor]]:
+_Predicted = tuple[LoadedImage[Item, Truth], Tensor]
+
+
+def _equal_truths(batch: list[_Predicted]) -> Iterator[tuple[list[LoadedImage[Item, Truth]], Tensor]]:
     """Groups whose truth has one size and is small enough to be cut into regions at once, with their predictions."""
-    groups: dict[tuple[int, int], list[tuple[LoadedImage, Tensor]]] = {}
-    for loaded, values in zip(batch, predictions, strict=True):
-        if isinstance(values, Exception):
-            fail(loaded.item, values)
-        else:
-            groups.setdefault(loaded.extra.depth.shape, []).append((loaded, values))
-    result = []
+    groups: dict[tuple[int, ...], list[_Predicted]] = {}
+    for loaded, values in batch:
+        groups.setdefault(loaded.extra.depth.shape, []).append((loaded, values))
     for (height, width), members in groups.items():
         room = max(1, _PIXELS // (height * width))
         for first in range(0, len(members), room):
             part = members[first : first + room]
-            result.append(([loaded for loaded, _ in part], torch.stack([values for _, values in part])))
-    return result
+            yield [loaded for loaded, _ in part], torch.stack([values for _, values in part])
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """Maps of one size with one shape, whole `(B, h, w)` or cut into regions."""
+
+    prediction: Tensor
+    depth: Tensor
+    valid: Tensor
+    whole: Tensor
+    """Depth of the prediction with one fit for the whole map."""
+    ramp: Tensor
+    whole_ramp: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> _Maps:
+        """Return the same of every map."""
+        return _Maps(*(change(getattr(self, map.name)) for map in fields(self)))
+
+
+@dataclass
+class _ImageScores:
+    """One image: means over its regions."""
+
+    regions: int
+    negative: float
+    scores: dict[str, _Scores]
+
+
+@dataclass
+class _CropScores:
+    """The model run on regions `(R,)` alone."""
+
+    seen: Tensor
+    """bool: which it was run on."""
+    metrics: dict[str, Tensor]
 
 
 class _Analysis:
     """Scores of the regions of every image, collected batch by batch."""
 
     def __init__(
-        self,
-        model: DepthModel,
-        device: torch.device,
-        precision: str,
-        shares: tuple[float, ...],
-        batch_size: int,
-        crops: bool,
+        self, estimator: Estimator, shares: Sequence[float], crops: bool, advance: Callable[[int], None]
     ) -> None:
-        self.model, self.device, self.precision = model, device, precision
-        self.shares, self.batch_size, self.crops = shares, batch_size, crops
-        self.space = "depth" if model.info.quantity == "depth" else "disparity"
-        self.images: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
-        """By dataset, share and place: per image the means over its regions."""
-        self.skipped: dict[tuple[str, float, str], int] = {}
+        self.estimator, self.shares, self.crops, self.advance = estimator, shares, crops, advance
+        self.space = "depth" if estimator.model.info.quantity == "depth" else "disparity"
+        self.images: dict[_Key, list[_ImageScores]] = {}
+        self.skipped: Counter[_Key] = Counter()
+        self._errors: dict[tuple[str, str], str] = {}
 
-    def add(self, batch: list[LoadedImage], values: Tensor, fail: Callable[[Item, Exception], None]) -> int:
+    @property
+    def failures(self) -> list[Failure]:
+        """The frames that could not be used."""
+        return [Failure(dataset, name, error) for (dataset, name), error in self._errors.items()]
+
+    def run(self, items: list[Item]) -> None:
+        """Score the regions of every image."""
+        with self.estimator as estimator:
+            for batch in estimator.run(items, lambda item: item.read(), self._fail):
+                for group, values in _equal_truths(batch):
+                    self.advance(self._add(group, values))
+
+    def _fail(self, item: Item, error: BaseException) -> None:
+        self._errors[item.dataset, item.name] = reason(error)
+        self.advance(1)
+
+    def _add(self, batch: list[LoadedImage[Item, Truth]], values: Tensor) -> int:
         """Score images whose truth has one size; return how many were."""
-        truths: list[Truth] = [loaded.extra for loaded in batch]
-        depth = torch.from_numpy(np.stack([truth.depth for truth in truths])).to(self.device)
-        valid = torch.from_numpy(np.stack([truth.valid for truth in truths])).to(self.device)
+        device = self.estimator.device
+        depth = torch.from_numpy(np.stack([loaded.extra.depth for loaded in batch])).to(device)
+        valid = torch.from_numpy(np.stack([loaded.extra.valid for loaded in batch])).to(device)
         valid &= torch.isfinite(depth) & (depth > 0)
-        prediction = self._to_space(resize(values[:, None].float(), tuple(depth.shape[1:]), "bilinear")[:, 0])
-        usable = []
-        for loaded, known, finite in zip(
-            batch, valid.flatten(1).any(1), (torch.isfinite(prediction) | ~valid).flatten(1).all(1), strict=True
-        ):
-            usable.append(bool(known & finite))
-            if not known:
-                fail(loaded.item, DistillDepthError("no valid pixel in the ground truth"))
-            elif not finite:
-                fail(loaded.item, DistillDepthError("the prediction is not finite on every valid pixel"))
+        prediction = self._to_space(values, (depth.shape[1], depth.shape[2]))
+        usable = self._find_usable(batch, prediction, valid)
         if not any(usable):
             return 0
-        kept = torch.tensor(usable, device=self.device)
+        kept = torch.tensor(usable, device=device)
         batch = [loaded for loaded, good in zip(batch, usable, strict=True) if good]
         prediction, depth, valid = prediction[kept], torch.where(valid, depth, 1)[kept], valid[kept]
-        ramp = load_baseline("ramp").to(self.device)(depth[:, None].expand(-1, 3, -1, -1)).values
+        ramp = load_baseline("ramp").to(device)(depth[:, None].expand(-1, 3, -1, -1)).values
         whole = align(prediction, depth, valid, space=self.space).depth
         whole_ramp = align(ramp, depth, valid, space=self.space).depth
-        maps = (prediction, depth, valid, whole, ramp, whole_ramp)
+        maps = _Maps(prediction, depth, valid, whole, ramp, whole_ramp)
         for share in self.shares:
-            for place in ("centre", "grid"):
+            for place in PLACES:
                 self._score(batch, maps, share, place)
         return len(batch)
 
-    def _to_space(self, values: Tensor) -> Tensor:
-        return values if self.space == "depth" else to_disparity(values, self.model.info.quantity)
+    def _find_usable(self, batch: list[LoadedImage[Item, Truth]], prediction: Tensor, valid: Tensor) -> list[bool]:
+        """Which images have a valid pixel, and a finite prediction wherever they have one."""
+        known = valid.flatten(1).any(1).tolist()
+        finite = (torch.isfinite(prediction) | ~valid).flatten(1).all(1).tolist()
+        for loaded, is_known, is_finite in zip(batch, known, finite, strict=True):
+            if not is_known:
+                self._fail(loaded.item, DistillDepthError("no valid pixel in the ground truth"))
+            elif not is_finite:
+                self._fail(loaded.item, DistillDepthError("the prediction is not finite on every valid pixel"))
+        return [is_known and is_finite for is_known, is_finite in zip(known, finite, strict=True)]
 
-    def _score(self, batch: list[LoadedImage], maps: tuple[Tensor, ...], share: float, place: str) -> None:
-        regions = place_regions(*maps[0].shape[1:], share, place)
-        prediction, depth, valid, whole, ramp, whole_ramp = (regions.cut(values) for values in maps)
-        enough = valid.flatten(2).sum(2) >= LEAST_PIXELS
-        if enough.any():
-            kept = [values[enough] for values in (prediction, depth, valid, whole, ramp, whole_ramp)]
-            prediction, depth, valid, whole, ramp, whole_ramp = kept
-            local = align(prediction, depth, valid, space=self.space)
-            local_ramp = align(ramp, depth, valid, space=self.space).depth
-            scores = {
-                "global": depth_metrics(whole, depth, valid),
-                "local": depth_metrics(local.depth, depth, valid),
-                "control_global": depth_metrics(whole_ramp, depth, valid),
-                "control_local": depth_metrics(local_ramp, depth, valid),
-            }
-            # Models of affine-invariant depth grow with the distance, as depth does: a sound scale is positive always.
-            negative = (local.scale < 0).double().cpu()
+    def _to_space(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+        """Predictions in the space of the fit, at the size of the truth."""
+        values = resize(values[:, None].float(), size, "bilinear")[:, 0]
+        return values if self.space == "depth" else to_disparity(values, self.estimator.model.info.quantity)
+
+    def _score(self, batch: list[LoadedImage[Item, Truth]], maps: _Maps, share: float, place: str) -> None:
+        regions = place_regions(maps.depth.shape[1], maps.depth.shape[2], share, place)
+        cut = maps.each(regions.cut)
+        enough = cut.valid.flatten(2).sum(2) >= LEAST_PIXELS
         count = enough.sum(1).cpu()
+        for loaded, skipped in zip(batch, (~enough).sum(1).tolist(), strict=True):
+            self.skipped[loaded.item.dataset, share, place] += skipped
+        if not enough.any():
+            return
+        cut = cut.each(lambda values: values[enough])
+        negative, scores = self._score_regions(cut)
         owner = torch.repeat_interleave(torch.arange(len(batch)), count)
-        crop = self._run_crops(batch, regions, enough, depth, valid) if self.crops and enough.any() else None
+        crop = self._run_crops(batch, regions, enough, cut) if self.crops else None
         for index, loaded in enumerate(batch):
-            key = (loaded.item.dataset, share, place)
-            self.skipped[key] = self.skipped.get(key, 0) + int((~enough[index]).sum())
             if not count[index]:
                 continue
             mine = owner == index
-            record: dict[str, Any] = {"regions": int(count[index]), "negative": float(negative[mine].mean())}
-            for name, values in scores.items():
-                record[name] = {metric: float(values[metric].cpu()[mine].mean()) for metric in METRICS}
-            if crop is not None and (seen := mine & crop["seen"]).any():
-                record["crop"] = {metric: float(crop[metric][seen].mean()) for metric in METRICS}
-                record["local_on_crops"] = {
-                    metric: float(scores["local"][metric].cpu()[seen].mean()) for metric in METRICS
-                }
-            self.images.setdefault(key, []).append(record)
+            found = {name: _means(values, mine) for name, values in scores.items()}
+            if crop is not None and (seen := mine & crop.seen).any():
+                found |= {"crop": _means(crop.metrics, seen), "local_on_crops": _means(scores["local"], seen)}
+            one = _ImageScores(int(count[index]), float(negative[mine].mean()), found)
+            self.images.setdefault((loaded.item.dataset, share, place), []).append(one)
+
+    def _score_regions(self, cut: _Maps) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+        """Whether each local fit has a scale below 0, and the metrics of each region; all on the CPU."""
+        local = align(cut.prediction, cut.depth, cut.valid, space=self.space)
+        local_ramp = align(cut.ramp, cut.depth, cut.valid, space=self.space).depth
+        maps = {
+            "global": cut.whole,
+            "local": local.depth,
+            "control_global": cut.whole_ramp,
+            "control_local": local_ramp,
+        }
+        # Models of affine-invariant depth grow with the distance, as depth does: a sound scale is positive always.
+        negative = (torch.as_tensor(local.scale) < 0).double().cpu()
+        return negative, {name: _metrics(depth, cut.depth, cut.valid) for name, depth in maps.items()}
 
     def _run_crops(
-        self, batch: list[LoadedImage], regions: _Regions, enough: Tensor, depth: Tensor, valid: Tensor
-    ) -> dict[str, Tensor]:
-        """Metrics of the regions `(R,)` from the model run on each alone; `seen` says which it was run on."""
-        rows, columns = len(regions.tops), len(regions.lefts)
-        chosen = np.zeros((rows, columns), dtype=bool)
-        chosen[np.ix_(*(np.unique(_spread(number, CROPS_PER_SIDE)) for number in (rows, columns)))] = True
-        wanted = enough & torch.from_numpy(chosen.ravel()).to(enough.device)
-        height, width = batch[0].image.shape[:2]
-        truth_height, truth_width = batch[0].extra.depth.shape
-        ratio = (height / truth_height, width / truth_width)
-        inner = (max(1, round(regions.height * ratio[0])), max(1, round(regions.width * ratio[1])))
-        loads = []
-        for image, region in wanted.nonzero().tolist():
-            top = min(round(regions.tops[region // columns] * ratio[0]), height - inner[0])
-            left = min(round(regions.lefts[region % columns] * ratio[1]), width - inner[1])
-            window = batch[image].image[top : top + inner[0], left : left + inner[1]]
-            loads.append(LoadedImage(batch[image].item, np.ascontiguousarray(window), None, batch[image].policy))
-        values: list[Tensor | Exception] = []
-        for first in range(0, len(loads), self.batch_size):
-            part = loads[first : first + self.batch_size]
-            values += estimate_batch(self.model, part, self.device, precision=self.precision)
+        self, batch: list[LoadedImage[Item, Truth]], regions: _Regions, enough: Tensor, cut: _Maps
+    ) -> _CropScores:
+        """Metrics of the regions from the model run on each alone; `seen` says which it was run on."""
+        wanted = enough & regions.spread(CROPS_PER_SIDE).to(enough.device)
+        values = self.estimator.estimate(_cut_images(batch, regions, wanted))
         good = [isinstance(value, Tensor) for value in values]
         seen = wanted[enough].clone()
         # A crop that the model cannot take is one that nothing was measured on.
@@ -409,38 +461,66 @@ class _Analysis:
         result = {metric: torch.full(seen.shape, torch.nan, dtype=torch.float64) for metric in METRICS}
         if seen.any():
             maps = torch.stack([value for value in values if isinstance(value, Tensor)])
-            size = (regions.height, regions.width)
-            prediction = self._to_space(resize(maps[:, None].float(), size, "bilinear")[:, 0])
-            fitted = align(prediction, depth[seen], valid[seen], space=self.space).depth
-            scored = depth_metrics(fitted, depth[seen], valid[seen])
-            for metric in METRICS:
-                result[metric][seen.cpu()] = scored[metric].cpu()
-        return {"seen": seen.cpu(), **result}
+            prediction = self._to_space(maps, (regions.height, regions.width))
+            depth, valid = cut.depth[seen], cut.valid[seen]
+            fitted = align(prediction, depth, valid, space=self.space).depth
+            for metric, scored in _metrics(fitted, depth, valid).items():
+                result[metric][seen.cpu()] = scored
+        return _CropScores(seen.cpu(), result)
 
-    def summarise(self, dataset: str, share: float, place: str) -> dict[str, Any]:
+    def summarise(self, dataset: str, share: float, place: str) -> RegionRow:
         """The row of a dataset: means over its images, paired differences with intervals."""
-        key = (dataset, share, place)
-        records = self.images.get(key, [])
-        row: dict[str, Any] = {
-            "dataset": dataset,
-            "share": share,
-            "place": place,
-            "images": len(records),
-            "regions": sum(record["regions"] for record in records),
-            "skipped": self.skipped.get(key, 0),
-            "negative": float(np.mean([record["negative"] for record in records])) if records else None,
-        }
-        names = ("global", "local", "crop", "local_on_crops", "control_global", "control_local")
-        for name in names:
-            there = [record[name] for record in records if name in record]
-            row[name] = {m: float(np.mean([scores[m] for scores in there])) for m in METRICS} if there else None
+        images = self.images.get((dataset, share, place), [])
+        scores: dict[str, _Scores | None] = {}
+        for name in ("global", "local", "crop", "local_on_crops", "control_global", "control_local"):
+            there = [one.scores[name] for one in images if name in one.scores]
+            scores[name] = {m: float(np.mean([found[m] for found in there])) for m in METRICS} if there else None
+        differences: dict[str, dict[str, list[float]] | None] = {}
         pairs = (("local", "global"), ("crop", "local_on_crops"), ("control_local", "control_global"))
         for first, second in pairs:
-            both = [(record[first], record[second]) for record in records if first in record and second in record]
-            differences = {m: np.array([a[m] - b[m] for a, b in both]) for m in METRICS}
+            both = [(one.scores[first], one.scores[second]) for one in images if {first, second} <= one.scores.keys()]
             name = f"{first}_minus_{second.removeprefix('control_').removesuffix('_on_crops')}"
-            row[name] = {m: _with_interval(values) for m, values in differences.items()} if both else None
-        return row
+            differences[name] = (
+                {m: _with_interval(np.array([a[m] - b[m] for a, b in both])) for m in METRICS} if both else None
+            )
+        return RegionRow(
+            dataset,
+            share,
+            place,
+            images=len(images),
+            regions=sum(one.regions for one in images),
+            skipped=self.skipped[dataset, share, place],
+            negative=float(np.mean([one.negative for one in images])) if images else None,
+            scores=scores,
+            differences=differences,
+        )
+
+
+def _metrics(depth: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    scored = depth_metrics(depth, truth, valid)
+    return {metric: torch.as_tensor(scored[metric]).cpu() for metric in METRICS}
+
+
+def _means(metrics: dict[str, Tensor], chosen: Tensor) -> _Scores:
+    return {metric: float(metrics[metric][chosen].mean()) for metric in METRICS}
+
+
+def _cut_images(
+    batch: list[LoadedImage[Item, Truth]], regions: _Regions, wanted: Tensor
+) -> list[LoadedImage[Item, None]]:
+    """The part of the image that shows each region that is wanted `(B, regions)`; all have one size."""
+    height, width = batch[0].image.shape[:2]
+    truth_height, truth_width = batch[0].extra.depth.shape
+    ratio = (height / truth_height, width / truth_width)
+    inner = (max(1, round(regions.height * ratio[0])), max(1, round(regions.width * ratio[1])))
+    columns = len(regions.lefts)
+    images = []
+    for image, region in wanted.nonzero().tolist():
+        top = min(round(regions.tops[region // columns] * ratio[0]), height - inner[0])
+        left = min(round(regions.lefts[region % columns] * ratio[1]), width - inner[1])
+        window = batch[image].image[top : top + inner[0], left : left + inner[1]]
+        images.append(LoadedImage(batch[image].item, np.ascontiguousarray(window), None, batch[image].policy))
+    return images
 
 
 def _spread(number: int, most: int) -> np.ndarray:
@@ -453,16 +533,17 @@ def _with_interval(values: np.ndarray) -> list[float]:
     return [float(values.mean()), float(low), float(high)]
 
 
-def _verdict(rows: list[dict[str, Any]], name: str) -> str:
-    differences = [row[name]["abs_rel"] for row in rows if row[name]]
-    better = sum(high < 0 for _, _, high in differences)
-    worse = sum(low > 0 for _, low, _ in differences)
-    return f"better on {better}, worse on {worse} of {len(differences)}"
+def _verdict(rows: list[RegionRow], name: str) -> str:
+    intervals = [found["abs_rel"] for row in rows if (found := row.differences[name])]
+    better = sum(high < 0 for _, _, high in intervals)
+    worse = sum(low > 0 for _, low, _ in intervals)
+    return f"better on {better}, worse on {worse} of {len(intervals)}"
 
 
-def _relative_gain(rows: list[dict[str, Any]], prefix: str) -> float:
+def _relative_gain(rows: list[RegionRow], prefix: str) -> float:
     """Share of the error that local fits remove, median over the datasets."""
-    return float(np.median([1 - row[f"{prefix}local"]["abs_rel"] / row[f"{prefix}global"]["abs_rel"] for row in rows]))
+    pairs = [(row.scores[f"{prefix}local"], row.scores[f"{prefix}global"]) for row in rows]
+    return float(np.median([1 - one["abs_rel"] / whole["abs_rel"] for one, whole in pairs if one and whole]))
 
 
 def _share_name(share: float) -> str:
@@ -470,7 +551,7 @@ def _share_name(share: float) -> str:
     return f"1/{whole}" if math.isclose(share, 1 / whole) else f"{share:g}"
 
 
-def _number(scores: dict[str, float] | None, metric: str) -> str:
+def _number(scores: _Scores | None, metric: str) -> str:
     return "" if scores is None else f"{scores[metric]:.3f}"
 
 

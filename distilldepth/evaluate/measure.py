@@ -22,8 +22,8 @@ SPARSE = 0.35
 
 
 @dataclass(frozen=True)
-class Context:
-    """Maps of one size with what is to be done with them."""
+class Maps:
+    """Predictions and truths of one size with what is to be done with them."""
 
     prediction: Tensor
     """`(B, h, w)` in `space`, before the fit."""
@@ -36,8 +36,32 @@ class Context:
     floor: Tensor
     """`(B,)`: lower clip of the aligned map."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.truth.shape[1], self.truth.shape[2]
 
-def scoring_mask(depth: Tensor, valid: Tensor, rules: Rules) -> Tensor:
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out of the maps, `(B,)` each."""
+
+    sums: dict[str, Tensor]
+    """Of errors, by the names of `metrics.depth.SUMS`, float64."""
+    scale: Tensor
+    shift: Tensor
+    floor: Tensor
+    """Lower clip of the aligned map."""
+    is_finite: Tensor
+    """bool: whether the prediction is finite on every pixel that counts."""
+
+    @property
+    def count(self) -> Tensor:
+        """How many pixels count."""
+        return self.sums["count"]
+
+
+def scored_pixels(depth: Tensor, valid: Tensor, rules: Rules) -> Tensor:
     """Return which pixels count.
 
     Args:
@@ -60,22 +84,20 @@ def scoring_mask(depth: Tensor, valid: Tensor, rules: Rules) -> Tensor:
     return kept
 
 
-def measure(context: Context) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return, per image: sums of errors, scale, shift, lower clip, pixels, and whether the prediction is finite.
+def measure(maps: Maps) -> Measured:
+    """Fit and add up the errors, image by image.
 
     Args:
-        context: maps that fit each other and its rules' crop; `floor` is not read.
+        maps: fit each other and the crop of their rules; `floor` is not read.
     """
-    rules, size = context.rules, tuple(context.truth.shape[1:])
-    fitted = None if rules.align == "least-squares" and not _is_thinned(size, rules) else _fit(context)
-    if has_depth_sums(context.prediction, context.truth):
-        return _measure_natively(context, fitted)
-    top, bottom, left, right = crop_box(rules.score_crop, *size)
-    p, g, valid = (
-        maps[:, top:bottom, left:right].flatten(1) for maps in (context.prediction, context.truth, context.valid)
-    )
+    rules = maps.rules
+    fitted = None if rules.align == "least-squares" and not _is_thinned(maps.size, rules) else _fit(maps)
+    if has_depth_sums(maps.prediction, maps.truth):
+        return _measure_natively(maps, fitted)
+    top, bottom, left, right = crop_box(rules.score_crop, *maps.size)
+    p, g, valid = (values[:, top:bottom, left:right].flatten(1) for values in (maps.prediction, maps.truth, maps.valid))
     g = g.float()
-    far = _far_limit(context.truth, context.valid, rules)
+    far = _far_limit(maps.truth, maps.valid, rules)
     on_cpu = p.device.type == "cpu"
     if on_cpu:
         p, g, valid = _gather_sparse(p, g, valid)
@@ -88,26 +110,24 @@ def measure(context: Context) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor
     results = []
     for rows in [slice(i, i + 1) for i in range(len(p))] if on_cpu else [slice(None)]:
         given = None if fitted is None else (fitted[0][rows], fitted[1][rows])
-        results.append(_measure_rows(p[rows], g[rows], valid[rows], far[rows], given, context.space, rules, buffers))
+        results.append(_measure_rows(p[rows], g[rows], valid[rows], far[rows], given, maps.space, rules, buffers))
     if not results:
         none = p.new_empty(0, dtype=torch.float64)
-        return dict.fromkeys(SUMS, none), none, none, none, none, none.bool()
+        return Measured(dict.fromkeys(SUMS, none), none, none, none, none.bool())
     table, scale, shift, floor, finite = (torch.cat(column, -1) for column in zip(*results, strict=True))
-    return dict(zip(SUMS, table, strict=True)), scale, shift, floor, table[0], finite
+    return Measured(dict(zip(SUMS, table, strict=True)), scale, shift, floor, finite)
 
 
-def _measure_natively(
-    context: Context, fitted: tuple[Tensor, Tensor] | None
-) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _measure_natively(maps: Maps, fitted: tuple[Tensor, Tensor] | None) -> Measured:
     """`measure` by the kernel of the native library."""
-    rules, space = context.rules, context.space
+    rules, space = maps.rules, maps.space
     limits = torch.tensor([rules.min_depth, rules.max_depth], dtype=torch.float32)
     if rules.bounds == "strict":
         limits = torch.nextafter(limits, torch.tensor([torch.inf, -torch.inf]))
     finfo = torch.finfo(torch.float32)
     # 0 never counts; the smallest number above it is not a normal one.
     nearest = limits[0].clamp(min=finfo.smallest_normal * finfo.eps)
-    far = _far_limit(context.truth, context.valid, rules)
+    far = _far_limit(maps.truth, maps.valid, rules)
     bounds = torch.stack([nearest.expand_as(far), torch.minimum(far, limits[1].clamp(max=finfo.max))], 1)
     if isinstance(rules.disparity_floor, str) and (space == "disparity" or rules.disparity_floor == "relative"):
         kinds = {("relative", "disparity"): "/ nearest", ("relative", "depth"): "* farthest"}
@@ -116,11 +136,11 @@ def _measure_natively(
     else:
         floor_kind, floor = "number", _fixed_floor(rules)
     sums, alignment = depth_sums(
-        context.prediction,
-        context.truth,
-        context.valid,
+        maps.prediction,
+        maps.truth,
+        maps.valid,
         bounds,
-        crop_box(rules.score_crop, *context.truth.shape[1:]),
+        crop_box(rules.score_crop, *maps.size),
         fitted,
         FitAndClip(
             in_disparity=space == "disparity",
@@ -133,7 +153,7 @@ def _measure_natively(
     )
     table = dict(zip(SUMS, sums.unbind(1), strict=True))
     scale, shift, lower, finite = alignment.unbind(1)
-    return table, scale, shift, lower, table["count"], finite > 0
+    return Measured(table, scale, shift, lower, finite > 0)
 
 
 def _measure_rows(
@@ -291,17 +311,17 @@ def to_depth(aligned: Tensor, floor: Tensor, space: str, rules: Rules, *, out: T
     return depth.clamp_(min=low) if rules.clip_high is None else depth.clamp_(low, rules.clip_high)
 
 
-def _fit(context: Context) -> tuple[Tensor, Tensor]:
+def _fit(maps: Maps) -> tuple[Tensor, Tensor]:
     """The fits that need whole maps: medians, robust ones, and those on thinned maps."""
-    rules = context.rules
+    rules = maps.rules
     # On a device without float64 the sums are made on the CPU.
-    kept = scoring_mask(context.truth, context.valid, rules)
+    kept = scored_pixels(maps.truth, maps.valid, rules)
     if rules.fit_on == "positive-prediction":
-        kept &= context.prediction > 0
-    truth, prediction = torch.where(kept, context.truth.double(), 1), context.prediction.double()
-    if _is_thinned(tuple(truth.shape[1:]), rules):
-        truth, prediction, kept = (_thin(maps, rules) for maps in (truth, prediction, kept))
-    wanted = 1 / truth if context.space == "disparity" else truth
+        kept &= maps.prediction > 0
+    truth, prediction = torch.where(kept, maps.truth.double(), 1), maps.prediction.double()
+    if _is_thinned(maps.size, rules):
+        truth, prediction, kept = (_thin(values, rules) for values in (truth, prediction, kept))
+    wanted = 1 / truth if maps.space == "disparity" else truth
     return fit_scale_shift(prediction, wanted, kept, rules.align)
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from distilldepth.datasets.rgbd import one_channel, read_grey
 from distilldepth.datasets.truth import Dataset, Item
 from distilldepth.errors import DistillDepthError
-from distilldepth.evaluate.record.saved_maps import FORMATS, INDEX, _inside, _stem
+from distilldepth.evaluate.record.saved_maps import INDEX, name_inside, without_suffix
 from distilldepth.files import expand_user, file_digest
 from distilldepth.formats.kitti import KITTI_SCALE
 from distilldepth.formats.npy import read_npy
+from distilldepth.formats.table import STORED
 from distilldepth.images.decode import open_file, open_image
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
@@ -82,25 +83,26 @@ class StoredPredictions(DepthModel):
         if not (folder / INDEX).is_file() and (folder / "predictions" / INDEX).is_file():
             # The folder of a run that kept its maps.
             folder = folder / "predictions"
-        index, says = _read_index(folder)
+        index, says = _describe(folder)
         known = index.get("quantity")
-        if quantity is None and known is None:
+        if quantity is not None and known is not None and quantity != known:
+            raise ValueError(f"{says} says that the numbers are {known}, and --quantity says {quantity}")
+        quantity = quantity or known
+        if quantity is None:
             raise ValueError(
                 f"{folder}: does not say what its numbers mean; add --quantity disparity, depth or metric-depth"
             )
-        if quantity is not None and known is not None and quantity != known:
-            raise ValueError(f"{says} says that the numbers are {known}, and --quantity says {quantity}")
         info = ModelInfo(
             name=f"predictions:{index.get('model', folder.resolve().name)}",
             family="predictions",
-            quantity=quantity or known,
+            quantity=quantity,
             licence=index.get("licence", "unknown"),
             source=str(folder),
         )
         super().__init__(info, Preprocessing(size=1, multiple=1, resize_policy="square"))
         self.folder = folder
         self.depth_scale = depth_scale
-        if depth_scale is not None and index.get("format") in FORMATS:
+        if depth_scale is not None and index.get("format") in STORED:
             raise ValueError(f"{says} says how its maps are stored; leave --depth-scale out")
         self._is_kitti = index.get("format") == "kitti"
 
@@ -123,13 +125,13 @@ class StoredPredictions(DepthModel):
         missing: dict[tuple[str, int], str] = {}
         owners: dict[Path, Item] = {}
         for dataset in datasets:
-            files = Counter(PurePosixPath(_inside(item.name)).name for item in dataset.items)
+            files = Counter(PurePosixPath(name_inside(item.name)).name for item in dataset.items)
             for index, item in enumerate(dataset.items):
-                alone = files[PurePosixPath(_inside(item.name)).name] == 1
+                alone = files[PurePosixPath(name_inside(item.name)).name] == 1
                 candidates = _candidates(self.folder, dataset.name, item.name, alone)
                 path = next((candidate for candidate in candidates if listing.has(candidate)), None)
                 if path is None:
-                    wanted = f"{_stem(_inside(item.name))}.npy"
+                    wanted = f"{without_suffix(name_inside(item.name))}.npy"
                     missing[dataset.name, index] = (
                         f"no prediction; looked for {wanted} and other names in {self.folder}"
                     )
@@ -234,7 +236,7 @@ class _Listing:
 
 def _candidates(folder: Path, dataset: str, name: str, alone: bool = False) -> Iterator[Path]:
     """Where the map of a sample may be, best first; `alone`: no other sample has its file name."""
-    place = PurePosixPath(_stem(_inside(name)))
+    place = PurePosixPath(without_suffix(name_inside(name)))
     stems = [place.name, f"pred_{place.name}"]
     if place.name.startswith("rgb_"):
         stems += [f"pred_{place.name[4:]}", f"depth_{place.name[4:]}"]
@@ -245,11 +247,11 @@ def _candidates(folder: Path, dataset: str, name: str, alone: bool = False) -> I
     relative.append(PurePosixPath("_".join(place.parts)))
     if alone:
         relative += [PurePosixPath(stem) for stem in stems]
-    for base, path, suffix in itertools.product((folder / _inside(dataset), folder), relative, SUFFIXES):
+    for base, path, suffix in itertools.product((folder / name_inside(dataset), folder), relative, SUFFIXES):
         yield base / path.with_name(path.name + suffix)
 
 
-def _read_index(folder: Path) -> tuple[dict[str, Any], Path]:
+def _describe(folder: Path) -> tuple[dict[str, Any], Path]:
     """What the folder says of its maps, and the file that says so: the index, or the texts of a PNG by `predict`."""
     path = folder / INDEX
     if path.is_file():

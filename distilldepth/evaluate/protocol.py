@@ -186,8 +186,8 @@ def crop_box(crop: str, height: int, width: int) -> tuple[int, int, int, int]:
         return 45, 471, 41, 601
     if crop not in _CROP_SHARES:
         raise ValueError(f"crop must be known, got {crop!r}{did_you_mean(crop, ['kb', 'eigen-nyu', *_CROP_SHARES])}")
-    top, bottom, left, right = _CROP_SHARES[crop]
-    return int(top * height), int(bottom * height), int(left * width), int(right * width)
+    above, below, before, behind = _CROP_SHARES[crop]
+    return int(above * height), int(below * height), int(before * width), int(behind * width)
 
 
 _CROP_SHARES = {

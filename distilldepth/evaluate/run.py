@@ -3,84 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distilldepth.datasets.open import check_any_readable, open_data
+from distilldepth.datasets.catalogue import BENCHMARKS
+from distilldepth.datasets.open import Data, check_any_readable, open_data
 from distilldepth.datasets.truth import Dataset
-from distilldepth.device import resolve_device
 from distilldepth.errors import DistillDepthError
-from distilldepth.evaluate.aggregate import headline, mean_metrics, summarise
+from distilldepth.evaluate.aggregate import mean_metrics, summarise
 from distilldepth.evaluate.baselines import open_model
-from distilldepth.evaluate.doubts import (
-    TRUTH_SCALE,
-)
+from distilldepth.evaluate.doubts import TRUTH_SCALE
+from distilldepth.evaluate.options import EvaluateOptions, with_changes
 from distilldepth.evaluate.predictions import StoredPredictions
 from distilldepth.evaluate.protocol import Protocol, Rules, choose_protocol
-from distilldepth.evaluate.record.folder import RunFolder, check_folder, describe_run
+from distilldepth.evaluate.record.folder import PREDICTIONS, RunFolder, check_folder, describe_run
 from distilldepth.evaluate.record.result import Evaluation
+from distilldepth.evaluate.record.rows import Doubt, Failure, Metadata, ScoredModel
 from distilldepth.evaluate.record.saved_maps import check_distinct, write_index
-from distilldepth.evaluate.samples import _Run, _Task
+from distilldepth.evaluate.samples import Scoring, StoredMaps, Task
 from distilldepth.evaluate.score import MEANINGLESS, is_meaningless
 from distilldepth.files import expand_user
 from distilldepth.formats.kitti import check_metres
-from distilldepth.inference.batches import (
-    check_side,
-)
-from distilldepth.machine import resolve_precision
+from distilldepth.inference.estimator import Estimator
 from distilldepth.models.base import DepthModel
-from distilldepth.models.preprocess import target_size
 
 
 def evaluate(
-    model: str | Path | DepthModel,
-    data: str | Path | Sequence[str | Path] | list[Dataset],
-    *,
-    root: str | Path | None = None,
-    split: str | Path | None = None,
-    protocol: str | Protocol | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    limit: int | None = None,
-    resize_policy: str | None = None,
-    size: int | None = None,
-    batch_size: int = 8,
-    device: str | torch.device = "auto",
-    precision: str = "auto",
-    offline: bool = False,
-    out: str | Path | None = None,
-    resume: str = "",
-    overwrite: bool = False,
-    save_predictions: str | None = None,
-    command: str = "",
-    truth_scale: float | None = None,
-    start: Callable[[int], Callable[[int], None]] | None = None,
+    model: str | Path | DepthModel, data: Data, *, options: EvaluateOptions | None = None, **changes: Any
 ) -> Evaluation:
     """Score a model.
 
     Args:
         model: a model, what `load_model` takes, `baseline:constant` or `baseline:ramp`, or `StoredPredictions`.
-        data: see `open_data`; or opened datasets.
-        root: folder or tar file of the benchmarks, or folder that the paths in manifests are relative to.
-        split: file that lists a benchmark's samples.
-        protocol: a protocol or its name; None for the one that fits the model's quantity.
-        overrides: rules of the protocol to replace, for example `{"align": "median"}`; its name then says so.
-        limit: first so many frames of each dataset.
-        resize_policy, size: how the network sees an image; None for the model's own.
-        batch_size: images of equal size run at once.
-        device, precision: see `distilldepth.device`.
-        offline: never touch the network for the model.
-        out: folder for the results in every format, with pictures of the worst and best cases and a line per sample
-            as soon as it is scored; None writes nothing.
-        resume: `auto` continues in `out` after the samples that are scored already; empty starts anew.
-        overwrite: replace an evaluation that is in `out`.
-        save_predictions: write every map below `out`: `npy`, `png16` or `kitti`; None writes none.
-        command: written into the metadata.
-        truth_scale: stored units per metre of ground truth in RGB-D sets whose files do not say it; see `open_data`.
-        start: called with the number of frames when the work begins; the function it returns is told how many more are
-            done.
+        data: see `open_data`.
+        options: how; None for the usual way.
+        changes: options given by name, for example `evaluate("dav2-small", "scenes", protocol="marigold", out="eval")`;
+            see `EvaluateOptions`.
 
     Returns:
         The evaluation. Frames that fail are listed there and raise nothing.
@@ -88,161 +49,208 @@ def evaluate(
     Raises:
         ValueError, FileNotFoundError, DistillDepthError: wrong arguments, no such data or model, or a folder that holds
             something else.
+        TypeError: no such option.
     """
-    folder = None if out is None else expand_user(out)
-    _check_output(folder, resume, overwrite, save_predictions, model)
-    opened = isinstance(data, list) and bool(data) and isinstance(data[0], Dataset)
-    datasets = data if opened else open_data(data, root=root, split=split, limit=limit, truth_scale=truth_scale)
-    if isinstance(model, DepthModel) and device == "auto":
-        place = next(model.buffers()).device
-    else:
-        place = resolve_device(device)
-    precision = resolve_precision(precision, place)
+    options = with_changes(options or EvaluateOptions(), changes, "evaluate")
+    _check_output(options, model)
+    estimator = _make_estimator(model, options)
+    info = estimator.model.info
+    protocol = _find_protocol(info.quantity, options)
+    datasets = _find_data(data, protocol, options)
     scale_notes = check_any_readable(datasets)
-    model = open_model(model, offline).to(place)
-    if save_predictions == "kitti":
-        check_metres(model.info.quantity)
-    if isinstance(protocol, Protocol):
-        if overrides:
-            raise ValueError("evaluate: overrides are for a protocol given by name, got a Protocol; change it instead")
-        protocol = protocol.for_quantity(model.info.quantity)
-    else:
-        protocol = choose_protocol(model.info.quantity, name=protocol, overrides=overrides)
-    if (overrides or {}).get("field") and not any(dataset.fields for dataset in datasets):
-        raise ValueError("evaluate: field chooses among several, and the data has one kind of ground truth only")
-    rules = {dataset.name: protocol.rules(dataset.kind) for dataset in datasets}
-    # What would fail for every sample is said before the first.
-    side = size or model.preprocessing.size
-    check_side(model, place, target_size(side, side, model.preprocessing, policy=resize_policy, size=size))
-    if any(is_meaningless(one, model.info.quantity) for one in rules.values()):
-        raise ValueError(f"evaluate: the protocol {protocol.name} does not fit the model: {MEANINGLESS}")
-    other = {dataset.kind: rules[dataset.name].field for dataset in datasets if _wrong_field(dataset, rules)}
-    if other and not opened:
-        datasets = open_data(data, root=root, split=split, limit=limit, fields=other, truth_scale=truth_scale)
-    for dataset in datasets:
-        if _wrong_field(dataset, rules):
-            wanted = rules[dataset.name].field
-            raise DistillDepthError(
-                f"{dataset.name}: the protocol {protocol.name} scores against the {wanted} ground truth, and the "
-                f"dataset was opened with {dataset.field}; override field, or open it with field={wanted!r}"
-            )
-    found, missing = model.find(datasets) if isinstance(model, StoredPredictions) else ({}, {})
-    if save_predictions is not None:
-        check_distinct(datasets, save_predictions)
-    run = _Run(model, protocol, rules, place, precision, resize_policy, size, batch_size)
-    run.scale_notes = scale_notes
-    run.tasks = [
-        _Task(item, index, dataset, rules[dataset.name], found.get((dataset.name, index)))
-        for dataset in datasets
-        for index, item in enumerate(dataset.items)
-    ]
-    run.advance = start(len(run.tasks)) if start is not None else run.advance
-    if folder is not None:
-        settings = {"resize_policy": resize_policy, "size": size, "precision": precision}
-        if truth_scale is not None:
-            settings["truth_scale"] = truth_scale
-        if isinstance(model, StoredPredictions) and model.depth_scale is not None:
-            settings["depth_scale"] = model.depth_scale
-        if save_predictions is not None:
-            settings["save_predictions"] = save_predictions
-        kinds = {dataset.name: rules[dataset.name].to_dict() for dataset in datasets}
-        described = describe_run(model, {"label": protocol.to_dict(), "rules": kinds}, datasets, settings)
-        run.folder = RunFolder(folder, described, resume=resume, overwrite=overwrite)
-        run.save_as = save_predictions
-        if save_predictions is not None:
-            write_index(folder / "predictions", model.info, save_predictions)
+    rules = _find_rules(datasets, protocol, info.quantity)
+    tasks, missing = _plan(estimator.model, datasets, rules, options.save_predictions)
+    advance = options.start(len(tasks)) if options.start is not None else lambda count: None
+    folder = _open_folder(estimator, protocol, rules, datasets, options)
+    scoring = Scoring(estimator, tasks, folder=folder, save_as=options.save_predictions, advance=advance)
     try:
-        return _score(run, datasets, missing, resize_policy, size, command)
+        began = time.perf_counter()
+        _score(scoring, missing)
+        metadata = _describe(scoring, options, time.perf_counter() - began)
+        evaluation = _summarise(scoring, datasets, protocol, metadata, scale_notes)
+        if folder is not None:
+            folder.write_results(evaluation)
+        return evaluation
     finally:
-        if run.folder is not None:
-            run.folder.release()
+        if folder is not None:
+            folder.release()
 
 
-def _score(
-    run: _Run,
-    datasets: list[Dataset],
-    missing: dict[tuple[str, int], str],
-    resize_policy: str | None,
-    size: int | None,
-    command: str,
-) -> Evaluation:
-    """Score what is left to be scored, and write the results."""
-    model = run.model
-    began = time.perf_counter()
-    try:
-        run.restore()
-        for task in run.tasks:
-            if (task.dataset.name, task.index) in missing and task not in run.rows:
-                run.fail(task, DistillDepthError(missing[task.dataset.name, task.index]))
-        run.score_all()
-    finally:
-        run.close()
-    metadata = {
-        "model": {**model.info.to_dict(), "notes": list(model.info.notes)},
-        "device": str(run.place),
-        "precision": run.precision,
-        "resize_policy": resize_policy or model.preprocessing.resize_policy,
-        "size": size or model.preprocessing.size,
-        "torch": torch.__version__,
-        "command": command,
-        "seconds": round(time.perf_counter() - began, 3),
-        "model_seconds": round(run.model_seconds, 3),
-        "resumed_after": run.resumed_after,
-    }
-    evaluation = _summarise(run, datasets, metadata)
-    if run.folder is not None:
-        run.folder.write_results(evaluation)
-    return evaluation
-
-
-def _check_output(
-    folder: Path | None, resume: str, overwrite: bool, save_predictions: str | None, model: str | Path | DepthModel
-) -> None:
+def _check_output(options: EvaluateOptions, model: str | Path | DepthModel) -> None:
     """Fail before any work on options that cannot be followed."""
+    folder = _folder(options)
     if folder is None:
         for given, option in (
-            (resume, "--resume"),
-            (overwrite, "--overwrite"),
-            (save_predictions, "--save-predictions"),
+            (options.resume, "--resume"),
+            (options.overwrite, "--overwrite"),
+            (options.save_predictions, "--save-predictions"),
         ):
             if given:
                 raise ValueError(f"evaluate: {option} needs --out, the folder that it is about")
         return
-    check_folder(folder, resume, overwrite)
+    check_folder(folder, options.resume, options.overwrite)
     if isinstance(model, StoredPredictions):
-        if save_predictions is not None:
+        if options.save_predictions is not None:
             raise ValueError(
                 "evaluate: predictions that are on disk already are not saved again; drop --save-predictions"
             )
-        if overwrite and folder.resolve() in [model.folder.resolve(), *model.folder.resolve().parents]:
+        if options.overwrite and folder.resolve() in [model.folder.resolve(), *model.folder.resolve().parents]:
             raise ValueError(
                 f"evaluate: --overwrite would delete {model.folder}, which is to be scored; take another --out"
             )
 
 
-def _wrong_field(dataset: Dataset, rules: Mapping[str, Rules]) -> bool:
-    wanted = rules[dataset.name].field
-    return bool(wanted and dataset.fields and dataset.field != wanted)
+def _folder(options: EvaluateOptions) -> Path | None:
+    return None if options.out is None else expand_user(options.out)
 
 
-def _summarise(run: _Run, datasets: list[Dataset], metadata: dict[str, Any]) -> Evaluation:
-    samples, failures, summaries = [], [], []
+def _make_estimator(model: str | Path | DepthModel, options: EvaluateOptions) -> Estimator:
+    """The model on its device; what would fail for every sample is said before the first."""
+    options = options.settle(model)
+    opened = open_model(model, options.offline)
+    if options.save_predictions == "kitti":
+        check_metres(opened.info.quantity)
+    estimator = StoredMaps(opened, options) if isinstance(opened, StoredPredictions) else Estimator(opened, options)
+    estimator.check_size()
+    return estimator
+
+
+def _find_protocol(quantity: str, options: EvaluateOptions) -> Protocol:
+    """The protocol as it is for the model's quantity."""
+    if not isinstance(options.protocol, Protocol):
+        return choose_protocol(quantity, name=options.protocol, overrides=options.overrides)
+    if options.overrides:
+        raise ValueError("evaluate: overrides are for a protocol given by name, got a Protocol; change it instead")
+    return options.protocol.for_quantity(quantity)
+
+
+def _find_data(data: Data, protocol: Protocol, options: EvaluateOptions) -> list[Dataset]:
+    """The datasets, opened with the ground truth that the protocol scores against."""
+    datasets = open_data(
+        data,
+        root=options.root,
+        split=options.split,
+        limit=options.limit,
+        fields={kind: field for kind in BENCHMARKS if (field := protocol.rules(kind).field)},
+        truth_scale=options.truth_scale,
+    )
+    if (options.overrides or {}).get("field") and not any(dataset.fields for dataset in datasets):
+        raise ValueError("evaluate: field chooses among several, and the data has one kind of ground truth only")
     for dataset in datasets:
-        tasks = [task for task in run.tasks if task.dataset is dataset]
-        rows = [run.rows[task] for task in tasks if task in run.rows]
+        wanted = protocol.rules(dataset.kind).field
+        if wanted and dataset.fields and dataset.field != wanted:
+            raise DistillDepthError(
+                f"{dataset.name}: the protocol {protocol.name} scores against the {wanted} ground truth, and the "
+                f"dataset was opened with {dataset.field}; override field, or open it with field={wanted!r}"
+            )
+    return datasets
+
+
+def _find_rules(datasets: list[Dataset], protocol: Protocol, quantity: str) -> dict[str, Rules]:
+    """The rules for each dataset, by its name."""
+    rules = {dataset.name: protocol.rules(dataset.kind) for dataset in datasets}
+    if any(is_meaningless(one, quantity) for one in rules.values()):
+        raise ValueError(f"evaluate: the protocol {protocol.name} does not fit the model: {MEANINGLESS}")
+    return rules
+
+
+def _plan(
+    model: DepthModel, datasets: list[Dataset], rules: Mapping[str, Rules], save_as: str | None
+) -> tuple[list[Task], dict[tuple[str, int], str]]:
+    """What is to be scored, and for samples without a stored prediction what was looked for."""
+    found, missing = model.find(datasets) if isinstance(model, StoredPredictions) else ({}, {})
+    if save_as is not None:
+        check_distinct(datasets, save_as)
+    tasks = [
+        Task(item, index, dataset, rules[dataset.name], found.get((dataset.name, index)))
+        for dataset in datasets
+        for index, item in enumerate(dataset.items)
+    ]
+    return tasks, missing
+
+
+def _open_folder(
+    estimator: Estimator,
+    protocol: Protocol,
+    rules: Mapping[str, Rules],
+    datasets: list[Dataset],
+    options: EvaluateOptions,
+) -> RunFolder | None:
+    """The folder that is written into, begun or continued."""
+    path, model = _folder(options), estimator.model
+    if path is None:
+        return None
+    settings: dict[str, str | float | None] = {
+        "resize_policy": options.resize_policy,
+        "size": options.size,
+        "precision": estimator.precision,
+    }
+    if options.truth_scale is not None:
+        settings["truth_scale"] = options.truth_scale
+    if isinstance(model, StoredPredictions) and model.depth_scale is not None:
+        settings["depth_scale"] = model.depth_scale
+    if options.save_predictions is not None:
+        settings["save_predictions"] = options.save_predictions
+    described = describe_run(model, protocol, rules, datasets, settings)
+    folder = RunFolder(path, described, resume=options.resume, overwrite=options.overwrite)
+    if options.save_predictions is not None:
+        write_index(path / PREDICTIONS, model.info, options.save_predictions)
+    return folder
+
+
+def _score(scoring: Scoring, missing: Mapping[tuple[str, int], str]) -> None:
+    """Score what is left to be scored."""
+    try:
+        scoring.restore()
+        for task in scoring.tasks:
+            if (task.dataset.name, task.index) in missing and task not in scoring.rows:
+                scoring.fail(task, DistillDepthError(missing[task.dataset.name, task.index]))
+        scoring.score_all()
+    finally:
+        if scoring.folder is not None:
+            scoring.folder.close()
+
+
+def _describe(scoring: Scoring, options: EvaluateOptions, seconds: float) -> Metadata:
+    """How the result was made."""
+    estimator = scoring.estimator
+    model = estimator.model
+    return Metadata(
+        ScoredModel.of(model.info),
+        device=str(estimator.device),
+        precision=estimator.precision,
+        resize_policy=options.resize_policy or model.preprocessing.resize_policy,
+        size=options.size or model.preprocessing.size,
+        torch=torch.__version__,
+        command=options.command,
+        seconds=round(seconds, 3),
+        model_seconds=round(estimator.model_seconds, 3),
+        resumed_after=scoring.resumed_after,
+    )
+
+
+def _summarise(
+    scoring: Scoring,
+    datasets: list[Dataset],
+    protocol: Protocol,
+    metadata: Metadata,
+    scale_notes: Mapping[str, list[str]],
+) -> Evaluation:
+    samples, failures, summaries = [], [], []
+    info = scoring.estimator.model.info
+    for dataset in datasets:
+        tasks = [task for task in scoring.tasks if task.dataset is dataset]
+        rows = [scoring.rows[task] for task in tasks if task in scoring.rows]
         samples += rows
         failures += [
-            {"dataset": dataset.name, "name": task.item.name, "error": run.errors[task]}
-            for task in tasks
-            if task in run.errors
+            Failure(dataset.name, task.item.name, scoring.errors[task]) for task in tasks if task in scoring.errors
         ]
-        summary = summarise(dataset, rows, run.rules[dataset.name], run.model.info.quantity)
-        for note in run.scale_notes.get(dataset.name, ()):
-            summary["doubts"].append({"kind": TRUTH_SCALE, "frames": len(rows), "text": note})
+        summary = summarise(dataset, rows, protocol.rules(dataset.kind), info.quantity)
+        summary.doubts += [Doubt(TRUTH_SCALE, len(rows), note) for note in scale_notes.get(dataset.name, ())]
         summaries.append(summary)
-    constant = sum(bool(row.get("constant")) for row in samples)
-    notes = list(run.model.info.notes)
+    constant = sum(row.constant for row in samples)
+    notes = list(info.notes)
     if constant:
         notes.append(f"{constant} of {len(samples)} predicted maps are constant: the model says nothing about them")
-    mean = mean_metrics([headline(summary)[0] for summary in summaries if summary["frames"]])
-    return Evaluation(metadata, run.protocol, summaries, mean, samples, failures, notes)
+    mean = mean_metrics([summary.headline[0] for summary in summaries if summary.frames])
+    return Evaluation(metadata, protocol, summaries, mean, samples, failures, notes)

@@ -14,7 +14,7 @@ from distilldepth.datasets.truth import Truth
 from distilldepth.depth import to_disparity
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.doubts import median_ratio, rank_correlation
-from distilldepth.evaluate.measure import Context, measure, scoring_mask, to_depth
+from distilldepth.evaluate.measure import Maps, Measured, measure, scored_pixels, to_depth
 from distilldepth.evaluate.protocol import PARAMETERS, Rules, crop_box
 from distilldepth.metrics import boundary_f1, boundary_f1_masked, calibration_error, uncertainty_metrics
 from distilldepth.metrics.depth import DELTAS, LEAST_DEPTH, SUMS, metrics_from_sums
@@ -39,40 +39,40 @@ class Scores:
     """float64 `(B,)`."""
     problems: dict[int, str]
     """Why an image could not be scored, by its index."""
-    _context: Context = field(repr=False)
+    _maps: Maps = field(repr=False)
 
     @cached_property
     def depth(self) -> Tensor:
         """float32 `(B, h, w)`: the aligned prediction as depth on the whole frame; made when it is first asked for."""
-        return self.depth_above(self._context.floor)
+        return self.depth_above(self._maps.floor)
 
     def depth_above(self, floor: Tensor) -> Tensor:
         """Return `depth` with another lower clip `(B,)` of the aligned map."""
-        context = self._context
-        aligned = context.prediction.double() * self.scale[:, None, None] + self.shift[:, None, None]
-        return to_depth(aligned, floor.to(aligned)[:, None, None], context.space, context.rules)
+        maps = self._maps
+        aligned = maps.prediction.double() * self.scale[:, None, None] + self.shift[:, None, None]
+        return to_depth(aligned, floor.to(aligned)[:, None, None], maps.space, maps.rules)
 
     @cached_property
-    def mask(self) -> Tensor:
+    def scored(self) -> Tensor:
         """bool `(B, h, w)`: the pixels that were scored."""
-        return scoring_mask(self._context.truth, self._context.valid, self._context.rules)
+        return scored_pixels(self._maps.truth, self._maps.valid, self._maps.rules)
 
     @cached_property
     def correlation(self) -> Tensor:
         """float32 `(B,)`: how the predictions run before the fit; see `rank_correlation`."""
-        return rank_correlation(self._context.prediction, self._wanted, self._context.valid)
+        return rank_correlation(self._maps.prediction, self._wanted, self._maps.valid)
 
     @cached_property
     def ratio(self) -> Tensor:
         """float32 `(B,)`: median predicted by median true depth before the fit; for predictions in metres."""
-        ratio = median_ratio(self._context.prediction, self._wanted, self._context.valid)
-        return 1 / ratio if self._context.space == "disparity" else ratio
+        ratio = median_ratio(self._maps.prediction, self._wanted, self._maps.valid)
+        return 1 / ratio if self._maps.space == "disparity" else ratio
 
     @property
     def _wanted(self) -> Tensor:
         """The truth in the space of the fit; not finite where there is none."""
-        truth = self._context.truth
-        return 1 / truth if self._context.space == "disparity" else truth
+        truth = self._maps.truth
+        return 1 / truth if self._maps.space == "disparity" else truth
 
     @cached_property
     def by_depth(self) -> Tensor:
@@ -82,13 +82,13 @@ class Scores:
         a factor 1.25.
         """
         bins = len(DEPTH_EDGES) - 1
-        table = torch.zeros((len(self.mask), bins, 5), dtype=torch.float64, device=self.mask.device)
-        edges = torch.tensor(DEPTH_EDGES, dtype=torch.float64, device=self.mask.device)
+        table = torch.zeros((len(self.scored), bins, 5), dtype=torch.float64, device=self.scored.device)
+        edges = torch.tensor(DEPTH_EDGES, dtype=torch.float64, device=self.scored.device)
         table[..., 0], table[..., 1] = edges[:-1], edges[1:]
-        kept = self.mask.flatten().nonzero()[:, 0]
-        truth, depth = (maps.flatten().index_select(0, kept) for maps in (self._context.truth, self.depth))
+        kept = self.scored.flatten().nonzero()[:, 0]
+        truth, depth = (maps.flatten().index_select(0, kept) for maps in (self._maps.truth, self.depth))
         place = truth.log10().add_(1).mul_(6).floor_().clamp_(0, bins - 1).long()
-        index = place.add_(torch.div(kept, self.mask[:1].numel() or 1, rounding_mode="floor"), alpha=bins)
+        index = place.add_(torch.div(kept, self.scored[:1].numel() or 1, rounding_mode="floor"), alpha=bins)
         close = torch.maximum(depth / truth, truth / depth) < DELTAS[0]
         for column, weights in ((2, None), (3, (depth - truth).abs_().div_(truth)), (4, close.float())):
             found = torch.bincount(index, weights, minlength=len(table) * bins)
@@ -215,40 +215,53 @@ def score_batch(
     prediction = values.float()
     if rules.fill_holes and quantity != "disparity":
         prediction = fill_background(prediction)
-    size = tuple(depth.shape[1:])
+    size = depth.shape[1], depth.shape[2]
     prediction = to_frame(prediction, size, rules.resize, rules)
     if space == "disparity":
         prediction = to_disparity(prediction, quantity)
     elif quantity == "disparity":
         # Only the sign: larger = farther. The fit finds scale and shift.
         prediction = -prediction
-    context = Context(prediction, depth, valid, rules, space, unknown)
+    maps = Maps(prediction, depth, valid, rules, space, unknown)
     if reason := _no_way(quantity, space, size, is_metric, rules):
         empty = dict.fromkeys(SUMS, unknown)
         problems = dict.fromkeys(range(batch), reason)
-        whole = dataclasses.replace(context, rules=dataclasses.replace(rules, score_crop=""))
+        whole = dataclasses.replace(maps, rules=dataclasses.replace(rules, score_crop=""))
         return Scores(metrics_from_sums(empty), empty, unknown, unknown, problems, whole)
-    sums, scale, shift, floor, count, finite = measure(context)
+    measured = measure(maps)
+    problems = _find_problems(measured, rules)
+    scores = Scores(
+        metrics_from_sums(measured.sums),
+        measured.sums,
+        measured.scale,
+        measured.shift,
+        problems,
+        dataclasses.replace(maps, floor=measured.floor),
+    )
+    _add_extras(scores, extras or {}, dense)
+    if problems:
+        for column in (*scores.metrics.values(), *scores.sums.values()):
+            column[list(problems)] = torch.nan
+    return scores
+
+
+def _find_problems(measured: Measured, rules: Rules) -> dict[int, str]:
+    """Why images cannot be scored, by their index."""
     problems = {}
     fewest = max(rules.min_pixels, PARAMETERS[rules.align])
-    table = torch.stack([count, finite.double(), (scale + shift).isfinite().double()]).tolist()
-    for index, (number, is_finite, is_fitted) in enumerate(zip(*table, strict=True)):
+    is_fitted = (measured.scale + measured.shift).isfinite()
+    table = torch.stack([measured.count, measured.is_finite.double(), is_fitted.double()]).tolist()
+    for index, (number, finite, fitted) in enumerate(zip(*table, strict=True)):
         if number == 0:
             problems[index] = "no valid pixel in the ground truth"
         elif number < fewest:
             pixels = "1 valid pixel" if number == 1 else f"{number:.0f} valid pixels"
             problems[index] = f"only {pixels} in the ground truth, the protocol asks for {fewest}"
-        elif not is_finite:
+        elif not finite:
             problems[index] = "the prediction is not finite on every valid pixel"
-        elif not is_fitted:
+        elif not fitted:
             problems[index] = "scale and shift cannot be fitted: no valid pixel where the prediction is positive"
-    context = dataclasses.replace(context, floor=floor)
-    scores = Scores(metrics_from_sums(sums), sums, scale, shift, problems, context)
-    _add_extras(scores, extras or {}, dense)
-    if problems:
-        for values in (*scores.metrics.values(), *scores.sums.values()):
-            values[list(problems)] = torch.nan
-    return scores
+    return problems
 
 
 def pool(sums: dict[str, float]) -> dict[str, float]:
@@ -289,22 +302,23 @@ def _no_way(quantity: str, space: str, size: tuple[int, int], is_metric: bool, r
 
 
 def _add_extras(scores: Scores, extras: dict[str, Tensor], dense: bool) -> None:
-    size = tuple(scores._context.truth.shape[1:])
+    maps, truth = scores._maps, scores._maps.truth.float()
     if dense:
-        context = scores._context
-        truth, valid, depth = context.truth.float(), context.valid, scores.depth
-        if context.rules.disparity_floor == "farthest" and context.space == "disparity":
+        depth = scores.depth
+        if maps.rules.disparity_floor == "farthest" and maps.space == "disparity":
             # In MoGe's code errors know this floor, boundaries do not: it would flatten what lies beyond the truth.
-            depth = scores.depth_above(torch.full_like(context.floor, LEAST_DEPTH))
+            depth = scores.depth_above(torch.full_like(maps.floor, LEAST_DEPTH))
         exact = boundary_f1(depth, truth)
-        scores.metrics["boundary_f1"] = torch.where(valid.flatten(1).all(1), exact, torch.nan)
-        scores.metrics["boundary_f1_masked"] = boundary_f1_masked(depth, truth, scores.mask)
-    maps = {name: to_frame(values.float(), size, "bilinear", scores._context.rules) for name, values in extras.items()}
-    truth = scores._context.truth.float()
-    if "uncertainty" in maps:
-        scores.metrics.update(uncertainty_metrics(scores.depth, truth, maps["uncertainty"], scores.mask))
-    if "std" in maps:
-        scores.metrics["calibration_error"] = calibration_error(scores.depth, truth, maps["std"], scores.mask)
+        masked = boundary_f1_masked(depth, truth, scores.scored)
+        scores.metrics["boundary_f1"] = torch.where(maps.valid.flatten(1).all(1), exact, torch.nan)
+        scores.metrics["boundary_f1_masked"] = torch.as_tensor(masked)
+    found = {name: to_frame(values.float(), maps.size, "bilinear", maps.rules) for name, values in extras.items()}
+    if "uncertainty" in found:
+        uncertainty = uncertainty_metrics(scores.depth, truth, found["uncertainty"], scores.scored)
+        scores.metrics.update({name: torch.as_tensor(values) for name, values in uncertainty.items()})
+    if "std" in found:
+        calibration = calibration_error(scores.depth, truth, found["std"], scores.scored)
+        scores.metrics["calibration_error"] = torch.as_tensor(calibration)
 
 
 def _size(shape: tuple[int, ...]) -> str:

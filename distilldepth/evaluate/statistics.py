@@ -1,13 +1,10 @@
-"""How sure a mean is: bootstrap intervals, and paired differences between two evaluations. Imports no torch."""
+"""How sure a mean is: bootstrap intervals. Imports no torch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -78,7 +75,7 @@ def _resampled_means(columns: np.ndarray, seed: int, resamples: int) -> np.ndarr
     return np.concatenate(means)
 
 
-def mean_intervals(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+def mean_intervals(rows: list[dict[str, float | None]]) -> dict[str, list[float]]:
     """Return `[low, high]` for every metric that all rows have as a number; nothing for fewer than two rows."""
     names = [name for name in (rows[0] if rows else ()) if all(row.get(name) is not None for row in rows)]
     if len(rows) < 2 or not names:

@@ -23,6 +23,7 @@ from distilldepth.models.preprocess import target_size
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Options = TypeVar("Options", bound="InferenceOptions")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class InferenceOptions:
     precision: str = "auto"
     """See `resolve_precision`."""
 
-    def settle(self, model: object) -> InferenceOptions:
+    def settle(self: Options, model: object) -> Options:
         """Return the same with a device and a precision of this machine in place of their words.
 
         Before a model is loaded, a wrong word is found without the seconds that loading takes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,7 +12,13 @@ from distilldepth.scenes.geometry import BOX, CONE, CYLINDER, ELLIPSOID, FOLIAGE
 from distilldepth.scenes.textures import atlas
 
 Colour = tuple[float, float, float]
-_IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+Point = tuple[float, float, float]
+Rotation = tuple[float, ...]
+"""Nine numbers, row by row."""
+Surface = tuple[int, float, float, float, float, float, float]
+"""A place to put clutter: group, x0, x1, y0, y1, z, headroom."""
+T = TypeVar("T")
+_IDENTITY: Rotation = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 # Columns of the material table.
 TEXTURE, SCALE, U0, V0, COS, SIN, FIT, LOW, HIGH, DETAIL, DETAIL_SCALE, DETAIL_GAIN, GLOSS, EMIT = (
@@ -50,10 +57,10 @@ class Draw:
     def chance(self, p: float) -> bool:
         return self.unit() < p
 
-    def pick(self, items: Sequence):
+    def pick(self, items: Sequence[T]) -> T:
         return items[int(self.unit() * len(items))]
 
-    def weighted(self, items: Sequence[tuple]):
+    def weighted(self, items: Sequence[tuple[float, T]]) -> T:
         """Pick from (weight, item) pairs."""
         x = self.unit() * sum(item[0] for item in items)
         for weight, item in items:
@@ -68,7 +75,12 @@ class Draw:
 
 def palette(colours: str) -> tuple[Colour, ...]:
     """sRGB colours in 0..1 from hexadecimal ones."""
-    return tuple(tuple(int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)) for c in colours.split())
+    return tuple(_rgb([int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)]) for c in colours.split())
+
+
+def _rgb(channels: Sequence[float]) -> Colour:
+    red, green, blue = channels
+    return red, green, blue
 
 
 WALLS = palette(
@@ -114,10 +126,10 @@ class Builder:
     def __init__(self, rng: np.random.Generator) -> None:
         self.draw = Draw(rng)
         self.names = atlas().names
-        self.rows: list[tuple] = []
-        self.materials: list[tuple] = []
+        self.rows: list[tuple[float, ...]] = []
+        self.materials: list[tuple[float, ...]] = []
         self.groups: list[tuple[float, float, float, float]] = [(0.0, 0.0, 0.0, 0.0)]
-        self.surfaces: list[tuple] = []  # group, x0, x1, y0, y1, z, headroom
+        self.surfaces: list[Surface] = []
         self.terrain: np.ndarray | None = None
         self.contrast = self.draw(0.5, 1.15)  # of all the scene's textures
         self.odd = self.draw.pick((0.0, 0.0, 0.05, 0.15, 0.5))  # share of materials drawn at random
@@ -149,15 +161,19 @@ class Builder:
     def surface(self, x0: float, x1: float, y0: float, y1: float, z: float, headroom: float = 9.0) -> None:
         self.surfaces.append((self._group, x0, x1, y0, y1, z, headroom))
 
-    def world(self, group: int, x: float, y: float, z: float) -> tuple[float, float, float]:
+    def world(self, group: int, x: float, y: float, z: float) -> Point:
         gx, gy, gz, yaw = self.groups[group]
         c, s = math.cos(yaw), math.sin(yaw)
         return gx + c * x - s * y, gy + s * x + c * y, gz + z
 
     # Primitives
 
-    def add(self, kind: int, x, y, z, hx, hy, hz, material: int, rotation=_IDENTITY, taper: float = 0.0) -> None:
+    def add(
+        self, kind: int, centre: Point, half: Point, material: int, rotation: Rotation = _IDENTITY, taper: float = 0.0
+    ) -> None:
+        """Any primitive by centre and half sizes."""
         ax, ay, az, c, s = self._at
+        x, y, z = centre
         if s != 0.0 or c != 1.0:
             x, y = c * x - s * y, s * x + c * y
             r = rotation
@@ -172,49 +188,75 @@ class Builder:
                 r[7],
                 r[8],
             )
-        self.rows.append((kind, x + ax, y + ay, z + az, hx, hy, hz, taper, material, self._group, *rotation))
+        self.rows.append((kind, x + ax, y + ay, z + az, *half, taper, material, self._group, *rotation))
 
-    def box(self, x, y, z, hx, hy, hz, material: int, rotation=_IDENTITY) -> None:
+    def box(
+        self,
+        x: float,
+        y: float,
+        z: float,
+        hx: float,
+        hy: float,
+        hz: float,
+        material: int,
+        rotation: Rotation = _IDENTITY,
+    ) -> None:
         """Box by centre and half sizes."""
-        self.add(BOX, x, y, z, hx, hy, hz, material, rotation)
+        self.add(BOX, (x, y, z), (hx, hy, hz), material, rotation)
 
-    def block(self, x0, x1, y0, y1, z0, z1, material: int) -> None:
+    def block(self, x0: float, x1: float, y0: float, y1: float, z0: float, z1: float, material: int) -> None:
         """Box by its bounds."""
-        self.add(
-            BOX, (x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2, (x1 - x0) / 2, (y1 - y0) / 2, (z1 - z0) / 2, material
-        )
+        centre = (x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2
+        self.add(BOX, centre, ((x1 - x0) / 2, (y1 - y0) / 2, (z1 - z0) / 2), material)
 
-    def ball(self, x, y, z, hx, hy, hz, material: int, rotation=_IDENTITY) -> None:
-        self.add(ELLIPSOID, x, y, z, hx, hy, hz, material, rotation)
+    def ball(
+        self,
+        x: float,
+        y: float,
+        z: float,
+        hx: float,
+        hy: float,
+        hz: float,
+        material: int,
+        rotation: Rotation = _IDENTITY,
+    ) -> None:
+        self.add(ELLIPSOID, (x, y, z), (hx, hy, hz), material, rotation)
 
-    def crown(self, x, y, z, hx, hy, hz, material: int, rotation=_IDENTITY) -> None:
+    def crown(
+        self,
+        x: float,
+        y: float,
+        z: float,
+        hx: float,
+        hy: float,
+        hz: float,
+        material: int,
+        rotation: Rotation = _IDENTITY,
+    ) -> None:
         """Ellipsoid of leaves, with holes and a ragged outline."""
-        self.add(FOLIAGE, x, y, z, hx, hy, hz, material, rotation)
+        self.add(FOLIAGE, (x, y, z), (hx, hy, hz), material, rotation)
 
-    def tube(self, x, y, z0, z1, r, material: int, taper: float = 0.0) -> None:
+    def tube(self, x: float, y: float, z0: float, z1: float, r: float, material: int, taper: float = 0.0) -> None:
         """Upright cylinder (or cone: `taper` = top / bottom radius - 1) between two heights."""
-        self.add(CONE if taper else CYLINDER, x, y, (z0 + z1) / 2, r, r, (z1 - z0) / 2, material, taper=taper)
+        kind = CONE if taper else CYLINDER
+        self.add(kind, (x, y, (z0 + z1) / 2), (r, r, (z1 - z0) / 2), material, taper=taper)
 
-    def rod(self, p, q, r, material: int, *, rounded: bool = False, flat: float = 1.0) -> None:
+    def rod(self, p: Point, q: Point, r: float, material: int, *, rounded: bool = False, flat: float = 1.0) -> None:
         """Cylinder (or ellipsoid, if rounded) from p to q."""
         dx, dy, dz = q[0] - p[0], q[1] - p[1], q[2] - p[2]
         n = math.sqrt(dx * dx + dy * dy + dz * dz) or 1e-6
         kind = ELLIPSOID if rounded else CYLINDER
         self.add(
             kind,
-            (p[0] + q[0]) / 2,
-            (p[1] + q[1]) / 2,
-            (p[2] + q[2]) / 2,
-            r,
-            r * flat,
-            n / 2,
+            ((p[0] + q[0]) / 2, (p[1] + q[1]) / 2, (p[2] + q[2]) / 2),
+            (r, r * flat, n / 2),
             material,
             along(dx / n, dy / n, dz / n),
         )
 
     def hills(self, waves: np.ndarray, material: int) -> None:
         self.terrain = waves
-        self.add(TERRAIN, 0, 0, 0, 500, 500, 100, material)
+        self.add(TERRAIN, (0, 0, 0), (500, 500, 100), material)
 
     # Materials
 
@@ -262,16 +304,26 @@ class Builder:
     def shades(self, colour: Colour, spread: float) -> tuple[Colour, Colour]:
         """A dark and a bright version of a colour."""
         s = spread * self.contrast
-        return tuple(c * (1 - s) for c in colour), tuple(min(c * (1 + s) + 0.1 * s, 1.0) for c in colour)
+        return _rgb([c * (1 - s) for c in colour]), _rgb([min(c * (1 + s) + 0.1 * s, 1.0) for c in colour])
 
     def tint(self, palette: Sequence[Colour], accent: float = 0.0) -> Colour:
         """A colour near one of the palette's (or, with probability `accent`, of the saturated ones)."""
         draw = self.draw
         base = draw.pick(ACCENTS if draw.chance(accent) else palette)
         gain = draw(0.75, 1.2)
-        return tuple(min(max(c * gain + draw(-0.03, 0.03), 0.02), 0.97) for c in base)
+        return _rgb([min(max(c * gain + draw(-0.03, 0.03), 0.02), 0.97) for c in base])
 
-    def stuff(self, texture: str, palette, tile=(0.3, 2.0), spread=0.35, *, accent=0.0, gloss=0.0, turn=False) -> int:
+    def stuff(
+        self,
+        texture: str,
+        palette: Sequence[Colour],
+        tile: tuple[float, float] = (0.3, 2.0),
+        spread: float = 0.35,
+        *,
+        accent: float = 0.0,
+        gloss: float = 0.0,
+        turn: bool = False,
+    ) -> int:
         """A material of a natural palette; now and then anything at all, so that no texture tells a surface."""
         draw = self.draw
         if draw.chance(self.odd):

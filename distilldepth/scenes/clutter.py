@@ -221,12 +221,8 @@ def shape(b: Builder) -> None:
     turn = tilted(draw(0, 6.28), draw(-1.5, 1.5), draw(-1.5, 1.5))
     b.add(
         draw.integer(0, 3),
-        0,
-        0,
-        r,
-        r * draw(0.5, 1.4),
-        r * draw(0.5, 1.4),
-        r * draw(0.5, 1.4),
+        (0, 0, r),
+        (r * draw(0.5, 1.4), r * draw(0.5, 1.4), r * draw(0.5, 1.4)),
         b.thing(),
         turn,
         draw(-0.95, -0.1),

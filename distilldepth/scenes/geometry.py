@@ -221,14 +221,14 @@ def hit_terrain(o: np.ndarray, d: np.ndarray, waves: np.ndarray, far: float = 16
         t *= growth
     if not who:
         return out
-    who, lo, hi = np.concatenate(who), np.concatenate(low), np.concatenate(high)
-    ray = d[:, who]
+    hits, lo, hi = np.concatenate(who), np.concatenate(low), np.concatenate(high)
+    ray = d[:, hits]
     for _ in range(7):
         t = (lo + hi) * np.float32(0.5)
         below = o[2] + t * ray[2] < terrain_height(waves, o[0] + t * ray[0], o[1] + t * ray[1])
         hi = np.where(below, t, hi)
         lo = np.where(below, lo, t)
-    out[who] = (lo + hi) * np.float32(0.5)
+    out[hits] = (lo + hi) * np.float32(0.5)
     return out
 
 
@@ -251,7 +251,7 @@ def cast(objects: Objects, camera: Camera, *, near: float = NEAR) -> tuple[np.nd
     with np.errstate(all="ignore"):
         for i in np.flatnonzero(boxes[:, 2] > boxes[:, 0]).tolist():
             kind = kinds[i]
-            if kind == TERRAIN:
+            if kind == TERRAIN and objects.terrain is not None:
                 d = (across[i] * xs + ahead[i])[:, None, :] + (down[i] * ys)[:, :, None]
                 t = hit_terrain(origin[i, :, 0, 0], d.reshape(3, -1), objects.terrain).reshape(depth.shape)
                 found = (t < depth) & (t > near32)

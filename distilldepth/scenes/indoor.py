@@ -6,7 +6,7 @@ import math
 
 from distilldepth.scenes import clutter, furniture, props
 from distilldepth.scenes.builder import WALLS, WHITE, Builder, Draw, tilted
-from distilldepth.scenes.staging import Floor, Light, Plan, Point, look_at, put, room_light, scatter, warm
+from distilldepth.scenes.staging import Floor, Light, Plan, Point, Size, Spot, look_at, put, room_light, scatter, warm
 
 
 def wall(b: Builder, length: float, height: float, material: int, *, openings: bool = True) -> bool:
@@ -218,7 +218,9 @@ def room(b: Builder) -> Plan:
                 continue
             span: list[float] = []
 
-            def place(size, x=x, other=other, yaw=yaw, span=span):
+            def place(
+                size: Size, x: float = x, other: float = other, yaw: float = yaw, span: list[float] = span
+            ) -> Spot:
                 span.append(size[0])
                 u, v = x + size[0] / 2, other / 2 - size[1] / 2 - draw(0.01, 0.12)
                 turn = draw(-0.5, 0.5) if size[0] < 0.6 else draw(-0.03, 0.03)
@@ -241,14 +243,14 @@ def room(b: Builder) -> Plan:
                 (furniture.table, furniture.table, furniture.chair, furniture.sofa, furniture.boxes, props.plant)
             )
         )
-        at = put(b, make, floor, lambda size, cx=cx, cy=cy, yaw=yaw: (cx, cy, 0.0, yaw), limits)
+        at = put(b, make, floor, (cx, cy, 0.0, yaw), limits)
         if at:
             points.append(at)
             for _ in range(draw.integer(0, 4)):
                 a = draw(0, 6.283)
                 r = draw(0.7, 1.2)
                 spot = (cx + r * math.cos(a), cy + r * math.sin(a), 0.0, a - 1.5708 + draw(-0.5, 0.5))
-                chair = put(b, furniture.chair, floor, lambda size, spot=spot: spot, limits)
+                chair = put(b, furniture.chair, floor, spot, limits)
                 if chair:
                     points.append(chair)
     if draw.chance(0.4):  # a carpet
@@ -301,9 +303,9 @@ def desk(b: Builder) -> Plan:
         "floor": furniture.boxes,
         "low": lambda b: furniture.table(b, None, None, draw(0.35, 0.5)),
     }[kind]
-    size: list[tuple[float, float, float]] = []
+    size: list[Size] = []
 
-    def place(s):
+    def place(s: Size) -> Spot:
         size.append(s)
         x = max(min(along, w / 2 - s[0] / 2), s[0] / 2 - w / 2)
         return x, d / 2 - s[1] / 2 - 0.02 - behind, 0.0, turn
@@ -338,19 +340,21 @@ def desk(b: Builder) -> Plan:
         spot = (gx + draw(-0.6, 0.6) * sw, gy - sd / 2 - draw(-0.1, 0.5), 0.0, math.pi + draw(-0.9, 0.9))
         floor.taken.clear()
         if kind != "floor":
-            put(b, furniture.chair, floor, lambda s, spot=spot: spot)
+            put(b, furniture.chair, floor, spot)
     for _ in range(draw.integer(1, 6)):  # furniture about
         side = draw.pick((-1, 1))
-        spot = (
-            side * (w / 2 - 0.4) if draw.chance(0.5) else gx + side * (sw / 2 + draw(0.3, 1.0)),
-            d / 2 - draw(0.3, 2.5),
-        )
+        x = side * (w / 2 - 0.4) if draw.chance(0.5) else gx + side * (sw / 2 + draw(0.3, 1.0))
+        y = d / 2 - draw(0.3, 2.5)
+
+        def about(_: Size, x: float = x, y: float = y) -> Spot:
+            return x, y, 0.0, draw(-0.1, 0.1)
+
         floor.taken[:] = [(gx - sw / 2, gx + sw / 2, gy - sd / 2, gy + sd / 2)]
         put(
             b,
             draw.weighted(furniture.ALONG_WALLS),
             floor,
-            lambda s, spot=spot: (*spot, 0.0, draw(-0.1, 0.1)),
+            about,
             (-w / 2 - 0.1, w / 2 + 0.1, -d / 2 - 0.1, d / 2 + 0.1),
         )
     for surface in b.surfaces[first + len(tops) :]:

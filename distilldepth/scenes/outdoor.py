@@ -269,12 +269,8 @@ def pile(b: Builder) -> Plan:
             )
             b.add(
                 draw.integer(0, 3),
-                x,
-                y,
-                z,
-                r * draw(0.4, 1.2),
-                r * draw(0.4, 1.2),
-                r * draw(0.4, 1.2),
+                (x, y, z),
+                (r * draw(0.4, 1.2), r * draw(0.4, 1.2), r * draw(0.4, 1.2)),
                 b.thing(),
                 turn,
                 draw(-0.95, -0.1),
@@ -303,11 +299,11 @@ def pile(b: Builder) -> Plan:
                     furniture.television,
                 )
             )
-            s = make(b)
-            x, y = (0.0, 0.0) if i == 0 else (draw.sign() * (s[0] + draw(0, 1)), draw(-0.5, 1.5))
+            made = make(b)
+            x, y = (0.0, 0.0) if i == 0 else (draw.sign() * (made[0] + draw(0, 1)), draw(-0.5, 1.5))
             b.place(group, x, y, 0, draw(0, 6.28))
-            points.append((x, y, s[2] * draw(0.4, 0.8)))
-            size = max(size, s[0] * 0.6, s[1] * 0.6, s[2] * 0.7)
+            points.append((x, y, made[2] * draw(0.4, 0.8)))
+            size = max(size, made[0] * 0.6, made[1] * 0.6, made[2] * 0.7)
     else:  # small things on a table top that fills the foreground
         base = draw(0.5, 1.0)
         w, d = draw(0.4, 1.0), draw(0.3, 0.7)

@@ -53,7 +53,7 @@ def _local_normals(
         bent /= np.sqrt(bent[0] * bent[0] + bent[1] * bent[1] + bent[2] * bent[2]) + np.float32(1e-12)
         normal[:, other] = bent
         hills = np.flatnonzero(kinds == TERRAIN)
-        if len(hills):
+        if len(hills) and objects.terrain is not None:
             normal[:, hills] = _hill_normals(objects.terrain, q[0, hills], q[1, hills])
     return normal
 
@@ -233,8 +233,8 @@ def shade(
     towards_eye = surface.ray / -surface.length
     for i, lamp in enumerate(plan.lights):
         if lamp.distant:
-            d = np.asarray(lamp.at, np.float64)
-            d = (d / math.sqrt(float((d * d).sum()))).astype(np.float32)[:, None]
+            at = np.asarray(lamp.at, np.float64)
+            d = (at / math.sqrt(float((at * at).sum()))).astype(np.float32)[:, None]
             power = np.float32(1)
         else:
             d = np.asarray(lamp.at, np.float32)[:, None] - p
@@ -353,8 +353,7 @@ class Response:
         image = radiance * self.white[:, None, None]
         luma = image[0] * np.float32(0.3) + image[1] * np.float32(0.59) + image[2] * np.float32(0.11)
         image = luma + np.float32(self.colourfulness) * (image - luma)
-        if self.exposure is None:
-            self._meter(luma[::4, ::4], depth)
+        exposure = self._meter(luma[::4, ::4], depth) if self.exposure is None else self.exposure
         if self.vignette:
             x = np.linspace(-1, 1, width, dtype=np.float32)
             y = np.linspace(-1, 1, height, dtype=np.float32)
@@ -368,7 +367,7 @@ class Response:
             k = np.float32(self.fringe)
             image[0, :, 1:] += k * (image[0, :, :-1] - image[0, :, 1:])
             image[2, :, :-1] += k * (image[2, :, 1:] - image[2, :, :-1])
-        image *= np.float32(self.exposure * _CURVE / 4)
+        image *= np.float32(exposure * _CURVE / 4)
         np.clip(image, 0, _CURVE - 1, out=image)
         image = self._curve()[image.astype(np.int32)]
         noise = rng.standard_normal(image.shape, np.float32)
@@ -382,7 +381,7 @@ class Response:
         np.clip(image, 0, 255, out=image)
         return np.ascontiguousarray(image.transpose(1, 2, 0)).astype(np.uint8)
 
-    def _meter(self, luma: np.ndarray, depth: np.ndarray) -> None:
+    def _meter(self, luma: np.ndarray, depth: np.ndarray) -> float:
         """Set the exposure that brings the mean display value to the target (by bisection); focus on the middle."""
         h, w = depth.shape
         self.focus = min(float(depth[h // 2, w // 2]), 50.0)
@@ -396,6 +395,7 @@ class Response:
             else:
                 high = middle
         self.exposure = 2.0**low
+        return self.exposure
 
     def _curve(self) -> np.ndarray:
         """Display value by linear value in 0..4: gamma, an S-shaped contrast, a shoulder for the highlights."""

@@ -6,7 +6,7 @@ import hashlib
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -14,6 +14,18 @@ from distilldepth.files import atomic_path
 from distilldepth.scenes.render import RENDERER_VERSION, Scene, render_scene
 
 _ENDLESS = 1_000_000
+
+
+class SceneSample(TypedDict):
+    """What a source of images gives for a scene."""
+
+    image: np.ndarray
+    """uint8 `(H, W, 3)`."""
+    name: str
+    depth: np.ndarray
+    """float32 `(H, W)`, metres; inf = sky."""
+    intrinsics: np.ndarray
+    """float32 `(3, 3)`, pixels."""
 
 
 class SceneSource:
@@ -51,8 +63,8 @@ class SceneSource:
     def __len__(self) -> int:
         return _ENDLESS if self.count is None else self.count
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The scene's Sample: image, name, depth, intrinsics."""
+    def __getitem__(self, index: int) -> SceneSample:
+        """The scene as a sample."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"SceneSource: index must be in [0, {len(self)}), got {index}")
         seed = self.seed + index % len(self)
@@ -60,7 +72,7 @@ class SceneSource:
         if self.folder is None:
             return _sample(render_scene(seed, self.size), name)
         path = self.folder / f"{seed // 1000:04d}" / f"{name}.npz"
-        kept = _read(path, self.size)
+        kept = _read(path, self.size, name)
         if kept is None:
             kept = _sample(render_scene(seed, self.size), name)
             try:
@@ -72,14 +84,14 @@ class SceneSource:
                     stacklevel=2,
                 )
                 self.folder = None
-        return {**kept, "name": name}
+        return kept
 
 
-def _sample(scene: Scene, name: str) -> dict[str, Any]:
+def _sample(scene: Scene, name: str) -> SceneSample:
     return {"image": scene.image, "name": name, "depth": scene.depth, "intrinsics": scene.intrinsics}
 
 
-def _read(path: Path, size: tuple[int, int]) -> dict[str, Any] | None:
+def _read(path: Path, size: tuple[int, int], name: str) -> SceneSample | None:
     """A kept scene, or None if there is none or the file is damaged."""
     pixels = size[0] * size[1]
     if not path.is_file():
@@ -96,10 +108,12 @@ def _read(path: Path, size: tuple[int, int]) -> dict[str, Any] | None:
         return None
     shapes = {"image": (np.uint8, (*size, 3)), "depth": (np.float32, size), "intrinsics": (np.float32, (3, 3))}
     fits = all(found[key].dtype == dtype and found[key].shape == shape for key, (dtype, shape) in shapes.items())
-    return found if fits else None
+    if not fits:
+        return None
+    return {"image": found["image"], "name": name, "depth": found["depth"], "intrinsics": found["intrinsics"]}
 
 
-def _write(path: Path, sample: dict[str, Any]) -> None:
+def _write(path: Path, sample: SceneSample) -> None:
     """Keep a scene, so that no reader sees half a file."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, image=sample["image"], depth=sample["depth"], intrinsics=sample["intrinsics"])

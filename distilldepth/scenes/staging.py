@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from distilldepth.scenes import clutter
-from distilldepth.scenes.builder import Builder, Draw
+from distilldepth.scenes.builder import Builder, Draw, Point, Surface
 
-Point = tuple[float, float, float]
+Item = Callable[[Builder], object]
+"""Draws a thing at the local frame."""
+Size = tuple[float, float, float]
+"""Width, depth and height."""
+Spot = tuple[float, float, float, float]
+"""x, y, z and yaw."""
 
 
 @dataclass
@@ -41,7 +46,9 @@ def warm(draw: Draw, power: float, spread: float = 0.18) -> Point:
     return power * (1 + t), power, power * (1 - t)
 
 
-def scatter(b: Builder, surface: tuple, density: float, items=clutter.CLUTTER) -> list[Point]:
+def scatter(
+    b: Builder, surface: Surface, density: float, items: Sequence[tuple[float, Item]] = clutter.CLUTTER
+) -> list[Point]:
     """Put things on a surface; returns where, in the world."""
     draw = b.draw
     group, x0, x1, y0, y1, z, room = surface
@@ -75,12 +82,18 @@ class Floor:
         return all(x1 <= a or x0 >= c or y1 <= e or y0 >= g for a, c, e, g in self.taken)
 
 
-def put(b: Builder, make, floor: Floor, place, limits: tuple[float, float, float, float] | None = None):
-    """Draw an object in its own group and place it by `place(size) -> x, y, z, yaw`; undone if the floor is taken."""
+def put(
+    b: Builder,
+    make: Callable[[Builder], Size],
+    floor: Floor,
+    place: Spot | Callable[[Size], Spot],
+    limits: tuple[float, float, float, float] | None = None,
+) -> Point | None:
+    """Draw an object in its own group and place it at a spot, maybe by its size; undone if the floor is taken."""
     rows, surfaces = len(b.rows), len(b.surfaces)
     group = b.begin()
     size = make(b)
-    x, y, z, yaw = place(size)
+    x, y, z, yaw = place(size) if callable(place) else place
     b.place(group, x, y, z, yaw)
     c, s = abs(math.cos(yaw)), abs(math.sin(yaw))
     hx, hy = (c * size[0] + s * size[1]) / 2, (s * size[0] + c * size[1]) / 2

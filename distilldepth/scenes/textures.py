@@ -112,6 +112,11 @@ def _bricks(rng: np.random.Generator, rows: int, columns: int, shift: float, gap
     return np.where(joint, rng.choice([0.05, 0.95]), tone[cell] + 0.4 * (_fbm(rng, 16, 4) - 0.5))
 
 
+def _tiles(rng: np.random.Generator) -> np.ndarray:
+    count = int(rng.integers(2, 8))
+    return _bricks(rng, count, count, 0.0, rng.uniform(0.02, 0.06), rng.uniform(0, 0.3))
+
+
 def _wood(rng: np.random.Generator, planks: int) -> np.ndarray:
     grain = _fbm(rng, 32, 4, 0.7, 16)
     rings = _warp(0.5 + 0.5 * wave(_Y * int(rng.integers(6, 24))), 0 * _X, 60 * (_fbm(rng, 2, 3, 0.5, 2) - 0.5))
@@ -333,7 +338,7 @@ _RECIPES: tuple[tuple[str, int, Callable[[np.random.Generator], np.ndarray]], ..
     ("wood", 4, lambda r: _wood(r, 0)),
     ("planks", 4, lambda r: _wood(r, int(r.integers(3, 9)))),
     ("brick", 3, lambda r: _bricks(r, int(r.integers(6, 14)) * 2, int(r.integers(3, 6)), 0.5, 0.12, 0.5)),
-    ("tiles", 4, lambda r: _bricks(r, *(2 * [int(r.integers(2, 8))]), 0.0, r.uniform(0.02, 0.06), r.uniform(0, 0.3))),
+    ("tiles", 4, _tiles),
     ("checker", 2, lambda r: (np.floor(_X * 8) + np.floor(_Y * 8)) % 2 * 0.8 + 0.1 + 0.2 * (_fbm(r, 16, 3) - 0.5)),
     ("stripes", 4, _stripes),
     ("folds", 3, _folds),

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -19,6 +19,9 @@ from PIL import Image
 from distilldepth.documents import parse_json
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = "pictures"
 """Where cases lie in a run folder: one `.npz` per dataset."""
@@ -101,10 +104,10 @@ class Cases:
         dataset: str,
         name: str,
         score: float,
-        image: Any,
-        depth_pred: Any,
-        truth: Any,
-        mask: Any,
+        image: np.ndarray | Tensor,
+        prediction: np.ndarray | Tensor,
+        truth: np.ndarray | Tensor,
+        valid: np.ndarray | Tensor,
         *,
         is_metric: bool = True,
     ) -> bool:
@@ -114,9 +117,9 @@ class Cases:
             dataset, name: of the sample.
             score: its AbsRel; NaN is never kept.
             image: uint8 `(H, W, 3)`, array or tensor.
-            depth_pred: `(h, w)` aligned depth, array or tensor on any device; metres if `is_metric`.
+            prediction: `(h, w)` aligned depth, array or tensor on any device; metres if `is_metric`.
             truth: `(h, w)` true depth.
-            mask: bool `(h, w)`, the pixels that were scored.
+            valid: bool `(h, w)`, the pixels that were scored.
             is_metric: whether the unit of depth is metres.
 
         Returns:
@@ -125,11 +128,11 @@ class Cases:
         score = float(score)
         if not self.wants(dataset, name, score):
             return False
-        maps = [_array(values) for values in (depth_pred, truth, mask)]
-        prediction, depth, valid = _shrink_maps(*maps, self._width)
+        small = _shrink_maps(_array(prediction), _array(truth), _array(valid), self._width)
         # The image is brought to the size of the maps, so that one pixel is one place in all pictures of a case.
-        small = Image.fromarray(np.ascontiguousarray(_array(image))).resize(depth.shape[::-1], Image.Resampling.BOX)
-        case = Case(dataset, name, score, is_metric, np.asarray(small), prediction, depth, valid)
+        height, width = small[0].shape
+        picture = Image.fromarray(np.ascontiguousarray(_array(image))).resize((width, height), Image.Resampling.BOX)
+        case = Case(dataset, name, score, is_metric, np.asarray(picture), *small)
         kept = self._kept.setdefault(dataset, [])
         bisect.insort(kept, case, key=lambda other: other.key)
         if len(kept) > self._worst + self._best:
@@ -176,7 +179,7 @@ class Cases:
         for path in sorted((Path(folder) / FOLDER).glob("*.npz")):
             try:
                 with np.load(path, allow_pickle=False) as stored:
-                    _check_sizes(stored)
+                    _check_sizes(stored.zip)
                     facts = parse_json(str(stored["facts"]), path.name)
                     kept = [
                         _case(facts["dataset"], case, *(stored[f"{name}_{index}"] for name in _ARRAYS))
@@ -188,13 +191,13 @@ class Cases:
         return cases
 
 
-def _check_sizes(stored: Any) -> None:
+def _check_sizes(archive: zipfile.ZipFile | None) -> None:
     """Raise ValueError for an archive that would unpack into more than cases ever take."""
-    if sum(entry.file_size for entry in stored.zip.infolist()) > _MOST_BYTES:
+    if archive is not None and sum(entry.file_size for entry in archive.infolist()) > _MOST_BYTES:
         raise ValueError("it unpacks into more than cases take")
 
 
-def _case(dataset: Any, facts: Any, *arrays: np.ndarray) -> Case:
+def _case(dataset: object, facts: dict[str, Any], *arrays: np.ndarray) -> Case:
     """A case as it was saved; ValueError if anything is of another kind or shape."""
     image, *maps = arrays
     name, score = facts["name"], facts["score"]
@@ -209,8 +212,8 @@ def _case(dataset: Any, facts: Any, *arrays: np.ndarray) -> Case:
     return Case(dataset, name, float(score), bool(facts["is_metric"]), *arrays)
 
 
-def _array(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+def _array(values: np.ndarray | Tensor) -> np.ndarray:
+    return np.asarray(values) if isinstance(values, np.ndarray) else values.detach().cpu().numpy()
 
 
 def _shrink_maps(
@@ -226,7 +229,7 @@ def _shrink_maps(
     rows, columns = math.ceil(height / side), math.ceil(across / side)
     padding = ((0, rows * side - height), (0, columns * side - across))
 
-    def blocks(values: np.ndarray, mode: str) -> np.ndarray:
+    def blocks(values: np.ndarray, mode: Literal["constant", "edge"]) -> np.ndarray:
         padded = np.pad(values, padding, mode=mode)
         return padded.reshape(rows, side, columns, side).transpose(0, 2, 1, 3).reshape(rows, columns, side * side)
 
@@ -236,6 +239,6 @@ def _shrink_maps(
     # The first True, or 0 = the centre where there is none.
     chosen = from_centre[kept.argmax(-1)][..., None]
     pick = [np.take_along_axis(blocks(values, "edge"), chosen, -1)[..., 0] for values in (prediction, truth)]
-    small_valid = kept.any(-1)
+    small_valid = np.asarray(kept.any(-1))
     small, small_truth = (np.clip(values, 0, _LARGEST).astype(np.float16) for values in pick)
     return small, np.where(small_valid, small_truth, np.float16(0)), small_valid

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distilldepth.datasets.truth import Dataset
 from distilldepth.documents import read_json, read_json_lines
 from distilldepth.errors import DistillDepthError
-from distilldepth.evaluate.record.result import RESULT
+from distilldepth.evaluate.protocol import Protocol, Rules
+from distilldepth.evaluate.record.result import RESULT, Evaluation
+from distilldepth.evaluate.record.rows import ScoredSample
+from distilldepth.evaluate.words import RESUME
 from distilldepth.files import write_atomically
 from distilldepth.folders import LOCK, FolderKind, claim_folder
+from distilldepth.formats.table import STORED
 from distilldepth.models.base import DepthModel
 from distilldepth.models.digest import model_digest
-
-if TYPE_CHECKING:
-    from distilldepth.evaluate.record.result import Evaluation
 
 PROGRESS, RUN, PREDICTIONS = "progress.jsonl", "run.json", "predictions"
 EVALUATION = FolderKind(
@@ -31,7 +32,6 @@ EVALUATION = FolderKind(
     ),
 )  # fmt: skip
 """What carries our mark, and all that an evaluation writes, but for saved maps, which bear the samples' names."""
-RESUME = ("", "auto")
 
 
 def check_folder(folder: Path, resume: str, overwrite: bool) -> None:
@@ -41,7 +41,7 @@ def check_folder(folder: Path, resume: str, overwrite: bool) -> None:
         ValueError: a file, somebody else's folder, or one with results and neither resume nor overwrite.
         OSError: it cannot be written.
     """
-    if resume not in RESUME:
+    if resume and resume not in RESUME:
         raise ValueError(f"evaluate: --resume must be auto, got {resume!r}")
     if resume and overwrite:
         raise ValueError("evaluate: --resume and --overwrite contradict each other")
@@ -65,14 +65,14 @@ def check_folder(folder: Path, resume: str, overwrite: bool) -> None:
 
 def _saved_maps(folder: Path) -> list[Path]:
     """The maps that the evaluation in a folder has saved, by its own records; none if they cannot be read."""
-    from distilldepth.evaluate.record.saved_maps import FORMATS, prediction_path
+    from distilldepth.evaluate.record.saved_maps import prediction_path
 
     try:
         form = read_json(folder / RUN).get("save_predictions")
         rows = read_json_lines(folder / PROGRESS)
     except DistillDepthError:
         return []
-    if not isinstance(form, str) or form not in FORMATS:
+    if not isinstance(form, str) or form not in STORED:
         return []
     names = [(row.get("dataset"), row.get("name")) for row in rows]
     return [
@@ -83,12 +83,19 @@ def _saved_maps(folder: Path) -> list[Path]:
 
 
 def describe_run(
-    model: DepthModel, protocol: dict[str, Any], datasets: Sequence[Dataset], settings: dict[str, Any]
+    model: DepthModel,
+    protocol: Protocol,
+    rules: Mapping[str, Rules],
+    datasets: Sequence[Dataset],
+    settings: Mapping[str, str | float | None],
 ) -> dict[str, Any]:
     """Return what must be the same for two runs to be one: model with weights, protocol, samples, settings."""
     return {
         "model": f"{model.info.name} ({model.info.quantity}, weights {model_digest(model)[:16]})",
-        "protocol": protocol,
+        "protocol": {
+            "label": protocol.to_dict(),
+            "rules": {dataset.name: rules[dataset.name].to_dict() for dataset in datasets},
+        },
         "data": {
             dataset.name: {
                 "samples": len(dataset.items),
@@ -130,8 +137,8 @@ class RunFolder:
 
     def _begin(self, run: dict[str, Any], resume: str, overwrite: bool) -> None:
         folder = self.folder
-        self.done: list[dict[str, Any]] = []
-        """The samples scored before: `index` in the dataset, and the rest as in `Evaluation.samples`."""
+        self.done: list[tuple[int, ScoredSample]] = []
+        """The samples scored before, each with its place in the dataset."""
         # Through JSON, so that tuples and numbers compare as they were read back.
         run = json.loads(json.dumps(run))
         if overwrite and any(item.name != LOCK for item in folder.iterdir()):
@@ -141,7 +148,7 @@ class RunFolder:
             self._check_same(run)
             self.done = _read_lines(progress) if progress.is_file() else []
             EVALUATION.mark(folder)
-            write_atomically(progress, "".join(_line(row) for row in self.done))
+            write_atomically(progress, "".join(_line(*scored) for scored in self.done))
         else:
             EVALUATION.mark(folder)
             write_atomically(progress, b"")
@@ -163,9 +170,9 @@ class RunFolder:
                 "choose another --out, or start anew with --overwrite"
             )
 
-    def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add scored samples; they are in the file when this returns."""
-        self._file.write("".join(map(_line, rows)))
+    def append(self, samples: Sequence[tuple[int, ScoredSample]]) -> None:
+        """Add scored samples, each with its place in the dataset; they are in the file when this returns."""
+        self._file.write("".join(_line(*scored) for scored in samples))
         self._file.flush()
 
     def close(self) -> None:
@@ -178,8 +185,8 @@ class RunFolder:
 
     def write_results(self, evaluation: Evaluation) -> None:
         """Write `result.json`, `samples.csv`, `table.md`, `table.tex` and `report.html`, each whole or not at all."""
-        from distilldepth.evaluate.record import page as report
         from distilldepth.evaluate.record import table
+        from distilldepth.evaluate.record.page import write_report
 
         texts = {
             RESULT: json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
@@ -189,14 +196,14 @@ class RunFolder:
         }
         for name, text in texts.items():
             write_atomically(self.folder / name, text)
-        report.write_report(evaluation, self.folder)
+        write_report(evaluation, self.folder)
 
 
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"
+def _line(index: int, sample: ScoredSample) -> str:
+    return json.dumps({"index": index, **sample.to_dict()}, allow_nan=False) + "\n"
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path) -> list[tuple[int, ScoredSample]]:
     """Return the scored samples of an earlier run.
 
     Raises:
@@ -207,11 +214,11 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         if not _is_row(row):
             raise DistillDepthError(f"{path}:{number}: is not a scored sample; {remedy}")
-    return rows
+    return [(row["index"], ScoredSample.from_dict(row)) for row in rows]
 
 
 def _is_row(row: dict[str, Any]) -> bool:
-    """Whether a line has what `_Run` writes, with numbers where numbers belong."""
+    """Whether a line has what `append` writes, with numbers where numbers belong."""
     texts = all(isinstance(row.get(key), str) for key in ("dataset", "name"))
     index = row.get("index")
     return (

@@ -5,13 +5,12 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distilldepth.errors import DistillDepthError
-from distilldepth.evaluate.aggregate import headline
 from distilldepth.evaluate.record.cases import Case, Cases
 from distilldepth.evaluate.record.published import (
     dataset_title,
@@ -21,14 +20,16 @@ from distilldepth.evaluate.record.published import (
     published_rows,
     short_source,
 )
+from distilldepth.evaluate.record.result import Evaluation
+from distilldepth.evaluate.record.rows import Intervals, Metrics, ScoredDataset, ScoredSample
 from distilldepth.evaluate.record.table import (
     COLUMNS,
-    INTERVALS,
     doubts,
     format_metric,
     frames_of,
     incompleteness,
     protocol_lines,
+    shows_intervals,
 )
 from distilldepth.files import write_atomically
 from distilldepth.formats.colormaps import colormap_table
@@ -74,11 +75,11 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem .8rem }
 """
 
 
-def write_report(evaluation: Any, folder: str | Path) -> Path:
+def write_report(evaluation: Evaluation, folder: str | Path) -> Path:
     """Write `report.html` into a run folder; the pictures are those of `Cases` in its `pictures`.
 
     Args:
-        evaluation: an `Evaluation`.
+        evaluation: what is shown.
         folder: of the run; exists.
 
     Returns:
@@ -94,14 +95,14 @@ def write_report(evaluation: Any, folder: str | Path) -> Path:
     return path
 
 
-def _page(evaluation: Any, cases: Cases, trouble: str) -> str:
-    info = evaluation.metadata["model"]
+def _page(evaluation: Evaluation, cases: Cases, trouble: str) -> str:
+    info = evaluation.metadata.model
     sections = "".join(
         _dataset_section(evaluation, dataset, index, cases) for index, dataset in enumerate(evaluation.datasets)
     )
     warnings = [*doubts(evaluation), *evaluation.notes, *([trouble] if trouble else [])]
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in warnings)
-    body = f"""<h1>{html.escape(info["name"])}: depth evaluation {_badge(evaluation)}</h1>
+    body = f"""<h1>{html.escape(info.name)}: depth evaluation {_badge(evaluation)}</h1>
 {notes}
 {_facts(evaluation)}
 <h2>Scores</h2>
@@ -111,27 +112,27 @@ def _page(evaluation: Any, cases: Cases, trouble: str) -> str:
 {sections}
 {_published(evaluation)}
 {_colophon(evaluation)}"""
-    return make_page(f"{info['name']}: depth evaluation", body, style=_STYLE)
+    return make_page(f"{info.name}: depth evaluation", body, style=_STYLE)
 
 
-def _badge(evaluation: Any) -> str:
+def _badge(evaluation: Evaluation) -> str:
     missing = incompleteness(evaluation)
     kind, text = ("incomplete", missing) if missing else ("whole", "complete")
     return f'<span class="badge {kind}">{html.escape(text)}</span>'
 
 
-def _facts(evaluation: Any) -> str:
-    info, metadata = evaluation.metadata["model"], evaluation.metadata
+def _facts(evaluation: Evaluation) -> str:
+    info, metadata = evaluation.metadata.model, evaluation.metadata
     meaning = {
         "disparity": "disparity (larger = nearer, no unit)",
         "depth": "depth up to scale and shift",
         "metric_depth": "depth in metres",
     }
-    network = f"{metadata.get('size', '?')} px, {metadata.get('resize_policy', '?')}"
+    network = f"{metadata.size or '?'} px, {metadata.resize_policy or '?'}"
     rows = [
-        ("model", f"{info['name']} ({info['family']}), from {info['source']}"),
-        ("licence", info["licence"]),
-        ("predicts", meaning.get(info["quantity"], info["quantity"])),
+        ("model", f"{info.name} ({info.family}), from {info.source}"),
+        ("licence", info.licence),
+        ("predicts", meaning.get(info.quantity, info.quantity)),
         ("network sees", network),
         *(
             ("protocol" if index == 0 else "", line.removeprefix("Protocol "))
@@ -142,41 +143,40 @@ def _facts(evaluation: Any) -> str:
     return f'<table class="facts">{body}</table>'
 
 
-def _scores(evaluation: Any) -> str:
-    def cells(metrics: dict[str, Any], intervals: dict[str, Any]) -> str:
+def _scores(evaluation: Evaluation) -> str:
+    def cells(metrics: Metrics, intervals: Intervals) -> str:
         return "".join(_cell(name, metrics, intervals) for name in COLUMNS)
 
     rows = []
     for index, dataset in enumerate(evaluation.datasets):
-        name = f'<a href="#dataset-{index}">{html.escape(dataset["name"])}</a>'
+        name = f'<a href="#dataset-{index}">{html.escape(dataset.name)}</a>'
         frames = f'<td class="number">{frames_of(dataset)}</td>'
-        rows.append(f"<tr><td>{name}</td>{frames}{cells(*headline(dataset))}</tr>")
+        rows.append(f"<tr><td>{name}</td>{frames}{cells(*dataset.headline)}</tr>")
     if len(evaluation.datasets) > 1:
         rows.append(f'<tr class="ours"><td>mean of datasets</td><td></td>{cells(evaluation.mean, {})}</tr>')
     heads = "".join(f'<th class="number">{heading}</th>' for heading in ("frames", *COLUMNS.values()))
-    shown = any(set(headline(dataset)[1]) & set(INTERVALS) for dataset in evaluation.datasets)
     note = (
         '<p class="quiet">In brackets: 95 % bootstrap intervals over the frames. Frames of one scene resemble each '
         "other, so the true uncertainty is larger.</p>"
-        if shown
+        if shows_intervals(evaluation)
         else ""
     )
     table = f'<table class="scores"><tr><th>dataset</th>{heads}</tr>{"".join(rows)}</table>'
     return f'<div class="wide">{table}</div>{note}'
 
 
-def _cell(name: str, metrics: dict[str, Any], intervals: dict[str, Any]) -> str:
+def _cell(name: str, metrics: Metrics, intervals: Intervals) -> str:
     value, _, bounds = format_metric(name, metrics, intervals).partition(" ")
     small = f"<small>{bounds}</small>" if bounds else ""
     return f'<td class="number">{value}{small}</td>'
 
 
-def _failures(evaluation: Any) -> str:
+def _failures(evaluation: Evaluation) -> str:
     if not evaluation.failures:
         return ""
     rows = "".join(
-        f"<tr><td>{html.escape(failure['dataset'])}</td><td>{html.escape(failure['name'])}</td>"
-        f"<td>{html.escape(failure['error'])}</td></tr>"
+        f"<tr><td>{html.escape(failure.dataset)}</td><td>{html.escape(failure.name)}</td>"
+        f"<td>{html.escape(failure.error)}</td></tr>"
         for failure in evaluation.failures
     )
     count = len(evaluation.failures)
@@ -188,8 +188,8 @@ def _failures(evaluation: Any) -> str:
     )
 
 
-def _published(evaluation: Any) -> str:
-    kinds = list(dict.fromkeys(dataset.get("kind", "") for dataset in evaluation.datasets))
+def _published(evaluation: Evaluation) -> str:
+    kinds = list(dict.fromkeys(dataset.kind for dataset in evaluation.datasets))
     tables = "".join(_published_table(evaluation, kind) for kind in kinds if kind and published_rows(kind))
     if not tables:
         return ""
@@ -201,25 +201,24 @@ def _published(evaluation: Any) -> str:
     )
 
 
-def _published_table(evaluation: Any, kind: str) -> str:
+def _published_table(evaluation: Evaluation, kind: str) -> str:
     theirs = published_rows(kind)
     # What has no stated unit cannot stand beside a number that has one.
-    there = {name for row in theirs for name in row["metrics"] if not name.endswith("_as_printed")}
-    theirs = [row for row in theirs if there & set(row["metrics"])]
+    there = {name for row in theirs for name in row.metrics if not name.endswith("_as_printed")}
+    theirs = [row for row in theirs if there & set(row.metrics)]
     names = [name for name in _HEADINGS if name in there]
     names += sorted(there - set(names))
-    model = evaluation.metadata["model"]["name"]
+    model = evaluation.metadata.model.name
     rows = []
     for dataset in evaluation.datasets:
-        if dataset.get("kind") == kind:
-            metrics, intervals = headline(dataset)
-            cells = "".join(_cell(name, metrics, intervals) for name in names)
-            what = f"{model} on {dataset['name']}, {frames_of(dataset)} frames"
+        if dataset.kind == kind:
+            cells = "".join(_cell(name, *dataset.headline) for name in names)
+            what = f"{model} on {dataset.name}, {frames_of(dataset)} frames"
             source = f"this run, {evaluation.protocol.name}"
             rows.append(f'<tr class="ours"><td>{html.escape(what)}</td>{cells}<td>{html.escape(source)}</td></tr>')
     protocols = list(dict.fromkeys(protocol_of(row) for row in theirs))
     for row in theirs:
-        cells = "".join(f'<td class="number">{format_published(name, row["metrics"])}</td>' for name in names)
+        cells = "".join(f'<td class="number">{format_published(name, row.metrics)}</td>' for name in names)
         source = f"[{protocols.index(protocol_of(row)) + 1}] {short_source(row)}"
         rows.append(f"<tr><td>{html.escape(method_of(row))}</td>{cells}<td>{html.escape(source)}</td></tr>")
     heads = "".join(f'<th class="number">{html.escape(_HEADINGS.get(name, name))}</th>' for name in names)
@@ -229,19 +228,19 @@ def _published_table(evaluation: Any, kind: str) -> str:
     return f'<h3>{title}</h3><div class="wide">{table}</div><p class="quiet">{notes}</p>'
 
 
-def _contents(evaluation: Any) -> str:
+def _contents(evaluation: Evaluation) -> str:
     if len(evaluation.datasets) < 4:
         return ""
     links = "".join(
-        f'<a href="#dataset-{index}">{html.escape(dataset["name"])}</a>'
+        f'<a href="#dataset-{index}">{html.escape(dataset.name)}</a>'
         for index, dataset in enumerate(evaluation.datasets)
     )
     return f"<h2>Datasets one by one</h2><nav>{links}</nav>"
 
 
-def _dataset_section(evaluation: Any, dataset: dict[str, Any], index: int, cases: Cases) -> str:
-    name = dataset["name"]
-    samples = [sample for sample in evaluation.samples if sample["dataset"] == name]
+def _dataset_section(evaluation: Evaluation, dataset: ScoredDataset, index: int, cases: Cases) -> str:
+    name = dataset.name
+    samples = [sample for sample in evaluation.samples if sample.dataset == name]
     worst, best = cases.worst(name), cases.best(name)
     unit = "m" if all(case.is_metric for case in (*worst, *best)) else ""
     # Bins are in metres; depth without a unit says nothing by bin.
@@ -254,7 +253,7 @@ def _dataset_section(evaluation: Any, dataset: dict[str, Any], index: int, cases
         parts.append(_bins_table(bins))
     if not unit:
         parts.append('<p class="quiet">The ground truth has no unit: no error by depth, and lengths without one.</p>')
-    by_name = {sample["name"]: sample["metrics"] for sample in samples}
+    by_name = {sample.name: sample.metrics for sample in samples}
     for title, group in (("Worst cases", worst), ("Best cases", best)):
         if group:
             parts.append(f"<h3>{title}</h3>")
@@ -262,34 +261,44 @@ def _dataset_section(evaluation: Any, dataset: dict[str, Any], index: int, cases
     return "".join(parts)
 
 
-def _rules(dataset: dict[str, Any]) -> str:
-    rules = dataset.get("rules") or {}
-    if not rules:
+def _rules(dataset: ScoredDataset) -> str:
+    if dataset.rules is None:
         return ""
     rows = "".join(
         f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{html.escape(_rule(value))}</td></tr>"
-        for name, value in rules.items()
+        for name, value in dataset.rules.to_dict().items()
     )
     return f'<details><summary>Effective rules</summary><table class="facts">{rows}</table></details>'
 
 
-def _rule(value: Any) -> str:
+def _rule(value: bool | float | str | None) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value in (None, "") else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _sum_bins(samples: Iterable[dict[str, Any]]) -> list[tuple[float, float, float, float, float]]:
-    """Per depth bin with pixels, nearest first: from, to, pixels, AbsRel, delta1, over all pixels of all frames."""
+@dataclass(frozen=True)
+class _Bin:
+    """Error at one range of depth, over all pixels of all frames."""
+
+    low: float
+    high: float
+    pixels: float
+    abs_rel: float
+    delta1: float
+
+
+def _sum_bins(samples: Iterable[ScoredSample]) -> list[_Bin]:
+    """The bins of depth with pixels, nearest first."""
     sums: dict[tuple[float, float], np.ndarray] = {}
     for sample in samples:
-        for low, high, *counted in sample.get("error_by_depth") or ():
+        for low, high, *counted in sample.error_by_depth or ():
             numbers = np.array(counted, dtype=np.float64)
             # A bin of a frame whose error is not a number must not hide the others.
             if numbers[0] > 0 and np.isfinite(numbers).all():
                 sums[low, high] = sums.get((low, high), 0) + numbers
     return [
-        (low, high, float(count), float(error / count), float(right / count))
+        _Bin(low, high, float(count), float(error / count), float(right / count))
         for (low, high), (count, error, right) in sorted(sums.items())
     ]
 
@@ -298,28 +307,28 @@ def _edges(low: float | None, high: float | None) -> tuple[float, float]:
     """Bounds of a bin for a logarithmic axis, where one of them may be 0, infinite or None for infinite."""
     first = low if low is not None and low > 0 else None
     last = high if high is not None and math.isfinite(high) else None
-    if first is None and last is None:
-        return 1.0, 2.0
-    return (first if first is not None else last / 2), (last if last is not None else first * 2)
+    if first is None:
+        return (1.0, 2.0) if last is None else (last / 2, last)
+    return first, first * 2 if last is None else last
 
 
-def _depth_charts(bins: list[tuple[float, float, float, float, float]]) -> list[str]:
+def _depth_charts(bins: list[_Bin]) -> list[str]:
     if not bins:
         return []
-    total, most = sum(row[2] for row in bins), max(row[2] for row in bins)
+    total, most = sum(bin.pixels for bin in bins), max(bin.pixels for bin in bins)
     bars, errors, rights = [], [], []
-    for low, high, count, error, right in bins:
-        first, last = _edges(low, high)
+    for bin in bins:
+        first, last = _edges(bin.low, bin.high)
         # Thousands are set apart by a space, which no language reads as a decimal point.
-        pixels = f"{count:,.0f}".replace(",", " ")
-        where = f"{_range(low, high)}: {pixels} pixels, {count / total:.1%}"
-        bars.append((first, last, count / most, where))
+        pixels = f"{bin.pixels:,.0f}".replace(",", " ")
+        where = f"{_range(bin.low, bin.high)}: {pixels} pixels, {bin.pixels / total:.1%}"
+        bars.append((first, last, bin.pixels / most, where))
         middle = math.sqrt(first * last)
-        errors.append((middle, error, f"{where}; AbsRel {error:.3f}"))
-        rights.append((middle, right, f"{where}; delta1 {right:.3f}"))
+        errors.append((middle, bin.abs_rel, f"{where}; AbsRel {bin.abs_rel:.3f}"))
+        rights.append((middle, bin.delta1, f"{where}; delta1 {bin.delta1:.3f}"))
     x_ticks = depth_ticks(bars[0][0], bars[-1][1])
     # A bin with hardly a pixel must not flatten the rest of the curve; it is drawn at the upper end.
-    common = [row[3] for row in bins if row[2] >= 0.01 * total]
+    common = [bin.abs_rel for bin in bins if bin.pixels >= 0.01 * total]
     shares = [(value, f"{value:g}") for value in (0, 0.25, 0.5, 0.75, 1)]
     return [
         Chart(title, x_ticks, y_ticks, "true depth, m", {title: points}, bars, logarithmic=True).to_svg()
@@ -330,8 +339,8 @@ def _depth_charts(bins: list[tuple[float, float, float, float, float]]) -> list[
     ]
 
 
-def _distribution_chart(samples: list[dict[str, Any]]) -> list[str]:
-    values = [(sample["metrics"].get("delta1"), sample["name"]) for sample in samples]
+def _distribution_chart(samples: list[ScoredSample]) -> list[str]:
+    values = [(sample.metrics.get("delta1"), sample.name) for sample in samples]
     ordered = sorted((value, name) for value, name in values if value is not None and math.isfinite(value))
     if len(ordered) < 2:
         return []
@@ -347,11 +356,11 @@ def _distribution_chart(samples: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _bins_table(bins: list[tuple[float, float, float, float, float]]) -> str:
+def _bins_table(bins: list[_Bin]) -> str:
     rows = "".join(
-        f'<tr><td class="number">{_range(low, high)}</td><td class="number">{count:.0f}</td>'
-        f'<td class="number">{error:.3f}</td><td class="number">{right:.3f}</td></tr>'
-        for low, high, count, error, right in bins
+        f'<tr><td class="number">{_range(bin.low, bin.high)}</td><td class="number">{bin.pixels:.0f}</td>'
+        f'<td class="number">{bin.abs_rel:.3f}</td><td class="number">{bin.delta1:.3f}</td></tr>'
+        for bin in bins
     )
     heads = "".join(f'<th class="number">{head}</th>' for head in ("true depth", "pixels", "AbsRel", "delta1"))
     table = f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>'
@@ -362,7 +371,7 @@ def _range(low: float | None, high: float | None) -> str:
     return f"{low or 0:.3g} to {high:.3g} m" if high is not None and math.isfinite(high) else f"beyond {low:.3g} m"
 
 
-def _case(case: Case, metrics: dict[str, Any], unit: str) -> str:
+def _case(case: Case, metrics: Metrics, unit: str) -> str:
     prediction, truth = case.prediction.astype(np.float64), case.truth.astype(np.float64)
     low, high = _depth_range(truth[case.valid])
     error = np.abs(prediction - truth)[case.valid]
@@ -452,13 +461,13 @@ def _legend(gradient: str, words: Sequence[str]) -> str:
     return f'<div class="legend"><i style="background:{gradient}"></i><span>{spans}</span></div>'
 
 
-def _colophon(evaluation: Any) -> str:
+def _colophon(evaluation: Evaluation) -> str:
     import distilldepth
 
     metadata = evaluation.metadata
     words = [f"distilldepth {distilldepth.__version__}"]
     for name, text in (("torch", "torch {}"), ("device", "on {}"), ("precision", "precision {}"), ("seconds", "{} s")):
-        if metadata.get(name) not in (None, ""):
-            words.append(text.format(metadata[name]))
-    command = metadata.get("command") or "(called from Python)"
+        if (value := getattr(metadata, name)) not in (None, ""):
+            words.append(text.format(value))
+    command = metadata.command or "(called from Python)"
     return f"<h2>Command</h2><pre>{html.escape(command)}</pre><p class='quiet'>{html.escape(', '.join(words))}</p>"

@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 import importlib.resources
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from distilldepth.documents import parse_toml
+from distilldepth.documents import Record, parse_toml
 from distilldepth.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 TASKS = ("estimation", "stereo", "completion")
 """What a method was given: one image, both views of a stereo pair, or an image and sparse depth."""
@@ -29,39 +33,50 @@ _NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class PublishedRow(Record):
+    """What a paper prints about one method on one benchmark."""
+
+    model: str
+    dataset: str
+    """The kind."""
+    metrics: dict[str, float]
+    """By name, shares between 0 and 1; one whose unit the source does not state is called `..._as_printed`."""
+    source: str
+    """Paper and table."""
+    protocol: str
+    """What the source states about it."""
+    note: str
+    task: str
+    """One of `TASKS`."""
+
+
 def published_kinds() -> tuple[str, ...]:
     """Return the kinds of dataset that there are published numbers for."""
-    there = {row["dataset"] for row in _rows()}
+    there = {row.dataset for row in _rows()}
     return tuple(kind for kind in _NAMES if kind in there)
 
 
-def published_rows(kind: str, *, tasks: Sequence[str] = ("estimation",)) -> list[dict[str, Any]]:
+def published_rows(kind: str, *, tasks: Sequence[str] = ("estimation",)) -> list[PublishedRow]:
     """Return what papers print about one benchmark.
 
     Args:
         kind: the benchmark, for example `nyuv2`; one without published numbers gives no rows.
         tasks: which of `TASKS`: numbers of methods that are given more than one image are not comparable.
 
-    Returns:
-        Dictionaries: `model`; `dataset` (the kind); `metrics` by name, shares between 0 and 1; `source` (paper and
-        table); `protocol` (what the source states about it); `note`; `task`. A metric whose unit the source does not
-        state is called `..._as_printed`.
-
     Raises:
         ValueError: unknown task.
 
-    >>> [row["metrics"]["abs_rel"] for row in published_rows("nyuv2") if row["model"] == "Marigold"]
+    >>> [row.metrics["abs_rel"] for row in published_rows("nyuv2") if row.model == "Marigold"]
     [0.055]
     """
     for task in tasks:
         if task not in TASKS:
             raise ValueError(f"published_rows: tasks must be known, got {task!r}{did_you_mean(str(task), TASKS)}")
-    return [
-        {**row, "metrics": dict(row["metrics"])} for row in _rows() if row["dataset"] == kind and row["task"] in tasks
-    ]
+    return [replace(row, metrics=dict(row.metrics)) for row in _rows() if row.dataset == kind and row.task in tasks]
 
 
-def make_published_table(kinds: Sequence[str] | None = None) -> Any:
+def make_published_table(kinds: Sequence[str] | None = None) -> Table:
     """Return a rich table of published numbers, each row with the paper and the table that it was read in.
 
     Args:
@@ -85,44 +100,44 @@ def make_published_table(kinds: Sequence[str] | None = None) -> Any:
     table = Table(
         title="Published numbers", box=box.SIMPLE_HEAD, caption=Text("\n".join(caption)), caption_justify="left"
     )
-    for heading, texts in (("dataset", [row["dataset"] for row in rows]), ("method", map(method_of, rows))):
+    for heading, texts in (("dataset", [row.dataset for row in rows]), ("method", map(method_of, rows))):
         # No word is broken: a name is there to be read and typed.
         table.add_column(heading, min_width=max(len(word) for text in texts for word in text.split()))
-    shown = [name for name in HEADINGS if any(name in row["metrics"] for row in rows)]
+    shown = [name for name in HEADINGS if any(name in row.metrics for row in rows)]
     for name in shown:
         table.add_column(HEADINGS[name], justify="right", no_wrap=True)
     table.add_column("source", no_wrap=True)
     previous = ""
     for row in rows:
-        if row["dataset"] != previous and previous:
+        if row.dataset != previous and previous:
             table.add_section()
         number = protocols.index(protocol_of(row)) + 1
-        metrics = row["metrics"]
+        metrics = row.metrics
         cells = [Text(format_published(name, metrics)) for name in shown]
         table.add_row(
-            Text(row["dataset"] if row["dataset"] != previous else ""),
+            Text(row.dataset if row.dataset != previous else ""),
             Text("\n".join(filter(None, (method_of(row), other_metrics(metrics))))),
             *cells,
             Text(f"[{number}]"),
         )
-        previous = row["dataset"]
+        previous = row.dataset
     return table
 
 
-def method_of(row: dict[str, Any]) -> str:
+def method_of(row: PublishedRow) -> str:
     """Return the method's name, and what it was given where that is more than one image."""
-    given = {"stereo": ", given both views", "completion": ", given sparse depth"}.get(row["task"], "")
-    return f"{row['model']}{given}"
+    given = {"stereo": ", given both views", "completion": ", given sparse depth"}.get(row.task, "")
+    return f"{row.model}{given}"
 
 
-def protocol_of(row: dict[str, Any]) -> str:
+def protocol_of(row: PublishedRow) -> str:
     """Return where a row was read, what its source says about how it was measured, and what to mind."""
-    return f"{row['source']}: {row['protocol']}{'; ' if row['note'] else ''}{row['note']}"
+    return f"{row.source}: {row.protocol}{'; ' if row.note else ''}{row.note}"
 
 
-def short_source(row: dict[str, Any]) -> str:
+def short_source(row: PublishedRow) -> str:
     """Return the source without what only a list of sources needs."""
-    return row["source"].replace(_ARXIV, "")
+    return row.source.replace(_ARXIV, "")
 
 
 def format_published(name: str, metrics: dict[str, float]) -> str:
@@ -146,7 +161,7 @@ def dataset_title(kind: str) -> str:
 
 
 @functools.cache
-def _rows() -> tuple[dict[str, Any], ...]:
+def _rows() -> tuple[PublishedRow, ...]:
     file = importlib.resources.files(__package__) / "published.toml"
     rows = []
     for table in parse_toml(file.read_bytes(), str(file))["table"]:
@@ -160,15 +175,7 @@ def _rows() -> tuple[dict[str, Any], ...]:
                     number = round(value / 100, 6) if metric in percent else float(value)
                     by_kind.setdefault(kind, {})[metric] = number
             for kind, metrics in by_kind.items():
-                rows.append(
-                    {
-                        "model": model,
-                        "dataset": kind,
-                        "metrics": metrics,
-                        "source": table["source"],
-                        "protocol": table["protocol"],
-                        "note": "; ".join(filter(None, (table.get("note"), table.get("notes", {}).get(kind)))),
-                        "task": table.get("task", "estimation"),
-                    }
-                )
+                note = "; ".join(filter(None, (table.get("note"), table.get("notes", {}).get(kind))))
+                task = table.get("task", "estimation")
+                rows.append(PublishedRow(model, kind, metrics, table["source"], table["protocol"], note, task))
     return tuple(rows)

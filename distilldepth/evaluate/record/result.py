@@ -10,9 +10,11 @@ from typing import Any
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.protocol import Protocol
+from distilldepth.evaluate.record.rows import Failure, Metadata, Metrics, ScoredDataset, ScoredSample
 from distilldepth.files import expand_user
 from distilldepth.inference.batches import reason
 
+RESULT = "result.json"
 _MOST_BYTES = 1 << 30
 """Of a result: a million frames take a few hundred megabytes."""
 
@@ -21,21 +23,13 @@ _MOST_BYTES = 1 << 30
 class Evaluation:
     """What an evaluation measured."""
 
-    metadata: dict[str, Any]
+    metadata: Metadata
     protocol: Protocol
-    datasets: list[dict[str, Any]]
-    """Per dataset: `name`, `kind`, `domain`, `field`, `frames` (scored), `failed`, `expected` (the benchmark's count or
-    None), `metrics` (means over its frames), `intervals` (95 % bootstrap, `[low, high]` by metric), `pooled` (over all
-    pixels of all frames), `rules` (the protocol's for this kind of dataset) and `doubts` (see `summarise_doubts`)."""
-    mean: dict[str, float | None]
+    datasets: list[ScoredDataset]
+    mean: Metrics
     """Unweighted mean over the datasets, by the protocol's aggregation."""
-    samples: list[dict[str, Any]]
-    """Per frame: `dataset`, `name`, `metrics`, `sums` (what pixel-pooled metrics are made of), `scale`, `shift`,
-    `doubts` (what is wrong with the frame, text by kind), `ratio` (for metres: median predicted by median true), and in
-    a run with a folder `error_by_depth`: from, to (metres), pixels, sum of |d - g| / g and pixels within a factor 1.25,
-    for every bin of depth with pixels."""
-    failures: list[dict[str, str]]
-    """Frames that could not be scored: `dataset`, `name`, `error`."""
+    samples: list[ScoredSample]
+    failures: list[Failure]
     notes: list[str]
     """What a reader of the numbers must know."""
 
@@ -47,19 +41,19 @@ class Evaluation:
     @property
     def doubts(self) -> list[str]:
         """Sentences on what makes the numbers doubtful, with the dataset; empty where nothing was noticed."""
-        return [f"{row['name']}: {doubt['text']}" for row in self.datasets for doubt in row.get("doubts", ())]
+        return [f"{dataset.name}: {doubt.text}" for dataset in self.datasets for doubt in dataset.doubts]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary for JSON; None stands for numbers that are not finite."""
         return {
-            "metadata": self.metadata,
+            "metadata": self.metadata.to_dict(),
             "protocol": self.protocol.to_dict(),
             "complete": self.complete,
             "notes": self.notes,
-            "datasets": self.datasets,
+            "datasets": [dataset.to_dict() for dataset in self.datasets],
             "mean": self.mean,
-            "samples": self.samples,
-            "failures": self.failures,
+            "samples": [sample.to_dict() for sample in self.samples],
+            "failures": [failure.to_dict() for failure in self.failures],
         }
 
     @classmethod
@@ -67,13 +61,18 @@ class Evaluation:
         """Return the evaluation that `to_dict` was called on.
 
         Raises:
-            ValueError: it lacks something.
+            ValueError: it lacks something, or holds something else.
         """
         try:
+            _check_parts(values)
             return cls(
-                metadata=values["metadata"],
+                metadata=Metadata.from_dict(values["metadata"]),
                 protocol=Protocol.from_dict(values["protocol"]),
-                **{key: values[key] for key in ("datasets", "mean", "samples", "failures", "notes")},
+                datasets=[ScoredDataset.from_dict(row) for row in values["datasets"]],
+                mean=values["mean"],
+                samples=[ScoredSample.from_dict(row) for row in values["samples"]],
+                failures=[Failure(row["dataset"], row["name"], row["error"]) for row in values["failures"]],
+                notes=values["notes"],
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"Evaluation: values must be those of to_dict, and lack {error}") from error
@@ -98,40 +97,36 @@ def read_evaluation(path: str | Path) -> Evaluation:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a finished evaluation has it in its --out folder")
     try:
-        evaluation = Evaluation.from_dict(read_json(path, limit=_MOST_BYTES))
-        _check_parts(evaluation)
-        return evaluation
+        return Evaluation.from_dict(read_json(path, limit=_MOST_BYTES))
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise DistillDepthError(f"{path}: is not the result of an evaluation ({reason(error)})") from error
 
 
-def _check_parts(evaluation: Evaluation) -> None:
+def _check_parts(values: Mapping[str, Any]) -> None:
     """Raise ValueError unless names are texts and metrics are numbers: what tables and comparisons rely on."""
 
-    def is_table(values: Any) -> bool:
-        return isinstance(values, dict) and all(
-            value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-            for value in values.values()
+    def is_table(value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            number is None or (isinstance(number, int | float) and not isinstance(number, bool))
+            for number in value.values()
         )
 
     def has_texts(row: Any, *names: str) -> bool:
         return isinstance(row, dict) and all(isinstance(row.get(name), str) for name in names)
 
+    def are(name: str, *texts: str) -> bool:
+        return isinstance(values[name], list) and all(has_texts(row, *texts) for row in values[name])
+
     good = {
-        "metadata": isinstance(evaluation.metadata, dict) and has_texts(evaluation.metadata.get("model"), "name"),
-        "mean": is_table(evaluation.mean),
-        "notes": isinstance(evaluation.notes, list) and all(isinstance(note, str) for note in evaluation.notes),
-        "datasets": isinstance(evaluation.datasets, list)
-        and all(has_texts(row, "name") and is_table(row.get("metrics", {})) for row in evaluation.datasets)
-        and all(has_texts(doubt, "text") for row in evaluation.datasets for doubt in row.get("doubts", ())),
-        "samples": isinstance(evaluation.samples, list)
-        and all(has_texts(row, "dataset", "name") and is_table(row.get("metrics")) for row in evaluation.samples),
-        "failures": isinstance(evaluation.failures, list)
-        and all(has_texts(row, "dataset", "name", "error") for row in evaluation.failures),
+        "metadata": isinstance(values["metadata"], dict) and has_texts(values["metadata"].get("model"), "name"),
+        "mean": is_table(values["mean"]),
+        "notes": isinstance(values["notes"], list) and all(isinstance(note, str) for note in values["notes"]),
+        "datasets": are("datasets", "name")
+        and all(is_table(row.get("metrics", {})) for row in values["datasets"])
+        and all(has_texts(doubt, "text") for row in values["datasets"] for doubt in row.get("doubts", ())),
+        "samples": are("samples", "dataset", "name") and all(is_table(row.get("metrics")) for row in values["samples"]),
+        "failures": are("failures", "dataset", "name", "error"),
     }
     wrong = [name for name, is_good in good.items() if not is_good]
     if wrong:
         raise ValueError(f"{wrong[0]} does not hold what an evaluation writes")
-
-
-RESULT = "result.json"

@@ -11,15 +11,10 @@ import numpy as np
 from distilldepth.datasets.truth import Dataset
 from distilldepth.errors import did_you_mean
 from distilldepth.files import write_atomically
-from distilldepth.formats import table
 from distilldepth.formats.options import Picture
+from distilldepth.formats.table import FORMATS, STORED
 from distilldepth.images.decode import IMAGE_SUFFIXES
 from distilldepth.models.base import ModelInfo
-
-FORMATS = {name: table.FORMATS[name].suffix for name in table.STORED}
-"""How a map is written, with the suffix: float32 as predicted; 16-bit PNG whose text says scale and quantity; 16-bit
-PNG of metres x 256 with 0 for unknown, as the KITTI benchmark has it."""
-
 
 INDEX = "predictions.json"
 """Beside saved maps: which model made them, what their numbers mean and how they are stored."""
@@ -31,9 +26,9 @@ def prediction_path(folder: Path, dataset: str, name: str, form: str) -> Path:
     Raises:
         ValueError: unknown format.
     """
-    if form not in FORMATS:
-        raise ValueError(f"save_prediction: form must be known, got {form!r}{did_you_mean(form, FORMATS)}")
-    return folder / _inside(dataset) / (_stem(_inside(name)) + FORMATS[form])
+    if form not in STORED:
+        raise ValueError(f"save_prediction: form must be known, got {form!r}{did_you_mean(form, STORED)}")
+    return folder / name_inside(dataset) / (without_suffix(name_inside(name)) + FORMATS[form].suffix)
 
 
 def check_distinct(datasets: Sequence[Dataset], form: str) -> None:
@@ -73,7 +68,7 @@ def save_prediction(
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"save_prediction: values must be (H, W) and not empty, got shape {tuple(values.shape)}")
     path = prediction_path(Path(folder), dataset, name, form)
-    table.FORMATS[form].write(path, Picture(values, quantity))
+    FORMATS[form].write(path, Picture(values, quantity))
     return path
 
 
@@ -84,13 +79,13 @@ def write_index(folder: Path, info: ModelInfo, form: str) -> None:
     write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def _inside(name: str) -> str:
-    """The name as a relative path that stays inside its folder: `../a/b.png`, as in a manifest, becomes `a/b.png`."""
+def name_inside(name: str) -> str:
+    """Return the name as a path inside its folder: `../a/b.png`, as in a manifest, becomes `a/b.png`."""
     path = PurePosixPath(name.replace("\\", "/"))
     return "/".join(part for part in path.parts if part not in ("/", ".", "..")) or "unnamed"
 
 
-def _stem(name: str) -> str:
-    """The name without the suffix of an image; other dots belong to the name."""
+def without_suffix(name: str) -> str:
+    """Return the name without the suffix of an image; other dots belong to the name."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name

@@ -6,9 +6,16 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from distilldepth.evaluate.aggregate import headline
+from distilldepth.evaluate.record.published import PublishedRow
+from distilldepth.evaluate.record.result import Evaluation
+from distilldepth.evaluate.record.rows import Intervals, Metrics, ScoredDataset
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
+    from rich.text import Text
 
 COLUMNS = {
     "abs_rel": "AbsRel",
@@ -49,14 +56,14 @@ _LATEX_SPECIAL = {
 }
 
 
-def make_table(evaluation: Any, published: Sequence[dict[str, Any]] | None = None) -> Any:
+def make_table(evaluation: Evaluation, published: Sequence[PublishedRow] | None = None) -> RenderableType:
     """Return something rich can print: a row per dataset, and their mean if there are several.
 
     A terminal with room sees intervals beside the numbers, a narrower one sees them below, the narrowest sees fewer
     metrics. The caption says what is missing from the result.
 
     Args:
-        evaluation: an `Evaluation`.
+        evaluation: what is shown.
         published: rows as `published_rows` gives them, shown below and marked as theirs; None or empty for none.
     """
     return _Table(evaluation, list(published or ()))
@@ -65,11 +72,11 @@ def make_table(evaluation: Any, published: Sequence[dict[str, Any]] | None = Non
 class _Table:
     """The widest layout that fits the console."""
 
-    def __init__(self, evaluation: Any, published: list[dict[str, Any]]) -> None:
+    def __init__(self, evaluation: Evaluation, published: list[PublishedRow]) -> None:
         self.evaluation = evaluation
         self.published = published
 
-    def __rich_console__(self, console: Any, options: Any) -> Any:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.measure import Measurement
 
         for names, separator in _LAYOUTS:
@@ -78,54 +85,53 @@ class _Table:
                 break
         yield table
 
-    def build(self, names: Sequence[str], separator: str | None) -> Any:
+    def build(self, names: Sequence[str], separator: str | None) -> Table:
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
-        def cells(metrics: dict[str, Any], intervals: dict[str, Any] | None = None) -> list[Any]:
+        def cells(metrics: Metrics, intervals: Intervals | None = None) -> list[Text]:
             shown = intervals if separator else None
             return [Text(format_metric(name, metrics, shown, separator or " ")) for name in names]
 
         left_out = [heading for name, heading in COLUMNS.items() if name not in names]
-        caption = [
+        sentences = [
             f"no room for {', '.join(left_out)}; --json has them" if left_out else "",
             _interval_note(self.evaluation) if separator else "",
             incompleteness(self.evaluation),
             *doubts(self.evaluation),
         ]
-        caption = Text("\n".join(filter(None, caption)))
+        caption = Text("\n".join(filter(None, sentences)))
         table = Table(box=box.ROUNDED if separator == " " else box.SIMPLE_HEAD, caption=caption)
         table.add_column("dataset", no_wrap=separator == " ", overflow="fold")
         table.add_column("frames", justify="right")
         for name in names:
             table.add_column(COLUMNS[name], justify="right", no_wrap=True)
         for dataset in self.evaluation.datasets:
-            metrics, intervals = headline(dataset)
-            table.add_row(Text(dataset["name"]), Text(frames_of(dataset)), *cells(metrics, intervals))
+            table.add_row(Text(dataset.name), Text(frames_of(dataset)), *cells(*dataset.headline))
         if len(self.evaluation.datasets) > 1:
             table.add_section()
             table.add_row("mean of datasets", "", *cells(self.evaluation.mean))
         if self.published:
             table.add_section()
             for row in self.published:
-                name = Text(f"published: {row['model']} on {row['dataset']} ({row['source']})", style="dim italic")
-                name.no_wrap, name.overflow = False, "fold"
-                table.add_row(name, "", *cells(row["metrics"]), style="dim")
+                title = Text(f"published: {row.model} on {row.dataset} ({row.source})", style="dim italic")
+                title.no_wrap, title.overflow = False, "fold"
+                table.add_row(title, "", *cells({**row.metrics}), style="dim")
             # Sources are sentences: wrapped, never the reason for a narrower layout.
             table.columns[0].no_wrap = False
             table.columns[0].max_width = 34 if separator == " " else 24 if len(names) > 2 else 16
         return table
 
 
-def frames_of(dataset: dict[str, Any]) -> str:
+def frames_of(dataset: ScoredDataset) -> str:
     """Return how many frames were scored, and of how many where that is not all."""
-    frames = dataset["frames"]
-    wanted = max(frames + dataset["failed"], dataset.get("expected") or 0)
+    frames = dataset.frames
+    wanted = max(frames + dataset.failed, dataset.expected or 0)
     return str(frames) if frames == wanted else f"{frames} of {wanted}"
 
 
-def incompleteness(evaluation: Any) -> str:
+def incompleteness(evaluation: Evaluation) -> str:
     """Return the sentence that says what is missing from a result; empty if nothing is."""
     parts = []
     failed = len(evaluation.failures)
@@ -133,22 +139,20 @@ def incompleteness(evaluation: Any) -> str:
         total = failed + len(evaluation.samples)
         parts.append(f"INCOMPLETE: {failed} of {total} frames could not be scored")
     for dataset in evaluation.datasets:
-        expected, seen = dataset.get("expected"), dataset["frames"] + dataset["failed"]
+        expected, seen = dataset.expected, dataset.frames + dataset.failed
         if expected and seen != expected:
-            parts.append(f"PART OF A BENCHMARK: {seen} of the {expected} frames of {dataset['name']} were asked for")
+            parts.append(f"PART OF A BENCHMARK: {seen} of the {expected} frames of {dataset.name} were asked for")
     if not parts and not evaluation.complete:
         parts.append("INCOMPLETE")
     return "; ".join(parts)
 
 
-def doubts(evaluation: Any) -> list[str]:
+def doubts(evaluation: Evaluation) -> list[str]:
     """Return the lines that say what makes the numbers doubtful; none if nothing was noticed."""
     return [f"DOUBTFUL: {text}" for text in evaluation.doubts]
 
 
-def format_metric(
-    name: str, metrics: dict[str, Any], intervals: dict[str, Any] | None = None, separator: str = " "
-) -> str:
+def format_metric(name: str, metrics: Metrics, intervals: Intervals | None = None, separator: str = " ") -> str:
     """Return `0.636 [0.60, 0.67]` for a metric that has an interval to show, else `0.636`; empty if there is none.
 
     The bounds have two digits, or three where two would make them look alike.
@@ -165,7 +169,7 @@ def format_metric(
     return text
 
 
-def to_markdown(evaluation: Any) -> str:
+def to_markdown(evaluation: Evaluation) -> str:
     """Return a Markdown document: the model, the protocol, what is missing, and the table."""
     lines = [f"**{_markdown(_model_line(evaluation))}**", ""]
     lines += [_markdown(line) + "  " for line in protocol_lines(evaluation)]
@@ -175,7 +179,7 @@ def to_markdown(evaluation: Any) -> str:
         lines += ["", f"**{_markdown(doubt)}**"]
     headings = ["dataset", "frames", *COLUMNS.values()]
     lines += ["", f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
-    for cells in _rows(evaluation):
+    for cells in _table_rows(evaluation):
         lines.append(f"| {' | '.join(_markdown(cell) for cell in cells)} |")
     if note := _interval_note(evaluation):
         lines += ["", note[0].upper() + note[1:] + "."]
@@ -183,10 +187,10 @@ def to_markdown(evaluation: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_latex(evaluation: Any) -> str:
+def to_latex(evaluation: Evaluation) -> str:
     r"""Return a LaTeX table for the package booktabs, `\input` as it is; everything from outside is escaped."""
     headings = ["Dataset", "Frames", *(_LATEX_HEADINGS.get(name, _latex(text)) for name, text in COLUMNS.items())]
-    rows = [[_latex(cell) for cell in cells] for cells in _rows(evaluation)]
+    rows = [[_latex(cell) for cell in cells] for cells in _table_rows(evaluation)]
     body = [" & ".join(cells) + r" \\" for cells in rows]
     if len(evaluation.datasets) > 1:
         body.insert(-1, r"\midrule")
@@ -214,14 +218,14 @@ def to_latex(evaluation: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_csv(evaluation: Any) -> str:
+def to_csv(evaluation: Evaluation) -> str:
     """Return one line per frame by RFC 4180, failed ones too: a table without them would look complete.
 
     Columns: dataset, name, error (empty if scored), doubts (empty if none), scale, shift, ratio, seconds, every
     metric, protocol. Numbers have all their digits; what does not exist or is not finite is empty. Text that a
     spreadsheet would run as a formula begins with an apostrophe.
     """
-    metrics = list(dict.fromkeys(name for sample in evaluation.samples for name in sample["metrics"]))
+    metrics = list(dict.fromkeys(name for sample in evaluation.samples for name in sample.metrics))
     extra = [
         key for key in ("scale", "shift", "ratio", "seconds") if any(key in sample for sample in evaluation.samples)
     ]
@@ -230,13 +234,13 @@ def to_csv(evaluation: Any) -> str:
     writer.writerow(["dataset", "name", "error", "doubts", *extra, *metrics, "protocol"])
     label = _csv_text(evaluation.protocol.name)
     for sample in evaluation.samples:
-        numbers = [sample.get(key) for key in extra] + [sample["metrics"].get(name) for name in metrics]
-        wrong = "; ".join(f"{kind}: {text}" for kind, text in sample.get("doubts", {}).items())
-        texts = [_csv_text(sample["dataset"]), _csv_text(sample["name"]), "", _csv_text(wrong)]
+        numbers = [getattr(sample, key) for key in extra] + [sample.metrics.get(name) for name in metrics]
+        wrong = "; ".join(f"{kind}: {text}" for kind, text in sample.doubts.items())
+        texts = [_csv_text(sample.dataset), _csv_text(sample.name), "", _csv_text(wrong)]
         writer.writerow([*texts, *map(_csv_number, numbers), label])
     empty = [""] * (1 + len(extra) + len(metrics))
     for failure in evaluation.failures:
-        texts = [_csv_text(failure[key]) for key in ("dataset", "name", "error")]
+        texts = [_csv_text(text) for text in (failure.dataset, failure.name, failure.error)]
         writer.writerow([*texts, *empty, label])
     return text.getvalue()
 
@@ -246,32 +250,35 @@ def _csv_text(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def protocol_lines(evaluation: Any) -> list[str]:
+def protocol_lines(evaluation: Evaluation) -> list[str]:
     """Return what was measured: the protocol's line, and its effective rules per kind of dataset where it has any."""
     lines = [f"Protocol {evaluation.protocol.describe()}"]
-    effective = getattr(evaluation.protocol, "effective", None)
-    kinds = list(dict.fromkeys(dataset.get("kind", "") for dataset in evaluation.datasets))
-    if effective is not None and any(kinds):
-        lines += [line.strip() for line in effective(kinds).splitlines() if line.strip()]
+    kinds = list(dict.fromkeys(dataset.kind for dataset in evaluation.datasets))
+    if any(kinds):
+        lines += [line.strip() for line in evaluation.protocol.effective(kinds).splitlines() if line.strip()]
     return lines
 
 
-def _rows(evaluation: Any) -> Iterable[list[str]]:
+def _table_rows(evaluation: Evaluation) -> Iterable[list[str]]:
     for dataset in evaluation.datasets:
-        metrics, intervals = headline(dataset)
-        yield [dataset["name"], frames_of(dataset), *(format_metric(name, metrics, intervals) for name in COLUMNS)]
+        metrics, intervals = dataset.headline
+        yield [dataset.name, frames_of(dataset), *(format_metric(name, metrics, intervals) for name in COLUMNS)]
     if len(evaluation.datasets) > 1:
         yield ["mean of datasets", "", *(format_metric(name, evaluation.mean) for name in COLUMNS)]
 
 
-def _model_line(evaluation: Any) -> str:
-    info = evaluation.metadata["model"]
-    return f"{info['name']} ({info['quantity']}, {info['licence']})"
+def _model_line(evaluation: Evaluation) -> str:
+    info = evaluation.metadata.model
+    return f"{info.name} ({info.quantity}, {info.licence})"
 
 
-def _interval_note(evaluation: Any) -> str:
-    shown = any(set(headline(dataset)[1]) & set(INTERVALS) for dataset in evaluation.datasets)
-    return "in brackets: 95 % bootstrap intervals over the frames" if shown else ""
+def shows_intervals(evaluation: Evaluation) -> bool:
+    """Return whether a number of the table stands beside its interval."""
+    return any(set(dataset.headline[1]) & set(INTERVALS) for dataset in evaluation.datasets)
+
+
+def _interval_note(evaluation: Evaluation) -> str:
+    return "in brackets: 95 % bootstrap intervals over the frames" if shows_intervals(evaluation) else ""
 
 
 def _markdown(text: str) -> str:
@@ -284,5 +291,5 @@ def _latex(text: str) -> str:
     return "".join(_LATEX_SPECIAL.get(character, character) for character in " ".join(text.split()))
 
 
-def _csv_number(value: Any) -> str:
+def _csv_number(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else repr(float(value))

@@ -1,0 +1,90 @@
+"""What an evaluation can be asked for besides a model and data, for each thing that is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distilldepth.datasets.kitti_official import TEST_COUNT
+from distilldepth.errors import did_you_mean
+from distilldepth.evaluate.protocol import Protocol
+from distilldepth.inference.estimator import InferenceOptions
+
+Start = Callable[[int], Callable[[int], None]]
+"""Called with the number of frames when the work begins; what it returns is told how many more are done."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(InferenceOptions):
+    """What `evaluate` can be asked for; `InferenceOptions` says how the model is run."""
+
+    root: str | Path | None = None
+    """Folder or tar file of the benchmarks, or folder that the paths in manifests are relative to."""
+    split: str | Path | None = None
+    """File that lists a benchmark's samples."""
+    limit: int | None = None
+    """First so many frames of each dataset."""
+    truth_scale: float | None = None
+    """Stored units per metre of ground truth in RGB-D sets whose files do not say it; see `open_data`."""
+    protocol: str | Protocol | None = None
+    """A protocol or its name; None for the one that fits the model's quantity."""
+    overrides: Mapping[str, Any] | None = None
+    """Rules of the protocol to replace, for example `{"align": "median"}`; its name then says so."""
+    offline: bool = False
+    """Never touch the network for the model."""
+    out: str | Path | None = None
+    """Folder for the results in every format, with pictures of the worst and best cases and a line per sample as soon
+    as it is scored; None writes nothing."""
+    resume: str = ""
+    """`auto` continues in `out` after the samples that are scored already; empty starts anew."""
+    overwrite: bool = False
+    """Replace an evaluation that is in `out`."""
+    save_predictions: str | None = None
+    """Write every map below `out`: `npy`, `png16` or `kitti`; None writes none."""
+    command: str = ""
+    """Written into the metadata."""
+    start: Start | None = None
+
+
+@dataclass(frozen=True)
+class AnalysisOptions(InferenceOptions):
+    """What `local_global` can be asked for."""
+
+    shares: Sequence[float] = (0.5, 0.25, 0.125)
+    """Sides of the regions, each a share of the map's between 0 and 1."""
+    crops: bool = True
+    """Whether the model is run on crops too; with small regions most of the time goes there."""
+    root: str | Path | None = None
+    """As in `EvaluateOptions`, like the rest."""
+    limit: int | None = None
+    offline: bool = False
+    start: Start | None = None
+
+
+@dataclass(frozen=True)
+class SubmissionOptions(InferenceOptions):
+    """What `write_kitti_submission` can be asked for."""
+
+    overwrite: bool = False
+    """Replace maps that are there."""
+    expected: int = TEST_COUNT
+    """How many images the server wants."""
+    start: Start | None = None
+
+
+Options = TypeVar("Options", EvaluateOptions, AnalysisOptions, SubmissionOptions)
+
+
+def with_changes(options: Options, changes: Mapping[str, Any], function: str) -> Options:
+    """Return the options with those replaced that a function was given by name.
+
+    Raises:
+        TypeError: there is no such option.
+    """
+    known = [option.name for option in fields(options)]
+    for name in changes:
+        if name not in known:
+            raise TypeError(f"{function}: has no option {name!r}{did_you_mean(name, known)}")
+    return replace(options, **changes)
