@@ -71,15 +71,15 @@ def stopped(
     )
 
 
-def watch_gradients(accelerator: Accelerator, optimiser: torch.optim.Optimizer) -> Tensor | None:
+def watch_gradients(accelerator: Accelerator, optimiser: torch.optim.Optimizer, device: torch.device) -> Tensor | None:
     """Give the fused optimiser a flag on the device that makes it skip a step with a non-finite gradient.
 
     A branch on the host would wait for the device in every step. Under float16 the gradient scaler does the same.
     """
-    if accelerator.scaler is not None or accelerator.device.type not in ("cpu", "cuda"):
+    if accelerator.scaler is not None or device.type not in ("cpu", "cuda"):
         return None
     # Of the fused optimisers, not of every one; accelerate may have wrapped it.
     inner: Any = getattr(optimiser, "optimizer", optimiser)
-    flag = torch.zeros((), device=accelerator.device)
+    flag = torch.zeros((), device=device)
     inner.found_inf, inner.grad_scale = flag, None
     return flag

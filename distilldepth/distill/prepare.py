@@ -256,7 +256,7 @@ def _make_learner(
         student=bare.student,
         features="features" in objective.needs,
         optimiser=optimiser,
-        found_infinite=watch_gradients(accelerator, optimiser),
+        found_infinite=watch_gradients(accelerator, optimiser, accelerator.device),
         stopwatch=stopwatch,
         trained=Trained(bare, getattr(optimiser, "optimizer", optimiser), average, accelerator.scaler),
     )
