@@ -11,6 +11,7 @@ adds at its peak to what was there when it began, in a process of its own per ba
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -20,28 +21,30 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distilldepth.bench.memory import peak_since, reset_peak
 from distilldepth.bench.timing import quantile, synchronise
+from distilldepth.device import resolve_device
 from distilldepth.distill.batches import CropDataset, StepBatches, crop_config, loading, split_heldout
 from distilldepth.distill.config import load_config
 from distilldepth.distill.labels import label_batch
 from distilldepth.distill.objective import make_objective
 from distilldepth.distill.optimiser import make_optimiser
-from distilldepth.distill.processes import make_accelerator
+from distilldepth.distill.processes import make_accelerator, settle_precisions
 from distilldepth.distill.progress import PHASES
 from distilldepth.distill.step import DistillationStep
-from distilldepth.distill.terms.base import ObjectiveInputs
+from distilldepth.images.crops import Regions
 from distilldepth.images.sources import open_source
 from distilldepth.machine import command_line, load_average, machine
 from distilldepth.models import create_student
+from distilldepth.models.base import DepthOutput
 from distilldepth.ops.backend import available_backends
 from distilldepth.teachers.pool import load_teachers
 from distilldepth.teachers.spec import parse_teachers
+from distilldepth.teachers.teacher import PseudoLabel
 from distilldepth.words import OPS
 
 WARM_STEPS = 2
@@ -90,13 +93,12 @@ class WholeObjective(nn.Module):
         self.objective = objective
         self.needs = objective.needs
 
-    def forward(self, inputs: ObjectiveInputs) -> tuple[Tensor, dict[str, Tensor]]:
-        prediction = inputs.prediction
-        inputs.prediction = prediction.detach().requires_grad_()
-        loss, terms = self.objective(inputs)
+    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> tuple[Tensor, dict[str, Tensor]]:
+        prediction = student.values.detach().requires_grad_()
+        loss, terms = self.objective(dataclasses.replace(student, values=prediction), label, regions)
         loss.backward()
         # Linear in the prediction with that gradient: the student gets what it would have got, and no more is computed.
-        return (prediction * inputs.prediction.grad).sum(), terms
+        return (student.values * prediction.grad).sum(), terms
 
 
 class Step:
@@ -108,7 +110,8 @@ class Step:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.accelerator = make_accelerator(config)
+        precisions = settle_precisions(config, resolve_device(config.device), {})
+        self.accelerator = make_accelerator(config, precisions["student"])
         self.device = self.accelerator.device
         self.watch = Watch(self.device, memory=memory)
         source = open_source(
@@ -121,31 +124,31 @@ class Step:
             offline=True,
             has_depth=source.has_depth,
             seed=config.seed,
-            precision=config.teacher_precision,
+            precision=precisions["teachers"],
         )
         student = create_student(config.student, seed=config.seed, offline=True)
         student = student.to(memory_format=torch.channels_last).train()
         objective = make_objective(config, student, self.teachers.teachers, training)
         self.needs_features = "features" in objective.needs
         module = DistillationStep(student, WholeObjective(objective), self.watch, compiled=config.compile)
-        optimiser = make_optimiser(config, module, self.device)
+        optimiser = make_optimiser(config, module, self.device, getattr(torch, precisions["muon"]))
         self.module, self.optimiser = self.accelerator.prepare(module, optimiser)
         batches = StepBatches(0, steps, config.batch_size)
         dataset = CropDataset(training, crop_config(config), config.seed)
         self._loading = loading(dataset, batches, config.workers, pin=self.device.type == "cuda")
         self._loader = self._loading.__enter__()
 
-    def next_batch(self) -> dict[str, Any]:
+    def next_batch(self) -> Regions:
         """Wait for data."""
         with self.watch("data", host=True):
             return next(self._loader)
 
-    def run(self, batch: dict[str, Any], index: int) -> None:
+    def run(self, batch: Regions, index: int) -> None:
         """One step on a batch."""
         with self.watch("teacher"):
             teacher = self.teachers.draw(index)
-            inputs = label_batch(batch, teacher, self.config, self.device, features=self.needs_features)
-        outputs = self.module(inputs)
+            regions, label = label_batch(batch, teacher, self.config.augment, self.device, features=self.needs_features)
+        outputs = self.module(regions, label)
         with self.watch("student"):
             self.accelerator.backward(outputs.loss)
         with self.watch("optimiser"):

@@ -6,10 +6,11 @@ import dataclasses
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,10 +18,15 @@ from distilldepth.cli import options
 from distilldepth.distill.config import DistillConfig, blamed_on, load_config, preset_names
 from distilldepth.settings import keys, to_toml
 
+if TYPE_CHECKING:
+    from distilldepth.distill.record.result import RunResult
+
+F = TypeVar("F", bound=Callable[..., Any])
+
 _PLACEHOLDERS = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
-def _flags(command: click.Command) -> click.Command:
+def _flags(command: F) -> F:
     """Add one option per top-level key: flag, config file and --set are the same thing."""
     for key, (hint, doc) in reversed(keys(DistillConfig).items()):
         if "." in key or key == "preset":
@@ -90,7 +96,8 @@ def distill(
     if config_file == "":
         raise click.UsageError("--config must name a file, got an empty text")
     config = load_config(preset=preset, file=config_file, settings=settings, flags=flags)
-    used = [*config.images, *([config_file] if config_file else []), Path(config.out, "student", "config.json")]
+    used: list[str | Path] = [*config.images, Path(config.out, "student", "config.json")]
+    used += [config_file] if config_file else []
     options.check_json_target(json_target, used)
     if not ({"out", "resume", "overwrite"} & set(flags) or config_file):
         config.out = _free_folder(config.out)
@@ -139,7 +146,7 @@ def _free_folder(out: str) -> str:
     return candidate
 
 
-def _summary(result: Any) -> None:
+def _summary(result: RunResult) -> None:
     from distilldepth.distill.agreement import replaced_note
 
     for name, after in result.after.get("teachers", {}).items():

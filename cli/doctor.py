@@ -99,15 +99,15 @@ def examine() -> tuple[dict[str, Any], list[str]]:
     from distilldepth.machine import machine, processor_name
 
     problems: list[str] = []
-    gpus = _gpus(torch)
+    gpus = _gpus()
     facts: dict[str, Any] = {
         **{key: value for key, value in machine().items() if key not in ("device", "driver")},
         "processor": f"{processor_name()}, {os.cpu_count()} cores",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "precision": _precision(torch, gpus),
+        "precision": _precision(gpus),
         "packages": {name: _package(name, problems) for name in ("transformers", "diffusers", "accelerate", "pillow")},
         "gpus": gpus,
-        "why_no_gpu": None if gpus else _why_no_gpu(torch),
+        "why_no_gpu": None if gpus else _why_no_gpu(),
         "cpp_compiler": _version_line(native.find_compiler()),
         "nvcc": _version_line([nvcc] if (nvcc := native.find_nvcc()) else None, "release"),
         "native": {kind: native.describe(kind) for kind in KINDS},
@@ -120,7 +120,9 @@ def examine() -> tuple[dict[str, Any], list[str]]:
     return facts, problems
 
 
-def _gpus(torch: Any) -> list[str]:
+def _gpus() -> list[str]:
+    import torch
+
     found = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(index)
@@ -131,8 +133,10 @@ def _gpus(torch: Any) -> list[str]:
     return found
 
 
-def _precision(torch: Any, gpus: list[str]) -> dict[str, dict[str, Any]]:
+def _precision(gpus: list[str]) -> dict[str, dict[str, Any]]:
     """By kind of device that is here: what `--precision auto` means there, and why."""
+    import torch
+
     from distilldepth.machine import bfloat16_gain, resolve_precision
 
     kinds = ["cpu", *dict.fromkeys(gpu.partition(":")[0] for gpu in gpus)]
@@ -309,7 +313,9 @@ def _package(name: str, problems: list[str]) -> str | None:
         return None
 
 
-def _why_no_gpu(torch: Any) -> str:
+def _why_no_gpu() -> str:
+    import torch
+
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is a CPU build"
     if shutil.which("nvidia-smi") is None:

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url
 from distilldepth.words import DEVICES, MAX_SIDE, PRECISIONS, RESIZE_POLICIES
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -303,7 +306,7 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
     yield advance
 
 
-def console(*, stderr: bool = False) -> Any:
+def console(*, stderr: bool = False) -> Console:
     """A rich console that neither wraps tables in a log nor colours them; COLUMNS says the width wherever it writes."""
     from rich.console import Console
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,21 +120,9 @@ def predict(
     stored pixels. PNGs that this program made are not taken for photographs. A bad image is listed at the end, the rest
     is done, and the exit code is 1.
     """
-    if skip_existing and overwrite:
-        raise click.UsageError("--skip-existing and --overwrite contradict each other")
-    if fov is not None and intrinsics is not None:
-        raise click.UsageError("--fov and --intrinsics contradict each other")
-    if fov is not None and not 0 < fov < 180:
-        raise click.UsageError(f"--fov must be between 0 and 180 degrees, got {fov:g}")
-    if not 0 <= percentiles[0] < percentiles[1] <= 100:
-        low, high = percentiles
-        raise click.UsageError(f"--percentiles must be LOW,HIGH with 0 <= LOW < HIGH <= 100, got {low:g},{high:g}")
-    if not 0 < depth_range[0] < depth_range[1]:
-        near, far = depth_range
-        raise click.UsageError(f"--depth-range must be NEAR,FAR with 0 < NEAR < FAR, got {near:g},{far:g}")
+    existing = _existing(skip_existing, overwrite)
+    _check_ranges(fov, intrinsics, percentiles, depth_range)
     options.check_json_target(json_file, (*inputs, out, model, Path(model, "config.json")))
-
-    from contextlib import ExitStack
 
     from distilldepth.predict import PointCloudOptions, PredictOptions, predict_files
 
@@ -150,7 +139,7 @@ def predict(
             out,
             model=options.with_max_depth(model, model_max_depth),
             formats=[name for words in formats for name in words] or None,
-            existing="skip" if skip_existing else "overwrite" if overwrite else "refuse",
+            existing=existing,
             options=PredictOptions(
                 resize_policy=resize_policy,
                 size=size,
@@ -165,6 +154,39 @@ def predict(
             offline=offline,
             start=start,
         )
+    _tell(report, out, png_scale)
+    options.write_json(report.to_dict(), json_file)
+    options.end_with_failures(report.failures, len(report.written) + len(report.skipped) + len(report.failures))
+
+
+def _existing(skip: bool, overwrite: bool) -> str:
+    """What is to be done with outputs that are there."""
+    if skip and overwrite:
+        raise click.UsageError("--skip-existing and --overwrite contradict each other")
+    return "skip" if skip else "overwrite" if overwrite else "refuse"
+
+
+def _check_ranges(
+    fov: float | None,
+    intrinsics: tuple[float, ...] | None,
+    percentiles: tuple[float, float],
+    depth_range: tuple[float, float],
+) -> None:
+    """Refuse numbers that make no sense before anything is imported for them."""
+    if fov is not None and intrinsics is not None:
+        raise click.UsageError("--fov and --intrinsics contradict each other")
+    if fov is not None and not 0 < fov < 180:
+        raise click.UsageError(f"--fov must be between 0 and 180 degrees, got {fov:g}")
+    if not 0 <= percentiles[0] < percentiles[1] <= 100:
+        low, high = percentiles
+        raise click.UsageError(f"--percentiles must be LOW,HIGH with 0 <= LOW < HIGH <= 100, got {low:g},{high:g}")
+    if not 0 < depth_range[0] < depth_range[1]:
+        near, far = depth_range
+        raise click.UsageError(f"--depth-range must be NEAR,FAR with 0 < NEAR < FAR, got {near:g},{far:g}")
+
+
+def _tell(report: PredictReport, out: str, png_scale: float | None) -> None:
+    """Say what was done and what is odd about it."""
     if len(report.written) == 1:
         click.echo(f"wrote {', '.join(map(options.printable, report.written[0]['outputs'].values()))}", err=True)
     elif report.written:
@@ -182,8 +204,6 @@ def predict(
         click.echo(f"skipped {len(report.skipped)} whose outputs are there, made the same way", err=True)
     for why, count in report.remade.items():
         click.echo(f"made again {count} whose outputs were {why}", err=True)
-    options.write_json(report.to_dict(), json_file)
-    options.end_with_failures(report.failures, len(report.written) + len(report.skipped) + len(report.failures))
 
 
 def _constant_line(report: PredictReport) -> str:

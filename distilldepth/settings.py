@@ -4,32 +4,99 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
-from dataclasses import field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from distilldepth.errors import UsageError, did_you_mean, shown
 
 
-def option(default: Any, doc: str) -> Any:
-    """A field with its default and the sentence that `--help` and the documentation print for it."""
+@dataclass(frozen=True)
+class _Limits:
+    """The least and largest value of a number, and one that is allowed besides."""
+
+    least: float | None
+    most: float | None
+    below: float | None
+    besides: float | None
+
+    def wanted_of(self, value: float) -> str:
+        """Return what the value should be, empty if it is."""
+        small = self.least is not None and value < self.least
+        large = (self.most is not None and value > self.most) or (self.below is not None and value >= self.below)
+        if value == self.besides or not (small or large):
+            return ""
+        if (self.least, self.most) == (0, 1):
+            return "between 0 and 1" + (f", or {self.besides}" if self.besides is not None else "")
+        if self.below is not None:
+            return f"in [{self.least}, {self.below})"
+        return f"at least {self.least}" if small else f"at most {self.most:g}"
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    besides: float | None = None,
+    choices: Iterable[str] = (),
+    **more: Any,
+) -> Any:
+    """A field with its default and all that is known of it.
+
+    Args:
+        default: its value, and what its type is by.
+        doc: the sentence that `--help` and the documentation print for it.
+        least, most, below: bounds of a number.
+        besides: a number outside the bounds that has a meaning of its own.
+        choices: the texts that it may be; none for any.
+        more: whatever else its section wants to know of it, as metadata of the field.
+    """
+    limits = _Limits(least, most, below, besides)
+    metadata = {"doc": doc, "limits": limits, "choices": tuple(choices), **more}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"doc": doc})
-    return field(default=default, metadata={"doc": doc})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def keys(cls: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
-    """Return every key, dotted, with its type and documentation, in the order of definition."""
-    hints = typing.get_type_hints(cls)
-    found: dict[str, tuple[Any, str]] = {}
+def _options(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Every key, dotted, with its type and what `option` was told of it, in the order of definition."""
+    hints: dict[str, Any] = typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
         hint = hints[item.name]
-        if dataclasses.is_dataclass(hint):
-            found.update(keys(hint, f"{prefix}{item.name}."))
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from _options(hint, f"{prefix}{item.name}.")
         else:
-            found[prefix + item.name] = (hint, item.metadata["doc"])
-    return found
+            yield prefix + item.name, hint, item.metadata
+
+
+def keys(cls: type) -> dict[str, tuple[Any, str]]:
+    """Return every key, dotted, with its type and documentation, in the order of definition."""
+    return {key: (hint, told["doc"]) for key, hint, told in _options(cls)}
+
+
+def check(config: Any, command: str) -> None:
+    """Raise UsageError naming the first key whose value makes no sense by itself."""
+    known = [(key, hint, told, get_key(config, key)) for key, hint, told in _options(type(config))]
+    for key, hint, _, value in known:
+        if hint is float and not math.isfinite(value):
+            raise UsageError(f"{command}: {key} must be a finite number, got {value}")
+        for text in value if isinstance(value, list) else [value] if hint is str else []:
+            # The configuration is kept as a file in UTF-8; a path may hold bytes that are no text at all.
+            if text.encode("utf-8", "ignore").decode() != text or "\0" in text:
+                raise UsageError(
+                    f"{command}: {key} must be text in UTF-8, got {shown(text)}; rename the file or folder"
+                )
+    for key, hint, told, value in known:
+        if hint in (int, float) and (wanted := told["limits"].wanted_of(value)):
+            raise UsageError(f"{command}: {key} must be {wanted}, got {shown(value)}")
+        if told["choices"] and value not in told["choices"]:
+            raise UsageError(f"{command}: {key} must be one of {', '.join(told['choices'])}, got {value!r}")
 
 
 def get_key(config: Any, key: str) -> Any:

@@ -40,10 +40,11 @@ from distilldepth.distill.processes import make_accelerator
 from distilldepth.distill.progress import Stopwatch
 from distilldepth.distill.record.folder import find_start
 from distilldepth.distill.record.log import keep_lines_until
-from distilldepth.distill.step import DistillationStep, StepInputs
+from distilldepth.distill.step import DistillationStep
 from distilldepth.distill.trainer import distill
 from distilldepth.files import cache_folder
 from distilldepth.folders import claim_folder
+from distilldepth.images.crops import Regions
 from distilldepth.images.sources import open_source
 from distilldepth.losses import distill_any_depth_objective
 from distilldepth.models import create_student, save_model
@@ -51,7 +52,7 @@ from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo, predict
 from distilldepth.models.preprocess import MAP_INTERPOLATIONS, Preprocessing, nearest_size, target_size
 from distilldepth.teachers.pool import TeacherPool, load_teachers
 from distilldepth.teachers.spec import parse_teachers
-from distilldepth.teachers.teacher import Teacher
+from distilldepth.teachers.teacher import PseudoLabel, Teacher
 
 SMALL = [
     "--student", "light-mini", "--size", "64x96", "--batch-size", "4", "--workers", "1", "--heldout", "4",
@@ -438,7 +439,7 @@ def test_every_image_is_seen_once_per_epoch_in_a_new_order():
     config = load_config(settings=["size=64x96", "crop.min_crop=64", "crop.patches=0"])
     training, heldout = split_heldout(_Numbers(25), 5)
     dataset = CropDataset(training, crop_config(config), seed=3)
-    orders = [[dataset[epoch * 20 + i]["name"] for i in range(20)] for epoch in range(2)]
+    orders = [[dataset[epoch * 20 + i].name[0] for i in range(20)] for epoch in range(2)]
     assert sorted(map(int, orders[0])) == list(range(20)) == sorted(map(int, orders[1]))
     assert orders[0] != orders[1]
     assert [heldout[i]["name"] for i in range(len(heldout))] == ["20", "21", "22", "23", "24"]
@@ -496,13 +497,14 @@ def test_windows_are_labelled_in_the_order_of_their_boxes():
     config = load_config(settings=["size=64x96", "crop.min_crop=64", "crop.patches=3", "crop.patch_share=0.5"])
     training, _ = split_heldout(_Numbers(10), 0)
     dataset = CropDataset(training, crop_config(config), seed=0)
-    batch = torch.utils.data.default_collate([dataset[i] for i in range(4)])
-    inputs = label_batch(batch, Teacher(parse_teachers("oracle")[0], None), config, torch.device("cpu"), features=False)
-    assert inputs.boxes.shape == (12, 4)
+    batch = Regions.collate([dataset[i] for i in range(4)])
+    oracle = Teacher(parse_teachers("oracle")[0], None)
+    regions, label = label_batch(batch, oracle, config.augment, torch.device("cpu"), features=False)
+    assert regions.boxes.shape == (4, 3, 4)
     for n in range(12):
-        image, box = n // 3, inputs.boxes[n].tolist()
-        inside = inputs.pseudo_label[image, 5, round(box[0]) : round(box[2])]
-        window = inputs.patch_pseudo_labels[n, 5]
+        image, box = n // 3, regions.boxes[n // 3, n % 3].tolist()
+        inside = label.disparity[image, 5, round(box[0]) : round(box[2])]
+        window = label.patch_disparity[n, 5]
         assert abs(float(inside.mean()) - float(window.mean())) < 0.02 * float(inside.mean())
 
 
@@ -620,13 +622,13 @@ def test_a_compiled_student_makes_the_same_step(monkeypatch):
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="aot_eager"))
     torch.manual_seed(4)
     images, labels = torch.rand(3, 3, 32, 48), torch.rand(3, 32, 48)
-    inputs = StepInputs(images, labels, labels > 0.05)
+    regions, label = whole(images), PseudoLabel(labels, labels > 0.05)
     results = []
     for compiled in (False, True):
         student = _Tiny()
         objective = distill_any_depth_objective()
         step = DistillationStep(student, objective, Stopwatch(torch.device("cpu")), compiled=compiled)
-        loss = step(inputs).loss
+        loss = step(regions, label).loss
         loss.backward()
         assert list(step.state_dict()) == ["student.layer.weight", "student.layer.bias"]
         results.append((loss.detach(), student.layer.weight.grad))
@@ -652,13 +654,19 @@ def test_training_and_prediction_bring_maps_back_in_one_way(way, quantity):
     assert torch.equal(label.disparity[known], (1 / expected if quantity == "metric_depth" else expected)[known])
     seen = []
 
-    def objective(inputs):
-        seen.append(inputs.prediction.detach())
-        return inputs.prediction.mean(), {}
+    def objective(student, label, regions):
+        seen.append(student.values.detach())
+        return student.values.mean(), {}
 
     step = DistillationStep(model, objective, Stopwatch(torch.device("cpu")))
-    step(StepInputs(images, expected, torch.ones_like(expected, dtype=torch.bool)))
+    step(whole(images), PseudoLabel(expected, torch.ones_like(expected, dtype=torch.bool)))
     assert torch.equal(seen[0], expected)
+
+
+def whole(images):
+    """Regions without windows."""
+    count = len(images)
+    return Regions(images, images.new_empty(count, 0, 3, 8, 8), images.new_empty(count, 0, 4), ["x"] * count)
 
 
 class _Tiny(DepthModel):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from distilldepth.distill.config import DistillConfig, load_config, parse_size, preset_names
+from distilldepth.distill.objective import distill_any_depth_objective
+from distilldepth.distill.terms.table import TERMS
 from distilldepth.errors import DistillDepthError, UsageError
-from distilldepth.settings import keys, to_toml
+from distilldepth.settings import get_key, keys, to_toml
 from distilldepth.teachers.spec import parse_teachers
 
 
@@ -105,6 +107,55 @@ def test_bad_settings_name_the_key(setting, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("heldout=1000001", "heldout must be at most 1e+06, got 1000001"),
+        ("crop.min_crop_share=-0.5", "crop.min_crop_share must be between 0 and 1, got -0.5"),
+        ("augment.blur=1.5", "augment.blur must be between 0 and 1, got 1.5"),
+        ("optimiser.warmup=2", "optimiser.warmup must be between 0 and 1, got 2.0"),
+        ("optimiser.encoder_lr_share=-2", "optimiser.encoder_lr_share must be between 0 and 1, or -1, got -2.0"),
+        ("optimiser.encoder_lr_share=1.5", "optimiser.encoder_lr_share must be between 0 and 1, or -1, got 1.5"),
+        ("optimiser.ema=1", "optimiser.ema must be in [0, 1), got 1.0"),
+        ("optimiser.beta2=-1", "optimiser.beta2 must be in [0, 1), got -1.0"),
+        ("seed=9223372036854775808", "seed must be below 2^63, got 9223372036854775808"),
+        ("loss.feature=2e6", "loss.feature must be at most 1e+06, got 2000000.0"),
+        (
+            "loss.normalisation_shared=x",
+            "loss.normalisation_shared must be one of hybrid, global, local, none, got 'x'",
+        ),
+        ("initial_weights=x", "initial_weights must be one of random, pretrained, got 'x'"),
+        ("precision=int8", "precision must be one of auto, float32, bfloat16, float16, got 'int8'"),
+        ("optimiser.algorithm=sgd", "optimiser.algorithm must be one of adamw, muon, got 'sgd'"),
+        ("optimiser.schedule=x", "optimiser.schedule must be one of poly, cosine, constant, got 'x'"),
+    ],
+)
+def test_bounds_and_choices_are_named(setting, words):
+    with pytest.raises(UsageError) as caught:
+        load_config(settings=[setting])
+    assert str(caught.value) == f"distill: {words}"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["optimiser.encoder_lr_share=-1", "optimiser.encoder_lr_share=1", "optimiser.ema=0.999", "crop.patch_share=1",
+     "seed=9223372036854775807", "loss.feature=1e6", "max_skipped_share=0", "workers=1024"],
+)  # fmt: skip
+def test_bounds_belong_to_what_is_allowed(setting):
+    key, _, value = setting.partition("=")
+    assert float(get_key(load_config(settings=[setting]), key)) == float(value)
+
+
+def test_every_term_of_the_table_can_be_made():
+    for name in TERMS:
+        options = {"student_channels": 4, "teacher_channels": {"a": 4}} if name == "feature" else {}
+        weights = {**dict.fromkeys(TERMS, 0.0), name: 0.25}
+        (term,) = distill_any_depth_objective(weights=weights, **options).terms
+        assert (term.name, term.weight) == (name, 0.25)
+    with pytest.raises(TypeError, match="unexpected argument 'context'; did you mean 'contexts'"):
+        distill_any_depth_objective(context="range")
+
+
 def test_bad_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_config(file=tmp_path / "nowhere.toml")
@@ -181,7 +232,9 @@ def test_names_are_looked_up():
 
 
 def test_nothing_to_learn_from():
-    with pytest.raises(ValueError, match="nothing to learn"):
+    with pytest.raises(
+        ValueError, match=r"loss\.shared_context, loss\.local_global and loss\.gradient are all 0; nothing"
+    ):
         load_config(settings=["loss.shared_context=0", "loss.local_global=0", "loss.gradient=0"])
 
 

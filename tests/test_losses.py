@@ -15,9 +15,9 @@ from tolerances import INVARIANT, assert_gradient, assert_loss, assert_map
 
 from distilldepth import losses
 from distilldepth.distill.terms.table import TERMS
+from distilldepth.images.crops import Regions
 from distilldepth.losses import (
     DistillationObjective,
-    ObjectiveInputs,
     Term,
     aligned_log_loss,
     anchor_loss,
@@ -29,7 +29,9 @@ from distilldepth.losses import (
     normalise,
     ssi_loss,
 )
+from distilldepth.models.base import DepthOutput
 from distilldepth.ops import sample_crops
+from distilldepth.teachers.teacher import PseudoLabel
 
 TRIMMED = partial(ssi_loss, trim=0.2)
 PAIR_LOSSES = (gradient_loss, ssi_loss, l1_loss, TRIMMED)
@@ -314,22 +316,22 @@ def test_aligned_log_degenerate_inputs(device):
 
 
 def test_aligned_log_knee_reaches_the_loss():
-    data = inputs()
-    data.inverse_depth, data.pseudo_label = True, data.pseudo_label.abs()
-    value = objective(weights={"aligned_log": 1.0}, aligned_log_knee=0.3)(data)[1]["aligned_log"]
-    expected = aligned_log_loss(data.prediction, data.pseudo_label, data.valid, knee=0.3)
+    data = student, label, _ = inputs()
+    label.inverse_depth, label.disparity = True, label.disparity.abs()
+    value = objective(weights={"aligned_log": 1.0}, aligned_log_knee=0.3)(*data)[1]["aligned_log"]
+    expected = aligned_log_loss(student.values, label.disparity, label.valid, knee=0.3)
     assert_loss(value, expected, torch.float32)
-    assert abs(expected - aligned_log_loss(data.prediction, data.pseudo_label, data.valid)) > 0.01
+    assert abs(expected - aligned_log_loss(student.values, label.disparity, label.valid)) > 0.01
 
 
 def test_aligned_log_is_for_teachers_that_know_depth():
     module = objective(weights={"aligned_log": 3.0})
-    data = inputs()
-    assert "aligned_log" not in module(data)[1]
-    data.inverse_depth, data.pseudo_label = True, data.pseudo_label.abs()
-    total, values = module(data)
-    assert_loss(values["aligned_log"], aligned_log_loss(data.prediction, data.pseudo_label, data.valid), torch.float32)
-    without = objective()(data)[0]
+    data = student, label, _ = inputs()
+    assert "aligned_log" not in module(*data)[1]
+    label.inverse_depth, label.disparity = True, label.disparity.abs()
+    total, values = module(*data)
+    assert_loss(values["aligned_log"], aligned_log_loss(student.values, label.disparity, label.valid), torch.float32)
+    without = objective()(*data)[0]
     assert_loss(total - without, 3 * values["aligned_log"], torch.float32)
 
 
@@ -434,19 +436,27 @@ def inputs(device="cpu", dtype=torch.float32, seed=0):
     def uniform(*shape):
         return torch.rand(shape, generator=g, dtype=torch.float64).to(device, dtype)
 
-    return ObjectiveInputs(
-        prediction=uniform(2, 16, 20),
-        pseudo_label=uniform(2, 16, 20) * 5,
+    student = DepthOutput(uniform(2, 16, 20))
+    label = PseudoLabel(
+        disparity=uniform(2, 16, 20) * 5,
         valid=uniform(2, 16, 20) < 0.9,
-        patch_pseudo_labels=uniform(4, 8, 9),
+        patch_disparity=uniform(4, 8, 9),
         patch_valid=uniform(4, 8, 9) < 0.9,
-        boxes=torch.tensor(
-            [[0, 0, 10, 8], [3.5, 2, 20, 16], [1, 1, 9, 9], [0, 0, 20, 16]], dtype=torch.float32, device=device
-        ),
-        image_index=torch.tensor([0, 0, 1, 1], device=device),
-        student_features={"encoder": uniform(2, 6, 4, 5) - 0.5},
-        teacher_features={"encoder": uniform(2, 8, 3, 4) - 0.5},
     )
+    boxes = [[[0, 0, 10, 8], [3.5, 2, 20, 16]], [[1, 1, 9, 9], [0, 0, 20, 16]]]
+    regions = Regions(
+        image=torch.zeros(2, 3, 16, 20, device=device),
+        patches=torch.zeros(2, 2, 3, 8, 9, device=device),
+        boxes=torch.tensor(boxes, dtype=torch.float32, device=device),
+        name=["a", "b"],
+    )
+    student.features = {"encoder": uniform(2, 6, 4, 5) - 0.5}
+    label.features = {"encoder": uniform(2, 8, 3, 4) - 0.5}
+    return student, label, regions
+
+
+def test_a_window_knows_its_region():
+    assert inputs()[2].image_index.tolist() == [0, 0, 1, 1]
 
 
 def objective(**options):
@@ -456,22 +466,23 @@ def objective(**options):
 
 def test_objective_is_the_weighted_sum_of_its_named_terms(device):
     module, data = objective().to(device), inputs(device)
-    data.prediction.requires_grad_()
-    total, values = module(data)
+    student, label, regions = data
+    student.values.requires_grad_()
+    total, values = module(*data)
     assert list(values) == ["shared_context", "local_global", "feature", "gradient", "anchor"]
     weight = {"shared_context": 1.0, "local_global": 0.5, "feature": 1.0, "gradient": 2.0, "anchor": 0.1}
     assert_loss(total.detach(), sum(weight[name] * float(value) for name, value in values.items()), torch.float32)
     assert not any(value.requires_grad for value in values.values())
-    pair = data.prediction.detach(), data.pseudo_label, data.valid
-    patches = data.patch_pseudo_labels, data.boxes, data.image_index, data.patch_valid
-    projected = module.terms[2].projections[0](data.student_features["encoder"])
+    pair = student.values.detach(), label.disparity, label.valid
+    patches = label.patch_disparity, regions.boxes.flatten(0, 1), regions.image_index, label.patch_valid
+    projected = module.terms[2].projections[0](student.features["encoder"])
     assert_loss(values["shared_context"], losses.hybrid_norm_loss(*pair), torch.float32)
     assert_loss(values["local_global"], losses.crop_ssi_loss(pair[0], *patches, segments=(1, 2, 4)), torch.float32)
-    assert_loss(values["feature"], feature_loss(projected, data.teacher_features["encoder"]).detach(), torch.float32)
+    assert_loss(values["feature"], feature_loss(projected, label.features["encoder"]).detach(), torch.float32)
     assert_loss(values["gradient"], gradient_loss(*pair), torch.float32)
     assert_loss(values["anchor"], anchor_loss(pair[0], pair[2], center=0.5, spread=0.15), torch.float32)
     total.backward()
-    assert data.prediction.grad.abs().sum() > 0
+    assert student.values.grad.abs().sum() > 0
     assert module.terms[2].projections[0].weight.grad.abs().sum() > 0
 
 
@@ -479,22 +490,23 @@ def test_objective_is_the_weighted_sum_of_its_named_terms(device):
 def test_normalisations(normalisation, device):
     segments = {"hybrid": (1, 2, 4), "global": (1,), "local": (4,)}
     data = inputs(device)
+    student, label, regions = data
     for contexts in ("range", "quantile", "spatial"):
         module = objective(
             normalisation_shared=normalisation, normalisation_local_global=normalisation, contexts=contexts
         ).to(device)
-        _, values = module(data)
-        pair = data.prediction, data.pseudo_label, data.valid
-        patches = data.patch_pseudo_labels, data.boxes, data.image_index, data.patch_valid
+        _, values = module(*data)
+        pair = student.values, label.disparity, label.valid
+        patches = label.patch_disparity, regions.boxes.flatten(0, 1), regions.image_index, label.patch_valid
         if normalisation == "none":
             shared = l1_loss(*pair)
-            crops = sample_crops(data.prediction, data.boxes, data.image_index, (8, 9))
+            crops = sample_crops(student.values, *patches[1:3], (8, 9))
             each = [l1_loss(crops[i : i + 1], patches[0][i : i + 1], patches[3][i : i + 1]) for i in range(4)]
             local = sum(each) / 4
         else:
             options = {"segments": segments[normalisation], "contexts": contexts}
             shared = losses.hybrid_norm_loss(*pair, **options)
-            local = losses.crop_ssi_loss(data.prediction, *patches, **options)
+            local = losses.crop_ssi_loss(student.values, *patches, **options)
         assert_loss(values["shared_context"], shared, torch.float32)
         assert_loss(values["local_global"], local, torch.float32)
 
@@ -502,21 +514,21 @@ def test_normalisations(normalisation, device):
 def test_terms_without_their_needs_are_absent():
     module = objective()
     assert module.needs == {"patches", "features"}
-    data = inputs()
-    data.patch_pseudo_labels = data.boxes = data.image_index = data.patch_valid = None
-    data.teacher_features = {}
-    total, values = module(data)
+    data = student, label, _ = inputs()
+    label.patch_disparity = label.patch_valid = None
+    label.features = {}
+    total, values = module(*data)
     assert list(values) == ["shared_context", "gradient", "anchor"]
     assert torch.isfinite(total)
-    data.teacher_features, data.student_features = inputs().teacher_features, {}
-    assert "feature" not in module(data)[1]
+    label.features, student.features = inputs()[1].features, {}
+    assert "feature" not in module(*data)[1]
     alone = objective(weights=dict.fromkeys(("shared_context", "local_global", "gradient", "anchor"), 0.0))
-    data.prediction.requires_grad_()
-    total, values = alone(data)
+    student.values.requires_grad_()
+    total, values = alone(*data)
     assert total == 0
     assert values == {}
     total.backward()
-    assert (data.prediction.grad == 0).all()
+    assert (student.values.grad == 0).all()
 
 
 def test_a_term_of_weight_zero_is_not_computed(monkeypatch):
@@ -527,9 +539,9 @@ def test_a_term_of_weight_zero_is_not_computed(monkeypatch):
     monkeypatch.setattr("distilldepth.distill.terms.local_global.crop_ssi_loss", explode)
     module = objective(weights={"gradient": 0.0, "local_global": 0})
     assert [term.name for term in module.terms] == ["shared_context", "feature", "anchor"]
-    module(inputs())
+    module(*inputs())
     with pytest.raises(AssertionError, match="computed"):
-        objective()(inputs())
+        objective()(*inputs())
 
 
 def test_projections_are_known_before_the_first_batch():
@@ -539,32 +551,33 @@ def test_projections_are_known_before_the_first_batch():
     assert list(objective(student_channels=8, teacher_channels={"a": 8}).parameters()) == []
     other = objective()
     other.load_state_dict(module.state_dict())
-    assert_loss(other(inputs())[0], module(inputs())[0].detach(), torch.float32)
+    assert_loss(other(*inputs())[0], module(*inputs())[0].detach(), torch.float32)
 
 
 def test_the_teacher_chooses_its_projection():
     module, data = objective(teacher_channels={"a": 8, "b": 8}), inputs()
     with pytest.raises(ValueError, match=r"one of a \(8\), b \(8\), got 8 channels"):
-        module(data)
+        module(*data)
     values = []
-    for data.teacher in ("a", "b"):
-        values.append(float(module(data)[1]["feature"]))
+    for data[1].teacher in ("a", "b"):
+        values.append(float(module(*data)[1]["feature"]))
     assert values[0] != values[1]
-    data.teacher = "c"
+    data[1].teacher = "c"
     with pytest.raises(ValueError, match="got 8 channels of c teacher"):
-        module(data)
+        module(*data)
 
 
 def test_autocast_does_not_lower_the_precision(device):
     module, data = objective().to(device), inputs(device)
-    plain, _ = module(data)
+    student = data[0]
+    plain, _ = module(*data)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        total, values = module(data)
+        total, values = module(*data)
         assert total.dtype == torch.float32
         assert torch.equal(total, plain)
-        data.student_features = {"encoder": data.student_features["encoder"].bfloat16()}
-        data.prediction = data.prediction.bfloat16()
-        total, values = module(data)
+        student.features = {"encoder": student.features["encoder"].bfloat16()}
+        student.values = student.values.bfloat16()
+        total, values = module(*data)
     assert all(value.dtype == torch.float32 for value in values.values())
     assert torch.isfinite(total)
 
@@ -574,35 +587,35 @@ def test_nothing_waits_for_the_device(monkeypatch):
 
     # A fake tensor has no values: whatever would wait for one raises instead. On the CPU only the check of boxes does.
     with FakeTensorMode():
-        data = inputs()
-        data.prediction.requires_grad_()
+        data = student, _, _ = inputs()
+        student.values.requires_grad_()
         with pytest.raises(DataDependentOutputException):
-            objective()(data)
+            objective()(*data)
         monkeypatch.setattr("distilldepth.ops.crop_ssi.values_are_checked", lambda tensor: False)
         for contexts in ("range", "quantile", "spatial"):
-            total, _ = objective(contexts=contexts)(data)
+            total, _ = objective(contexts=contexts)(*data)
             total.backward()
-        assert data.prediction.grad.shape == data.prediction.shape
+        assert student.values.grad.shape == student.values.shape
 
 
 def test_nothing_waits_for_a_real_device(device):
     if device.type != "cuda":
         pytest.skip("needs --device cuda")
     module, data = objective().to(device), inputs(device)
-    data.prediction.requires_grad_()
+    data[0].values.requires_grad_()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        module(data)[0].backward()
+        module(*data)[0].backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 def test_an_objective_of_own_terms():
     class Mean(Term):
-        def forward(self, data):
-            return data.prediction.mean()
+        def forward(self, student, label, regions):
+            return student.values.mean()
 
-    total, values = DistillationObjective([Mean("mean", 3.0), Mean("again", 1.0)])(inputs())
+    total, values = DistillationObjective([Mean("mean", 3.0), Mean("again", 1.0)])(*inputs())
     assert_loss(total, 4 * float(values["mean"]), torch.float32)
     with pytest.raises(ValueError, match="different names, got mean, mean"):
         DistillationObjective([Mean("mean", 3.0), Mean("mean", 1.0)])

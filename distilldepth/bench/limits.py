@@ -1,4 +1,4 @@
-"""What a measurement depends on: versions, device, threads, and the machine's own limits."""
+"""The machine's own limits: how fast it copies and multiplies."""
 
 from __future__ import annotations
 

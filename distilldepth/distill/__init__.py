@@ -1,4 +1,7 @@
-"""Training a student from its teachers: configuration, loop, checkpoints, report."""
+"""Training a student from its teachers: configuration, what is built for it, loop, and what comes after.
+
+What the terms of the objective weigh are functions in `distilldepth.losses`; who teaches is `distilldepth.teachers`.
+"""
 
 from __future__ import annotations
 

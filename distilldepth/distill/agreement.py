@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from distilldepth.alignment import align
 from distilldepth.distill.batches import SourceView, whole_batches
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.record.log import keep_lines_until
+from distilldepth.distill.record.state import Agreement, AgreementRow
 from distilldepth.documents import read_json_lines
 from distilldepth.files import write_atomically
 from distilldepth.inference.batches import without_relief
@@ -39,7 +41,7 @@ def measure_agreement(
     heldout: SourceView,
     config: DistillConfig,
     pictures: Path | None = None,
-) -> dict[str, Any]:
+) -> Agreement:
     """Compare the student with every teacher, and with the truth where the images have it.
 
     Per teacher: `correlation` of the two disparity maps (Pearson, per image, averaged; affine-invariant, 1 is best) and
@@ -58,13 +60,13 @@ def measure_agreement(
     truth: dict[str, list[Tensor]] = {}
     kept: dict[str, list[np.ndarray]] = {"image": [], "student": []}
     replaced, constant = 0, torch.zeros((), dtype=torch.long, device=device)
-    for batch in whole_batches(heldout, config, config.batch_size):
-        replaced += int((batch["unreadable"] > 0).sum())
-        images = batch["image"].to(device).float() / 255
-        depth = batch["depth"].to(device) if "depth" in batch else None
+    for batch in whole_batches(heldout, config):
+        replaced += sum(count > 0 for count in batch.unreadable)
+        images = batch.image.to(device).float() / 255
+        depth = None if batch.depth is None else batch.depth.to(device)
         predicted = predict_at(student, images)
         constant += without_relief(predicted).sum()
-        kept["image"].append(batch["image"].permute(0, 2, 3, 1).numpy())
+        kept["image"].append(batch.image.permute(0, 2, 3, 1).numpy())
         kept["student"].append(predicted.cpu().numpy())
         for teacher in teachers:
             label = teacher.label(images, depth)
@@ -77,11 +79,11 @@ def measure_agreement(
             aligned = align(predicted, depth, valid, space="disparity").depth
             for name, values in depth_metrics(aligned, depth, valid).items():
                 if name in ("abs_rel", "delta1"):
-                    truth.setdefault(name, []).append(values)
+                    truth.setdefault(name, []).append(torch.as_tensor(values))
     student.train(was_training)
     if pictures is not None:
         _keep_pictures(kept, pictures)
-    result: dict[str, Any] = {
+    result: Agreement = {
         "images": len(heldout),
         "replaced": replaced,
         "constant": int(constant),
@@ -110,18 +112,18 @@ class AgreementLog:
 
     def __init__(self, folder: Path | None, start: int) -> None:
         self._path = None if folder is None else folder / AGREEMENT
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[AgreementRow] = []
         """`step`, `images`, and per teacher `correlation` and `ssi_error`, in the order of steps."""
         if self._path is not None:
             keep_lines_until(self._path, start)
             if start and self._path.is_file():
                 self.rows = [row for row in read_json_lines(self._path) if _is_row(row)]
 
-    def add(self, step: int, measured: dict[str, Any]) -> str:
+    def add(self, step: int, measured: Agreement) -> str:
         """Take in a measurement; returns the line that says it, empty without held-out images."""
         if not measured.get("images"):
             return ""
-        row = {"step": step, "images": measured["images"], "teachers": measured["teachers"]}
+        row: AgreementRow = {"step": step, "images": measured["images"], "teachers": measured["teachers"]}
         self.rows.append(row)
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
@@ -130,7 +132,7 @@ class AgreementLog:
         return f"step {step}: correlation on {row['images']} held-out images: {scores}"
 
 
-def _is_row(row: dict[str, Any]) -> bool:
+def _is_row(row: Mapping[str, object]) -> TypeGuard[AgreementRow]:
     teachers = row.get("teachers")
     return isinstance(teachers, dict) and all(
         isinstance(scores, dict) and isinstance(scores.get("correlation"), int | float) for scores in teachers.values()
@@ -162,7 +164,7 @@ def _ssi_error(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, difference, 0.0).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
 
 
-def replaced_note(agreement: dict[str, Any]) -> str:
+def replaced_note(agreement: Agreement) -> str:
     """Return what to say of held-out images that could not be read, nothing if all could."""
     replaced = agreement.get("replaced")
     return f" ({replaced} unreadable, another in its place)" if replaced else ""

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distilldepth.distill.config import DistillConfig
 from distilldepth.errors import DistillDepthError, first_line
-from distilldepth.images.crops import CropConfig, make_crop
-from distilldepth.images.sources import ImageSource, Sample, load_or_replace
+from distilldepth.images.crops import CropConfig, Regions, make_crop
+from distilldepth.images.sources import ImageSource, Sample, Samples, load_or_replace
 
 _WHOLE = 1 << 30
 """A crop bound no photograph reaches: the largest region there is."""
@@ -26,9 +26,8 @@ _WHOLE = 1 << 30
 class SourceView:
     """Some images of a source, in a given order."""
 
-    def __init__(self, source: ImageSource | SourceView, indices: Sequence[int] | np.ndarray) -> None:
+    def __init__(self, source: Samples, indices: Sequence[int] | np.ndarray) -> None:
         self.source, self.indices = source, indices
-        self.has_depth, self.description = source.has_depth, source.description
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -94,17 +93,16 @@ class CropDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, ordinal: int) -> dict[str, Any]:
+    def __getitem__(self, ordinal: int) -> Regions:
         epoch, position = divmod(ordinal, len(self.source))
         if self.shuffle:
             if self._order is None or self._order[0] != epoch:
                 self._order = (epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.source)))
             position = int(self._order[1][position])
         sample, errors = load_or_replace(self.source, position)
-        item = make_crop(sample, self.config, np.random.default_rng([self.seed, 2, ordinal]))
-        item["unreadable"] = torch.tensor(len(errors))
-        item["errors"] = "; ".join(str(error) for error in errors[:3])
-        return item
+        region = make_crop(sample, self.config, np.random.default_rng([self.seed, 2, ordinal]))
+        region.unreadable, region.errors = [len(errors)], ["; ".join(str(error) for error in errors[:3])]
+        return region
 
 
 class StepBatches(Sampler):
@@ -132,19 +130,18 @@ def _start_worker(_worker: int) -> None:
 
 
 @contextlib.contextmanager
-def loading(
-    dataset: CropDataset, batches: StepBatches, workers: int, *, pin: bool
-) -> Iterator[Iterator[dict[str, Any]]]:
+def loading(dataset: CropDataset, batches: StepBatches, workers: int, *, pin: bool) -> Iterator[Iterator[Regions]]:
     """Give the batches, decoded in worker processes; whatever ends the block or Python, they end with it."""
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin,
+        collate_fn=Regions.collate,
         worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
     )
-    batches_of = iter(loader)
+    batches_of: Any = iter(loader)  # Which has no public way to end its workers.
 
     def end() -> None:
         if workers:
@@ -162,7 +159,7 @@ def loading(
         end()
 
 
-def next_batch(loader: Iterator[dict[str, Any]]) -> dict[str, Any]:
+def next_batch(loader: Iterator[Regions]) -> Regions:
     """Return the next batch; what a decoding process fails with is one line here too.
 
     Raises:
@@ -191,9 +188,8 @@ def process_ended(error: Exception) -> DistillDepthError:
     )
 
 
-def whole_batches(source: SourceView, config: DistillConfig, batch_size: int) -> Iterator[dict[str, Any]]:
+def whole_batches(source: SourceView, config: DistillConfig) -> Iterator[Regions]:
     """Yield held-out images, each once, whole, in order."""
     dataset = CropDataset(source, whole_config(config), config.seed, shuffle=False)
-    for first in range(0, len(source), batch_size):
-        items = [dataset[i] for i in range(first, min(first + batch_size, len(source)))]
-        yield torch.utils.data.default_collate(items)
+    for first in range(0, len(source), config.batch_size):
+        yield Regions.collate([dataset[i] for i in range(first, min(first + config.batch_size, len(source)))])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import importlib.resources
-import math
 import re
 import typing
 from collections.abc import Iterator
@@ -16,17 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distilldepth.distill.terms.table import TERMS, LossSection
 from distilldepth.documents import parse_toml, read_toml
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
-from distilldepth.settings import apply, get_key, keys, option, set_key
+from distilldepth.settings import apply, check, get_key, option, set_key
 from distilldepth.teachers.spec import check_known, parse_teachers
+from distilldepth.words import MAX_SIDE, PRECISIONS
 
-NORMALISATIONS = ("hybrid", "global", "local", "none")
-CONTEXTS = ("range", "quantile", "spatial")
 INITIAL_WEIGHTS = ("random", "pretrained")
-MAX_SIDE = 16384
-"""Largest side of a region, in pixels."""
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_MANY = 1_000_000_000
+"""Upper bounds are far beyond any use: they keep a slip of the keyboard from filling memory or overflowing."""
 
 
 @dataclass
@@ -34,22 +32,32 @@ class CropSection:
     """Which windows of a photograph the student and the teachers see."""
 
     min_crop: int = option(
-        644, "shorter side of the smallest region, in pixels of the photograph; smaller images give all"
+        644,
+        "shorter side of the smallest region, in pixels of the photograph; smaller images give all",
+        least=1,
+        most=_MANY,
     )
     min_crop_share: float = option(
-        0.0, "the region's shorter side is at least this share of the photograph's; 0 = no bound"
+        0.0, "the region's shorter side is at least this share of the photograph's; 0 = no bound", least=0, most=1
     )
-    patches: int = option(4, "overlapping windows of each region that the teacher sees alone (local-global); 0 = none")
+    patches: int = option(
+        4, "overlapping windows of each region that the teacher sees alone (local-global); 0 = none", least=0, most=1024
+    )
     patch_size: str = option("", "size HxW at which the teacher sees a window; empty = the size of the run")
-    patch_window: int = option(560, "side of a window, in pixels of the region")
-    patch_share: float = option(0.0, "side of a window as a share of the region's, instead of patch_window; 0 = unused")
+    patch_window: int = option(560, "side of a window, in pixels of the region", least=1, most=_MANY)
+    patch_share: float = option(
+        0.0, "side of a window as a share of the region's, instead of patch_window; 0 = unused", least=0, most=1
+    )
     flip: bool = option(True, "mirror half of the regions")
     scene_size: str = option(
         "192x256",
         "size HxW at which procedural scenes are rendered before regions are cut; empty = the size of the run",
     )
     max_side: int = option(
-        2240, "larger photographs are reduced to this many pixels on the longer side while decoding; 0 = never"
+        2240,
+        "larger photographs are reduced to this many pixels on the longer side while decoding; 0 = never",
+        least=0,
+        most=_MANY,
     )
 
 
@@ -58,32 +66,15 @@ class AugmentSection:
     """Changes to the picture that the student sees; the teacher always sees the clean one."""
 
     colour: float = option(
-        0.0, "strength of random brightness, contrast, saturation and channel gain; 0 = off, 0.4 = strong"
+        0.0,
+        "strength of random brightness, contrast, saturation and channel gain; 0 = off, 0.4 = strong",
+        least=0,
+        most=10,
     )
-    noise: float = option(0.0, "largest standard deviation of added Gaussian noise, in units of the full range")
-    blur: float = option(0.0, "share of the images that are blurred")
-
-
-@dataclass
-class LossSection:
-    """Weight of each term (0 leaves it out) and how the maps are normalised."""
-
-    shared_context: float = option(1.0, "weight of the distillation loss on the shared region")
-    local_global: float = option(
-        0.5, "weight of the loss between windows of the student's map and the teacher's view of each"
+    noise: float = option(
+        0.0, "largest standard deviation of added Gaussian noise, in units of the full range", least=0, most=10
     )
-    feature: float = option(1.0, "weight of the feature alignment; absent for teachers without features")
-    gradient: float = option(2.0, "weight of the multi-scale gradient matching")
-    aligned_log: float = option(
-        0.0, "weight of the log error in depth after a fit of scale and shift; only for teachers that know depth"
-    )
-    aligned_log_knee: float = option(
-        0.0, "error in log depth that counts half in aligned_log, for students already trained; 0 = errors as they are"
-    )
-    anchor: float = option(0.1, "weight of the pull of the output's centre and spread to fixed values")
-    normalisation_shared: str = option("hybrid", f"one of {', '.join(NORMALISATIONS)}")
-    normalisation_local_global: str = option("hybrid", f"one of {', '.join(NORMALISATIONS)}")
-    contexts: str = option("range", f"how hybrid and local normalisation split the pixels: {', '.join(CONTEXTS)}")
+    blur: float = option(0.0, "share of the images that are blurred", least=0, most=1)
 
 
 @dataclass
@@ -91,25 +82,40 @@ class OptimiserSection:
     """The optimiser and its schedule."""
 
     algorithm: str = option(
-        "adamw", "adamw, or muon for weight matrices and convolutions with adamw for everything else, at the same lr"
+        "adamw",
+        "adamw, or muon for weight matrices and convolutions with adamw for everything else, at the same lr",
+        choices=("adamw", "muon"),
     )
     lr: float = option(
         0.0,
         "learning rate of the decoder and of everything that is not an encoder; 0 = what suits the student: 5e-5 for "
         "trained weights, 2e-3 for random ones of light and topformer students, 3e-4 for other random ones",
+        least=0,
+        most=1000,
     )
     encoder_lr_share: float = option(
-        -1.0, "the encoder's learning rate as a share of lr; -1 = what suits the student: 0.1 if trained, 1 if random"
+        -1.0,
+        "the encoder's learning rate as a share of lr; -1 = what suits the student: 0.1 if trained, 1 if random",
+        least=0,
+        most=1,
+        besides=-1,
     )
-    weight_decay: float = option(0.01, "decoupled weight decay; not applied to biases and normalisation")
-    beta1: float = option(0.9, "decay of the first moment of adamw")
-    beta2: float = option(0.999, "decay of the second moment of adamw")
-    schedule: str = option("poly", "poly (power 0.9), cosine or constant, after the warm-up")
-    warmup: float = option(0.02, "share of the steps in which the learning rate rises linearly")
-    final_lr_share: float = option(0.0, "learning rate at the last step as a share of lr")
-    clip_norm: float = option(1.0, "largest norm of the gradient")
+    weight_decay: float = option(
+        0.01, "decoupled weight decay; not applied to biases and normalisation", least=0, most=1000
+    )
+    beta1: float = option(0.9, "decay of the first moment of adamw", least=0, below=1)
+    beta2: float = option(0.999, "decay of the second moment of adamw", least=0, below=1)
+    schedule: str = option(
+        "poly", "poly (power 0.9), cosine or constant, after the warm-up", choices=("poly", "cosine", "constant")
+    )
+    warmup: float = option(0.02, "share of the steps in which the learning rate rises linearly", least=0, most=1)
+    final_lr_share: float = option(0.0, "learning rate at the last step as a share of lr", least=0, most=1)
+    clip_norm: float = option(1.0, "largest norm of the gradient", least=0, most=1e12)
     ema: float = option(
-        0.0, "decay of the moving average of the weights that becomes the student; 0 = the last weights"
+        0.0,
+        "decay of the moving average of the weights that becomes the student; 0 = the last weights",
+        least=0,
+        below=1,
     )
 
 
@@ -124,40 +130,51 @@ class DistillConfig:
     initial_weights: str = option(
         "random",
         f"what a student given by name starts from: {', '.join(INITIAL_WEIGHTS)}; a path or hub id has its own",
+        choices=INITIAL_WEIGHTS,
     )
     images: list[str] = option(
         ["scenes"], "folder, glob, list file, tar shards, scenes or scenes:COUNT; may be given several times"
     )
     heldout: int = option(
-        16, "images kept out of training on which agreement with the teachers is measured before and after"
+        16,
+        "images kept out of training on which agreement with the teachers is measured before and after",
+        least=0,
+        most=1_000_000,
     )
     out: str = option("runs/distill", "run folder")
     preset: str = option("", "values to start from; see `list presets`")
-    steps: int = option(20_000, "optimiser steps")
-    batch_size: int = option(4, "images per step and process")
-    grad_accumulation: int = option(1, "batches per optimiser step")
+    steps: int = option(20_000, "optimiser steps", least=1, most=_MANY)
+    batch_size: int = option(4, "images per step and process", least=1, most=65_536)
+    grad_accumulation: int = option(1, "batches per optimiser step", least=1, most=65_536)
     size: str = option("560", "size at which the student sees a region: SIDE or HxW, in pixels")
     device: str = option("auto", "auto, cpu, cuda, cuda:INDEX or mps")
     precision: str = option(
-        "auto", "auto, float32, bfloat16 or float16; auto = bfloat16 where this machine is faster with it, else float32"
+        "auto",
+        "auto, float32, bfloat16 or float16; auto = bfloat16 where this machine is faster with it, else float32",
+        choices=PRECISIONS,
     )
     teacher_precision: str = option(
-        "auto", "the same for the teachers; bfloat16 rounds pseudo-labels to about three digits"
+        "auto", "the same for the teachers; bfloat16 rounds pseudo-labels to about three digits", choices=PRECISIONS
     )
     compile: bool = option(
         False,
         "run the student through torch.compile: a slow start, for some students faster steps; needs a compiler on CPUs",
     )
-    seed: int = option(0, "seed of initial weights, order, crops and draws")
-    workers: int = option(2, "processes that decode or render images; 0 = in the main process")
-    threads: int = option(0, "CPU threads of the training process; 0 = all")
-    checkpoint_every: int = option(500, "steps between checkpoints")
-    keep_checkpoints: int = option(2, "checkpoints kept")
-    log_every: int = option(20, "steps between lines of metrics.jsonl")
+    seed: int = option(0, "seed of initial weights, order, crops and draws", least=0)
+    workers: int = option(2, "processes that decode or render images; 0 = in the main process", least=0, most=1024)
+    threads: int = option(0, "CPU threads of the training process; 0 = all", least=0, most=4096)
+    checkpoint_every: int = option(500, "steps between checkpoints", least=1, most=_MANY)
+    keep_checkpoints: int = option(2, "checkpoints kept", least=1, most=_MANY)
+    log_every: int = option(20, "steps between lines of metrics.jsonl", least=1, most=_MANY)
     agreement_every: int = option(
-        250, "steps between measurements of the agreement with each teacher on held-out images; 0 = none in between"
+        250,
+        "steps between measurements of the agreement with each teacher on held-out images; 0 = none in between",
+        least=0,
+        most=_MANY,
     )
-    max_skipped_share: float = option(0.05, "the run stops when more than this share of the samples is non-finite")
+    max_skipped_share: float = option(
+        0.05, "the run stops when more than this share of the samples is non-finite", least=0, most=1
+    )
     resume: str = option("", "auto continues the run in the run folder if there is one; or a checkpoint folder of it")
     overwrite: bool = option(False, "delete what the run folder holds and start again")
     offline: bool = option(False, "never use the network")
@@ -167,8 +184,9 @@ class DistillConfig:
     optimiser: OptimiserSection = field(default_factory=OptimiserSection)
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, str):
-            self.images = [self.images]
+        given: object = self.images
+        if isinstance(given, str):  # As a caller may who has one alone.
+            self.images = [given]
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -200,76 +218,23 @@ class DistillConfig:
 
     def validate(self) -> DistillConfig:
         """Return self, or raise UsageError naming the first field whose value makes no sense."""
-        for key, (hint, _) in keys(DistillConfig).items():
-            _check_value(key, hint, get_key(self, key))
-        for key, (least, most) in _BOUNDS.items():
-            value = get_key(self, key)
-            if not least <= value <= most:
-                what = f"at least {least}" if value < least else f"at most {most:g}"
-                raise UsageError(f"distill: {key} must be {what}, got {shown(value)}")
-        for key in (
-            "crop.min_crop_share", "crop.patch_share", "augment.blur", "max_skipped_share",
-            "optimiser.warmup", "optimiser.final_lr_share",
-        ):  # fmt: skip
-            if not 0 <= get_key(self, key) <= 1:
-                raise UsageError(f"distill: {key} must be between 0 and 1, got {get_key(self, key)}")
-        share = self.optimiser.encoder_lr_share
-        if share != -1 and not 0 <= share <= 1:
-            raise UsageError(f"distill: optimiser.encoder_lr_share must be between 0 and 1, or -1, got {share}")
-        for key in ("optimiser.ema", "optimiser.beta1", "optimiser.beta2"):
-            if not 0 <= get_key(self, key) < 1:
-                raise UsageError(f"distill: {key} must be in [0, 1), got {get_key(self, key)}")
+        check(self, "distill")
         if self.seed >= 1 << 63:
             raise UsageError(f"distill: seed must be below 2^63, got {shown(self.seed)}")
         for key, what in (("out", "a folder"), ("student", "a student"), ("device", "a device")):
             if not get_key(self, key).strip():
                 raise UsageError(f"distill: {key} must name {what}, got an empty text")
         parse_teachers(self.teachers)
-        choices = {
-            "loss.normalisation_shared": NORMALISATIONS, "loss.normalisation_local_global": NORMALISATIONS,
-            "loss.contexts": CONTEXTS, "initial_weights": INITIAL_WEIGHTS,
-            "precision": PRECISIONS, "teacher_precision": PRECISIONS,
-            "optimiser.algorithm": ("adamw", "muon"), "optimiser.schedule": ("poly", "cosine", "constant"),
-        }  # fmt: skip
-        for key, allowed in choices.items():
-            if get_key(self, key) not in allowed:
-                raise UsageError(f"distill: {key} must be one of {', '.join(allowed)}, got {get_key(self, key)!r}")
-        if not any(getattr(self.loss, term) for term in ("shared_context", "local_global", "gradient")):
-            raise UsageError(
-                "distill: loss.shared_context, loss.local_global and loss.gradient are all 0; nothing to learn from"
-            )
+        teaching = [name for name, row in TERMS.items() if row.teaches]
+        if not any(getattr(self.loss, name) for name in teaching):
+            *others, last = (f"loss.{name}" for name in teaching)
+            raise UsageError(f"distill: {', '.join(others)} and {last} are all 0; nothing to learn from")
         if not self.images or not all(image.strip() for image in self.images):
             raise UsageError(
                 "distill: images must name at least one source, and no empty one; give a folder, or `scenes`"
             )
         _ = self.height_width, self.patch_height_width, self.scene_height_width
         return self
-
-
-_MANY = 1_000_000_000
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "steps": (1, _MANY), "batch_size": (1, 65_536), "grad_accumulation": (1, 65_536), "checkpoint_every": (1, _MANY),
-    "keep_checkpoints": (1, _MANY), "log_every": (1, _MANY), "agreement_every": (0, _MANY),
-    "workers": (0, 1024), "threads": (0, 4096), "heldout": (0, 1_000_000), "seed": (0, float("inf")),
-    "crop.min_crop": (1, _MANY), "crop.patches": (0, 1024), "crop.patch_window": (1, _MANY),
-    "crop.max_side": (0, _MANY), "augment.colour": (0, 10), "augment.noise": (0, 10),
-    "optimiser.lr": (0, 1000), "optimiser.clip_norm": (0, 1e12), "optimiser.weight_decay": (0, 1000),
-    "loss.shared_context": (0, 1e6), "loss.local_global": (0, 1e6), "loss.feature": (0, 1e6),
-    "loss.gradient": (0, 1e6), "loss.aligned_log": (0, 1e6), "loss.aligned_log_knee": (0, 1e6),
-    "loss.anchor": (0, 1e6),
-}  # fmt: skip
-"""Least and largest value of a key. The upper ends are far beyond any use: they keep a slip of the keyboard from
-filling memory or overflowing."""
-
-
-def _check_value(key: str, hint: Any, value: Any) -> None:
-    """Raise unless a number is finite and a text can be kept in a file."""
-    if hint is float and not math.isfinite(value):
-        raise UsageError(f"distill: {key} must be a finite number, got {value}")
-    for text in value if isinstance(value, list) else [value] if hint is str else []:
-        # The configuration is kept as a file in UTF-8; a path may hold bytes that are no text at all.
-        if text.encode("utf-8", "ignore").decode() != text or "\0" in text:
-            raise UsageError(f"distill: {key} must be text in UTF-8, got {shown(text)}; rename the file or folder")
 
 
 def parse_size(text: str, name: str) -> tuple[int, int]:

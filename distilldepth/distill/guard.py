@@ -16,6 +16,7 @@ from torch import Tensor
 from distilldepth.distill.batches import CropDataset, StepBatches
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.record.checkpoint import list_checkpoints
+from distilldepth.distill.record.state import MetricsRow
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import atomic_path
 
@@ -25,7 +26,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def stop_if_not_finite(
     config: DistillConfig,
-    row: dict[str, Any],
+    row: MetricsRow,
     bad_batch: int,
     dataset: CropDataset,
     accelerator: Accelerator,
@@ -41,12 +42,12 @@ def stop_if_not_finite(
         else f"{row['skipped']} of the last {row['samples']} samples are not finite "
         f"(max_skipped_share {config.max_skipped_share})"
     )
-    raise stopped(config, row, what, bad_batch, dataset, accelerator, folder)
+    raise stopped(config, row["step"], what, bad_batch, dataset, accelerator, folder)
 
 
 def stopped(
     config: DistillConfig,
-    row: dict[str, Any],
+    step: int,
     what: str,
     bad_batch: int,
     dataset: CropDataset,
@@ -54,11 +55,11 @@ def stopped(
     folder: Path,
 ) -> DistillDepthError:
     """The error that ends a run with numbers that are not finite: where they are, and the command that goes on."""
-    step, where = row["step"], ""
+    where = ""
     if accelerator.is_main_process and bad_batch >= 0:
         path = folder / f"failed-step-{step:08d}.safetensors"
         batches = StepBatches(bad_batch, bad_batch + 1, config.batch_size, processes=accelerator.num_processes)
-        images = torch.stack([dataset[ordinal]["image"] for ordinal in next(iter(batches))])
+        images = torch.stack([dataset[ordinal].image for ordinal in next(iter(batches))])
         with atomic_path(path) as temporary:
             save_file({"image": images}, temporary)
         where = f"the batch is in {path}; "
@@ -70,14 +71,15 @@ def stopped(
     )
 
 
-def watch_gradients(accelerator: Accelerator, optimiser: Any, device: torch.device) -> Tensor | None:
+def watch_gradients(accelerator: Accelerator, optimiser: torch.optim.Optimizer) -> Tensor | None:
     """Give the fused optimiser a flag on the device that makes it skip a step with a non-finite gradient.
 
     A branch on the host would wait for the device in every step. Under float16 the gradient scaler does the same.
     """
-    if accelerator.scaler is not None or device.type not in ("cpu", "cuda"):
+    if accelerator.scaler is not None or accelerator.device.type not in ("cpu", "cuda"):
         return None
-    inner = getattr(optimiser, "optimizer", optimiser)
-    flag = torch.zeros((), device=device)
+    # Of the fused optimisers, not of every one; accelerate may have wrapped it.
+    inner: Any = getattr(optimiser, "optimizer", optimiser)
+    flag = torch.zeros((), device=accelerator.device)
     inner.found_inf, inner.grad_scale = flag, None
     return flag

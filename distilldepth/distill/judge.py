@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distilldepth.distill.config import OptimiserSection
+from distilldepth.distill.record.state import Agreement, MetricsRow
 
 _LOSS_OF_CORRELATION = 0.02
 _GAIN_OF_ERROR = 0.05
@@ -32,9 +31,9 @@ class Finding:
 
 
 def judge(
-    before: dict[str, Any],
-    after: dict[str, Any],
-    rows: Sequence[dict[str, Any]],
+    before: Agreement,
+    after: Agreement,
+    rows: Sequence[MetricsRow],
     *,
     steps: int,
     settings: OptimiserSection,
@@ -104,7 +103,7 @@ def _advice(steps: int, settings: OptimiserSection, usual_lr: float) -> str:
     return "train longer (--steps), give more images, or look at the teachers' maps in the report"
 
 
-def _drift(rows: Sequence[dict[str, Any]]) -> float | None:
+def _drift(rows: Sequence[MetricsRow]) -> float | None:
     """The factor by which the output's spread changed in the second half of a run, if it is large."""
     spreads = [row["output_spread"] for row in rows if row.get("output_spread", 0) > 0]
     if len(spreads) < 4:
@@ -112,8 +111,3 @@ def _drift(rows: Sequence[dict[str, Any]]) -> float | None:
     ratio = spreads[-1] / spreads[len(spreads) // 2]
     factor = max(ratio, 1 / ratio)
     return factor if factor > _DRIFT else None
-
-
-def as_dicts(findings: Sequence[Finding]) -> list[dict[str, str]]:
-    """Return findings as plain data."""
-    return [dataclasses.asdict(finding) for finding in findings]

@@ -7,6 +7,7 @@ al., Muon is Scalable for LLM Training (2502.16982).
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class Muon(torch.optim.AdamW):
         self._precision = precision
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # it takes none
         """Change every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("Muon.step: no closure, the gradients must be there")
@@ -53,7 +54,7 @@ class Muon(torch.optim.AdamW):
             self.param_groups = groups
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
                 alike[parameter.shape].append(parameter)
@@ -61,9 +62,9 @@ class Muon(torch.optim.AdamW):
         scale, infinite = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for shape, parameters in alike.items():
             momenta = [self._momentum(parameter) for parameter in parameters]
-            gradients = [parameter.grad for parameter in parameters]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if scale is not None:
-                gradients = torch._foreach_div(gradients, scale)
+                gradients = list(torch._foreach_div(gradients, scale))
             rate: float | Tensor = group["lr"]
             if infinite is not None:
                 # A momentum that is moved towards itself stays.
@@ -76,7 +77,7 @@ class Muon(torch.optim.AdamW):
             torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
             torch._foreach_sub_(parameters, [(rate * length * step).view(shape) for step in steps])
 
-    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+    def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +13,14 @@ from torch import Tensor, nn
 from distilldepth.distill.batches import SourceView, whole_batches
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.recipe import is_random
-from distilldepth.distill.terms.aligned_log import AlignedLogTerm
-from distilldepth.distill.terms.anchor import AnchorTerm
-from distilldepth.distill.terms.base import ObjectiveInputs, Term
-from distilldepth.distill.terms.feature import FeatureTerm
-from distilldepth.distill.terms.gradient import GradientTerm
-from distilldepth.distill.terms.local_global import LocalGlobalTerm
-from distilldepth.distill.terms.shared_context import SharedContextTerm
-from distilldepth.distill.terms.table import TERMS
+from distilldepth.distill.terms.base import Measured, Term
+from distilldepth.distill.terms.table import OPTIONS, TERMS, LossSection, TermRow
 from distilldepth.errors import did_you_mean
+from distilldepth.images.crops import Regions
 from distilldepth.losses.normalise import center_and_spread
 from distilldepth.models import DepthModel
-from distilldepth.models.base import predict_at
-from distilldepth.teachers.teacher import Teacher
+from distilldepth.models.base import DepthOutput, predict_at
+from distilldepth.teachers.teacher import PseudoLabel, Teacher
 
 
 class DistillationObjective(nn.Module):
@@ -41,16 +38,19 @@ class DistillationObjective(nn.Module):
     def __init__(self, terms: Iterable[Term]) -> None:
         super().__init__()
         self.terms = nn.ModuleList(terms)
-        names = [term.name for term in self.terms]
+        names = [term.name for term in self._terms()]
         if len(set(names)) != len(names):
             raise ValueError(f"DistillationObjective: terms must have different names, got {', '.join(names)}")
+
+    def _terms(self) -> Iterator[Term]:
+        return iter(self.terms)  # type: ignore[arg-type]  # torch does not say of what its list is
 
     @property
     def needs(self) -> frozenset[str]:
         """What any term can make use of: `patches`, `features`, `inverse_depth`."""
-        return frozenset().union(*(term.needs for term in self.terms))
+        return frozenset(need for term in self._terms() for need in term.needs)
 
-    def forward(self, inputs: ObjectiveInputs) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum and the unweighted, detached value of each term that this batch can feed.
 
         Computed in float32 under autocast too, and without waiting for the device. A batch that feeds no term gives 0
@@ -58,11 +58,12 @@ class DistillationObjective(nn.Module):
         """
         values: dict[str, Tensor] = {}
         # Starting from the prediction keeps a gradient, of 0, when no term is met.
-        total = torch.zeros((), device=inputs.prediction.device) + inputs.prediction.reshape(-1)[:0].float().sum()
-        with torch.autocast(inputs.prediction.device.type, enabled=False):
-            for term in self.terms:
-                if term.is_met(inputs):
-                    value = term(inputs)
+        device = student.values.device
+        total = torch.zeros((), device=device) + student.values.reshape(-1)[:0].float().sum()
+        with torch.autocast(device.type, enabled=False):
+            for term in self._terms():
+                if term.is_met(student, label):
+                    value = term(student, label, regions)
                     values[term.name] = value.detach()
                     total = total + term.weight * value
         return total, values
@@ -71,33 +72,31 @@ class DistillationObjective(nn.Module):
 def distill_any_depth_objective(
     *,
     weights: Mapping[str, float] | None = None,
-    normalisation_shared: str = "hybrid",
-    normalisation_local_global: str = "hybrid",
-    contexts: str = "range",
-    aligned_log_knee: float | None = None,
     student_channels: int | None = None,
     teacher_channels: Mapping[str, int] | None = None,
-    anchor_center: float = 0.5,
-    anchor_spread: float = 0.15,
+    anchor_center: float = Measured.center,
+    anchor_spread: float = Measured.spread,
+    **options: str | float | None,
 ) -> DistillationObjective:
     """Build the objective of Distill Any Depth: `L = L_sc + 0.5 L_lg + 1.0 L_feat + 2.0 L_grad`, plus the anchor.
 
     Args:
         weights: by term: shared_context, local_global, feature, gradient, aligned_log, anchor. Those not named keep
             their default; a term of weight 0 is left out and not computed.
-        normalisation_shared: `hybrid`, `global`, `local` or `none` (plain L1: only for teachers of one scale).
-        normalisation_local_global: likewise.
-        contexts: `range`, `quantile` or `spatial`.
-        aligned_log_knee: error that counts half in aligned_log; None for errors as they are.
         student_channels: width of the student's encoder features; without it there is no feature term.
         teacher_channels: width of the encoder features of each teacher that has any, by teacher; without it there is no
             feature term.
         anchor_center: median to which the student's output is drawn; the default suits an output between 0 and 1. A
             student that starts from trained weights should be held where it is: see `center_and_spread`.
         anchor_spread: likewise for the mean absolute deviation.
+        options: any other key of the configuration's `loss` section. `normalisation_shared` and
+            `normalisation_local_global`: `hybrid`, `global`, `local` or `none` (plain L1: only for teachers of one
+            scale). `contexts`: `range`, `quantile` or `spatial`. `aligned_log_knee`: error that counts half in
+            aligned_log; None for errors as they are.
 
     Raises:
         ValueError: unknown term or normalisation, negative weight, no term left.
+        TypeError: unknown option.
 
     Source: Distill Any Depth, section 3.2.
 
@@ -113,23 +112,24 @@ def distill_any_depth_objective(
             )
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"{function}: weight of {name} must be finite and not negative, got {weight}")
-    weight = {**TERMS, **given}
-    terms: list[Term] = []
-    if weight["shared_context"]:
-        terms.append(SharedContextTerm(weight["shared_context"], normalisation_shared, contexts))
-    if weight["local_global"]:
-        terms.append(LocalGlobalTerm(weight["local_global"], normalisation_local_global, contexts))
-    if weight["feature"] and student_channels and teacher_channels:
-        terms.append(FeatureTerm(weight["feature"], student_channels, teacher_channels))
-    if weight["gradient"]:
-        terms.append(GradientTerm(weight["gradient"]))
-    if weight["aligned_log"]:
-        terms.append(AlignedLogTerm(weight["aligned_log"], aligned_log_knee))
-    if weight["anchor"]:
-        terms.append(AnchorTerm(weight["anchor"], anchor_center, anchor_spread))
+    for name in options:
+        if name not in OPTIONS:
+            raise TypeError(f"{function}: unexpected argument {name!r}{did_you_mean(name, OPTIONS)}")
+    values = {**dataclasses.asdict(LossSection()), **options, **given}
+    measured = Measured(student_channels, teacher_channels or {}, anchor_center, anchor_spread)
+    made = [
+        _term_class(name, row).make(values[name], {kind: values[key] for kind, key in row.options.items()}, measured)
+        for name, row in TERMS.items()
+        if values[name]
+    ]
+    terms = [term for term in made if term is not None]
     if not terms:
         raise ValueError(f"{function}: weights must leave at least one term, got {given}")
     return DistillationObjective(terms)
+
+
+def _term_class(name: str, row: TermRow) -> type[Term]:
+    return getattr(importlib.import_module(f"distilldepth.distill.terms.{name}"), row.made_by)
 
 
 def make_objective(
@@ -141,32 +141,26 @@ def make_objective(
     and spread that it has on some of the training images; a random one at the default.
     """
     loss = config.loss
-    weights = {
-        "shared_context": loss.shared_context,
-        "local_global": loss.local_global if config.crop.patches else 0.0,
-        "feature": loss.feature,
-        "gradient": loss.gradient,
-        "aligned_log": loss.aligned_log,
-        "anchor": loss.anchor,
-    }
-    student_channels, teacher_channels = None, None
+    weights = {name: getattr(loss, name) for name in TERMS}
+    if not config.crop.patches:
+        weights["local_global"] = 0.0
+    student_channels: int | None = None
+    teacher_channels: dict[str, int] = {}
     if loss.feature:
         teacher_channels = {t.name: w for t in teachers if (w := feature_width(t.model)) is not None}
         student_channels = feature_width(student) if teacher_channels else None
-        if student_channels is None or not teacher_channels:
+        if student_channels is None:
             weights["feature"] = 0.0
-    anchor: dict[str, float] = {}
+    center, spread = Measured.center, Measured.spread
     if loss.anchor and not is_random(student):
-        anchor["anchor_center"], anchor["anchor_spread"] = output_range(student, training, config)
+        center, spread = output_range(student, training, config)
     return distill_any_depth_objective(
-        **anchor,
         weights=weights,
-        normalisation_shared=loss.normalisation_shared,
-        normalisation_local_global=loss.normalisation_local_global,
-        contexts=loss.contexts,
-        aligned_log_knee=loss.aligned_log_knee or None,
         student_channels=student_channels,
-        teacher_channels=teacher_channels or None,
+        teacher_channels=teacher_channels,
+        anchor_center=center,
+        anchor_spread=spread,
+        **{key: getattr(loss, key) for key in OPTIONS},
     )
 
 
@@ -177,15 +171,12 @@ def output_range(
     """Return the mean centre and spread of a student's maps on the first training images."""
     student.eval()
     some = SourceView(training, range(min(images, len(training))))
-    parts = [
-        center_and_spread(predict_at(student, batch["image"].float() / 255))
-        for batch in whole_batches(some, config, config.batch_size)
-    ]
+    parts = [center_and_spread(predict_at(student, batch.image.float() / 255)) for batch in whole_batches(some, config)]
     center, spread = (torch.cat(values).mean() for values in zip(*parts, strict=True))
     return float(center), max(float(spread), 1e-3)
 
 
-def feature_width(model: torch.nn.Module | None) -> int | None:
+def feature_width(model: DepthModel | None) -> int | None:
     """Return the channels of a model's last encoder features, None if it offers none."""
     if model is None:
         return None

@@ -26,11 +26,7 @@ def make_optimiser(
     for parameter in module.parameters():
         if parameter.requires_grad:
             groups[id(parameter) in encoder, parameter.ndim > 1, id(parameter) in matrices].append(parameter)
-    options = {
-        "lr": settings.lr,
-        "betas": (settings.beta1, settings.beta2),
-        "fused": device.type in ("cpu", "cuda"),
-    }
+    betas, fused = (settings.beta1, settings.beta2), device.type in ("cpu", "cuda")
     described = [
         {
             "params": parameters,
@@ -41,8 +37,8 @@ def make_optimiser(
         for (in_encoder, decayed, is_matrix), parameters in sorted(groups.items(), reverse=True)
     ]
     if settings.algorithm == "muon":
-        return Muon(described, precision=precision, **options)
-    return torch.optim.AdamW(described, **options)
+        return Muon(described, precision=precision, lr=settings.lr, betas=betas, fused=fused)
+    return torch.optim.AdamW(described, lr=settings.lr, betas=betas, fused=fused)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, config: DistillConfig, step: int) -> None:

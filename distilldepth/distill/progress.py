@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -60,6 +60,8 @@ _SHORT = {
 }
 """Terms in the order in which they are shown while there is room, and what they are called there."""
 _SHORTEST_BAR = 8
+_TOLD = 5
+"""Unreadable images that are named while the run goes on."""
 
 
 class ProgressLine:
@@ -72,7 +74,8 @@ class ProgressLine:
     def __init__(self, total: int, initial: int, *, enabled: bool) -> None:
         self._total = total
         self._enabled = enabled
-        self._bar = None
+        self._bar: tqdm | None = None
+        self._unreadable: set[str] = set()
         self._last = time.monotonic()
         self._last_step = initial
         self._next_line = 0.0
@@ -114,6 +117,13 @@ class ProgressLine:
         """Print a message without disturbing the bar."""
         if self._enabled:
             (tqdm.write if self._bar is not None else print)(text, file=sys.stderr)
+
+    def warn_of_unreadable(self, errors: Iterable[str]) -> None:
+        """Name images that could not be read, each once and the first few only."""
+        for text in errors:
+            if len(self._unreadable) < _TOLD and text not in self._unreadable:
+                self._unreadable.add(text)
+                self.write(f"distilldepth: warning: {text}; another image takes its place")
 
     def close(self) -> None:
         """Leave the line."""

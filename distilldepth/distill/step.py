@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,36 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distilldepth.distill.objective import DistillationObjective
 from distilldepth.distill.progress import Stopwatch
-from distilldepth.distill.terms.base import ObjectiveInputs
+from distilldepth.images.crops import Regions
 from distilldepth.models import DepthModel
 from distilldepth.models.preprocess import nearest_size, resize, restore
+from distilldepth.teachers.teacher import PseudoLabel
 
 _SHORT_SEQUENCE_PIXELS = 128 * 14 * 14
 """Up to this many pixels a transformer on patches of 14 sees at most 128 tokens."""
-
-
-@dataclass
-class StepInputs:
-    """What the student is shown and what it should say."""
-
-    images: Tensor
-    """`(B, 3, H, W)` in [0, 1], augmented."""
-    pseudo_label: Tensor
-    """`(B, H, W)` disparity."""
-    valid: Tensor
-    """bool `(B, H, W)`."""
-    patch_pseudo_labels: Tensor | None = None
-    """`(B * N, h, w)` disparity of the windows."""
-    patch_valid: Tensor | None = None
-    """bool `(B * N, h, w)`."""
-    boxes: Tensor | None = None
-    """`(B * N, 4)` windows in pixels of `images`."""
-    teacher_features: dict[str, Tensor] | None = None
-    """Encoder features of the teacher."""
-    teacher: str = ""
-    """Name of the teacher."""
-    inverse_depth: bool = False
-    """Whether the labels are inverse depth up to a scale, with no unknown shift."""
 
 
 @dataclass
@@ -75,42 +52,27 @@ class DistillationStep(nn.Module):
         self._watch = stopwatch
         self._compiled = torch.compile(student.forward) if compiled else None
 
-    def forward(self, inputs: StepInputs) -> StepOutputs:
-        height, width = inputs.images.shape[-2:]
+    def forward(self, regions: Regions, label: PseudoLabel) -> StepOutputs:
+        """Run the student on the regions' images, and weigh what it says against the label."""
+        height, width = regions.image.shape[-2:]
         with self._watch("student"):
             preprocessing = self.student.preprocessing
             inner = nearest_size(height, width, preprocessing.multiple)
-            images = resize(inputs.images, inner, preprocessing.interpolation)
+            images = resize(regions.image, inner, preprocessing.interpolation)
             with _fastest_attention(images):
-                output = (self._compiled or self.student)(images, features=bool(inputs.teacher_features))
+                output = (self._compiled or self.student)(images, features=bool(label.features))
             prediction = restore(output.values, (height, width), preprocessing)
         with self._watch("loss"):
             batch = len(prediction)
             finite = torch.isfinite(prediction.detach()).flatten(1).all(1)
-            usable = finite & _labelled(inputs.pseudo_label, inputs.valid)
-            patch_valid = image_index = None
-            if inputs.boxes is not None:
-                per_image = len(inputs.boxes) // batch
-                image_index = torch.arange(batch, device=prediction.device).repeat_interleave(per_image)
-                patch_usable = _labelled(inputs.patch_pseudo_labels, inputs.patch_valid).view(batch, -1).all(1)
-                usable = usable & patch_usable
-                patch_valid = inputs.patch_valid & usable[image_index][:, None, None]
+            usable = finite & _labelled(label.disparity, label.valid)
+            patch_valid = label.patch_valid
+            if label.patch_disparity is not None and patch_valid is not None:
+                usable = usable & _labelled(label.patch_disparity, patch_valid).view(batch, -1).all(1)
+                patch_valid = patch_valid & usable[regions.image_index][:, None, None]
+            label = replace(label, valid=label.valid & usable[:, None, None], patch_valid=patch_valid)
             prediction = torch.where(usable[:, None, None], prediction, prediction.detach().nan_to_num())
-            loss, terms = self.objective(
-                ObjectiveInputs(
-                    prediction=prediction,
-                    pseudo_label=inputs.pseudo_label,
-                    valid=inputs.valid & usable[:, None, None],
-                    patch_pseudo_labels=inputs.patch_pseudo_labels,
-                    patch_valid=patch_valid,
-                    boxes=inputs.boxes,
-                    image_index=image_index,
-                    student_features=output.features,
-                    teacher_features=inputs.teacher_features or {},
-                    teacher=inputs.teacher,
-                    inverse_depth=inputs.inverse_depth,
-                )
-            )
+            loss, terms = self.objective(replace(output, values=prediction), label, regions)
             detached = prediction.detach()
             center = detached.mean()
             return StepOutputs(

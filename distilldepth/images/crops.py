@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from distilldepth.images.sources import Sample
 
@@ -55,7 +58,61 @@ class CropConfig:
                 raise ValueError(f"CropConfig: {name} must be above 0 and at most 1, got {value}")
 
 
-def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> dict[str, Tensor | str]:
+@dataclass
+class Regions:
+    """What was cut: a batch of regions with their windows. The tensors of a single region have no leading B."""
+
+    image: Tensor
+    """uint8 `(B, 3, H, W)`; floating in [0, 1] once it is ready for the student."""
+    patches: Tensor
+    """uint8 `(B, N, 3, h, w)`, windows of the regions, which the teacher sees alone."""
+    boxes: Tensor
+    """float32 `(B, N, 4)`, the edges x0, y0, x1, y1 of each window in pixels of `image`; the whole is 0, 0, W, H."""
+    name: list[str]
+    """Of each photograph."""
+    depth: Tensor | None = None
+    """float32 `(B, H, W)`, metres; inf = sky, NaN = unknown. None where the truth is not known."""
+    patch_depth: Tensor | None = None
+    """float32 `(B, N, h, w)`, likewise."""
+    unreadable: list[int] = field(default_factory=list)
+    """How many images could not be read, for each that took their place."""
+    errors: list[str] = field(default_factory=list)
+    """What was wrong with them; empty texts where nothing was."""
+
+    @property
+    def image_index(self) -> Tensor:
+        """`(B * N,)` int64, the region that each window is of."""
+        count, windows = self.boxes.shape[:2]
+        return torch.arange(count, device=self.boxes.device).repeat_interleave(windows)
+
+    def to(self, device: torch.device) -> Regions:
+        """Return them with all tensors on a device, without waiting for it."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Regions:
+        """Return them in memory from which a GPU copies by itself; `DataLoader` asks for it."""
+        return self._with_each(lambda tensor: tensor.pin_memory())
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Regions:
+        changed: dict[str, Any] = {
+            item.name: change(value) for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **changed)
+
+    @classmethod
+    def collate(cls, parts: Sequence[Regions]) -> Regions:
+        """Make a batch of single regions, all with depth or all without."""
+
+        def merge(values: list[Any]) -> Any:
+            if isinstance(values[0], list):
+                return [each for value in values for each in value]
+            # Where worker processes decode, this stacks into the memory that they share with the main one.
+            return None if values[0] is None else default_collate(values)
+
+        return cls(**{item.name: merge([getattr(part, item.name) for part in parts]) for item in fields(cls)})
+
+
+def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> Regions:
     """Cut one training region and its patches out of a photograph.
 
     The region has the aspect of `config.size`. Its shorter side is uniform between the lower bound
@@ -73,9 +130,7 @@ def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> d
         rng: the only source of chance, so that equal state gives equal crops.
 
     Returns:
-        A dictionary with `image` uint8 `(3, H, W)`; `patches` uint8 `(N, 3, h, w)`; `boxes` float32 `(N, 4)`, the edges
-        x0, y0, x1, y1 of each patch in pixels of `image` (the whole is 0, 0, W, H); `name`; and if the sample has depth
-        `depth` float32 `(H, W)` and `patch_depth` float32 `(N, h, w)`.
+        A single region, without a leading B; with depth if the sample has it.
 
     Raises:
         TypeError: the image is not uint8.
@@ -109,19 +164,16 @@ def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> d
     # The pixels that matter are converted once; the region and every patch are then resized out of them.
     picture = Image.fromarray(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
     boxes = np.array([(y - top, x - left, h, w) for y, x, h, w in windows], dtype=np.float64).reshape(-1, 4)
-    crop: dict[str, Tensor | str] = {
-        "image": _to_tensor(_resize(picture, (0, 0, height, width), config.size), mirror),
-        "patches": _stack(
-            [_to_tensor(_resize(picture, tuple(map(int, box)), patch_size), mirror) for box in boxes],
-            (3, *patch_size),
-            torch.uint8,
-        ),
-        "boxes": torch.from_numpy(_edges(boxes, (height, width), config.size, mirror)),
-        "name": sample["name"],
-    }
+    patches = [_to_tensor(_resize(picture, (y - top, x - left, h, w), patch_size), mirror) for y, x, h, w in windows]
+    crop = Regions(
+        image=_to_tensor(_resize(picture, (0, 0, height, width), config.size), mirror),
+        patches=_stack(patches, (3, *patch_size), torch.uint8),
+        boxes=torch.from_numpy(_edges(boxes, (height, width), config.size, mirror)),
+        name=[sample["name"]],
+    )
     if depth is not None:
-        crop["depth"] = _nearest(depth, region, config.size, mirror)
-        crop["patch_depth"] = _stack(
+        crop.depth = _nearest(depth, region, config.size, mirror)
+        crop.patch_depth = _stack(
             [_nearest(depth, window, patch_size, mirror) for window in windows], patch_size, torch.float32
         )
     return crop

@@ -358,7 +358,7 @@ def _orientation(image: Image.Image) -> int:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
         return 1  # As in `_upright`.
-    return orientation if orientation in range(2, 9) else 1
+    return next((number for number in range(2, 9) if number == orientation), 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -375,7 +375,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         from PIL import ImageCms
 
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        assert converted is not None, "there is an image where none is converted in place"
+        return converted
     return image.convert("RGB")
 
 

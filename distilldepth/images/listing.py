@@ -68,7 +68,9 @@ class _Walked:
     """Which folders were seen, by what was looked for in them, and which files were given."""
 
     def __init__(self, top: Path, without: str | os.PathLike | None) -> None:
-        self.top, self.seen, self.given = top, set(), set()
+        self.top = top
+        self.seen: set[tuple[str, int]] = set()
+        self.given: set[tuple[str, str]] = set()
         self.without = None if without is None else os.path.realpath(without)
 
     def enters(self, real: str, position: int) -> bool:

@@ -10,7 +10,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Protocol, TypedDict
 
@@ -52,19 +52,28 @@ class Sample(TypedDict, total=False):
     """Distance between the two views."""
 
 
-class ImageSource(Protocol):
+class Samples(Protocol):
     """A fixed sequence of images; an unreadable one raises `DistillDepthError` or `FileNotFoundError`."""
-
-    has_depth: bool
-    """Every sample has `depth`."""
-    description: str
-    """One line for reports."""
-    names: Sequence[str] | None
-    """Of each image, the same wherever the whole collection lies; None for scenes, which have numbers."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class ImageSource(Samples, Protocol):
+    """What `--images` names."""
+
+    @property
+    def has_depth(self) -> bool:
+        """Every sample has `depth`."""
+
+    @property
+    def description(self) -> str:
+        """One line for reports."""
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Of each image, the same wherever the whole collection lies; None for scenes, which have numbers."""
 
 
 class FolderSource:
@@ -177,7 +186,7 @@ class ConcatSource:
         self.sources = list(sources)
         self.has_depth = all(source.has_depth for source in sources)
         self.description = " + ".join(source.description for source in sources)
-        self.names = None
+        self.names: list[str] | None = None
         if any(source.names is not None for source in self.sources):
             self.names = [name for source in self.sources for name in source.names or map(str, range(len(source)))]
         self._ends = list(itertools.accumulate(len(source) for source in sources))
@@ -190,7 +199,8 @@ class ConcatSource:
         which = bisect.bisect_right(self._ends, index)
         sample = self.sources[which][index - (self._ends[which - 1] if which else 0)]
         if not self.has_depth and "depth" in sample:
-            sample = {key: value for key, value in sample.items() if key != "depth"}
+            sample = sample.copy()
+            del sample["depth"]
         return sample
 
 
@@ -273,7 +283,7 @@ def check_readable(source: ImageSource, max_tries: int = 1000) -> None:
 
 
 def load_or_replace(
-    source: ImageSource, index: int, max_tries: int = 1000
+    source: Samples, index: int, max_tries: int = 1000
 ) -> tuple[Sample, list[DistillDepthError | FileNotFoundError]]:
     """Load an image, or the next readable one after it (from the start again after the last).
 
@@ -369,7 +379,9 @@ def _open_scenes(spec: str, size: tuple[int, int] | None, seed: int) -> ImageSou
             )
     from distilldepth.scenes.source import SceneSource
 
-    return SceneSource(size or (192, 256), count=count, seed=seed, cache=cache_folder() / "scenes" if count else None)
+    cache = cache_folder() / "scenes" if count else None
+    # Scenes lie below images: their samples are dictionaries that know nothing of `Sample`.
+    return SceneSource(size or (192, 256), count=count, seed=seed, cache=cache)  # type: ignore[return-value]
 
 
 def _list_shards(path: Path) -> list[str]:
@@ -406,7 +418,7 @@ def _is_wanted(name: str) -> bool:
     return is_image_name(file) and not any(folder.startswith(".") or folder == "__MACOSX" for folder in folders)
 
 
-def _checked_index(source: ImageSource, index: int) -> int:
+def _checked_index(source: Sized, index: int) -> int:
     """The index counted from 0; sequences end with IndexError, which is what stops a plain `for`."""
     count = len(source)
     if not -count <= index < count:

@@ -34,7 +34,8 @@ def walk_tar(path: str) -> Iterator[tuple[str, tarfile.TarInfo]]:
                 raise compressed_error(path, f"compressed with {_COMPRESSION_MAGIC[magic]}")
             file.seek(0)
             headers = _Headers(file)
-            with tarfile.open(fileobj=headers, mode="r:") as archive:
+            # Its type asks for a file that can be written too.
+            with tarfile.open(fileobj=headers, mode="r:") as archive:  # type: ignore[call-overload]
                 end = -1
                 while (member := archive.next()) is not None:
                     if member.size < 0 or archive.offset <= end:

@@ -14,7 +14,6 @@ from distilldepth.ops import channel_kl_loss, crop_ssi_loss, hybrid_norm_loss
 
 _ELSEWHERE = {
     "DistillationObjective": "distilldepth.distill.objective",
-    "ObjectiveInputs": "distilldepth.distill.terms.base",
     "Term": "distilldepth.distill.terms.base",
     "distill_any_depth_objective": "distilldepth.distill.objective",
 }
@@ -22,7 +21,6 @@ _ELSEWHERE = {
 
 __all__ = [
     "DistillationObjective",
-    "ObjectiveInputs",
     "Term",
     "aligned_log_loss",
     "anchor_loss",

@@ -51,8 +51,9 @@ def anchor_loss(prediction: Tensor, valid: Tensor | None = None, *, center: floa
     centers, spreads = center_and_spread(prediction, valid)
     if prediction.numel() == 0:
         return centers.sum()
+    count: int | Tensor = len(centers)
     if valid is None:
-        used, count = torch.ones_like(centers), len(centers)
+        used = torch.ones_like(centers)
     else:
         used = valid.flatten(1).any(1).to(centers)
         count = used.sum().clamp(min=1)

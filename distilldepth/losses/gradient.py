@@ -52,7 +52,7 @@ def gradient_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = Non
         part = residual[:, ::step, ::step]
         across, down = (part[:, :, 1:] - part[:, :, :-1]).abs(), (part[:, 1:] - part[:, :-1]).abs()
         if kept is None:
-            count = part[0].numel()
+            count: int | Tensor = part[0].numel()
         else:
             # The residual is 0 where not valid, so a product leaves such pairs out without 0 * NaN.
             here = kept[:, ::step, ::step]

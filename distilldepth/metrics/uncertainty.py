@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -44,18 +46,9 @@ def uncertainty_metrics(
     the Uncertainty of Self-Supervised Monocular Depth Estimation (2020), section 4.
     """
     check_maps("uncertainty_metrics", prediction, valid, target=target, uncertainty=uncertainty)
-    single = prediction.ndim == 2
-    if single:
-        prediction, target, uncertainty = prediction[None], target[None], uncertainty[None]
-        valid = None if valid is None else valid[None]
-    kept = torch.ones_like(prediction, dtype=torch.bool) if valid is None else valid
-    kept = kept.flatten(1)
-    home = "cpu" if prediction.device.type == "mps" else prediction.device
-    kept = kept.to(home)
-    d = torch.where(kept, prediction.to(home).double().flatten(1), 1).clamp(min=LEAST_DEPTH)
-    g = torch.where(kept, target.to(home).double().flatten(1), 1)
-    largest = torch.finfo(torch.float64).max
-    rank = torch.where(kept, uncertainty.to(home).double().flatten(1).clamp(max=largest), torch.inf)
+    kept, d, g, rank = _flatten(valid, prediction, target, uncertainty)
+    d, g = torch.where(kept, d, 1).clamp(min=LEAST_DEPTH), torch.where(kept, g, 1)
+    rank = torch.where(kept, rank.clamp(max=torch.finfo(torch.float64).max), torch.inf)
     broken = (torch.where(kept, rank + d + g, 0)).isnan().any(1) | ~kept.any(1)
     # What is not valid is the most uncertain and is never counted: curves look at the first `count` pixels only.
     order = rank.argsort(dim=1, stable=True)
@@ -70,7 +63,7 @@ def uncertainty_metrics(
         found[f"ause_{name}"] = torch.where(broken, torch.nan, areas[0] - areas[1])
         found[f"aurg_{name}"] = torch.where(broken, torch.nan, by_rank[:, 0] - areas[0])
     scores = {name: found[name] for name in UNCERTAINTY_NAMES}
-    return {name: float(value[0]) for name, value in scores.items()} if single else scores
+    return {name: float(value[0]) for name, value in scores.items()} if prediction.ndim == 2 else scores
 
 
 def calibration_error(prediction: Tensor, target: Tensor, std: Tensor, valid: Tensor | None = None) -> float | Tensor:
@@ -96,16 +89,8 @@ def calibration_error(prediction: Tensor, target: Tensor, std: Tensor, valid: Te
     Source: Kuleshov et al., Accurate Uncertainties for Deep Learning Using Calibrated Regression (2018), section 3.
     """
     check_maps("calibration_error", prediction, valid, target=target, std=std)
-    single = prediction.ndim == 2
-    if single:
-        prediction, target, std = prediction[None], target[None], std[None]
-        valid = None if valid is None else valid[None]
-    kept = torch.ones_like(prediction, dtype=torch.bool) if valid is None else valid
-    kept = kept.flatten(1)
-    home = "cpu" if prediction.device.type == "mps" else prediction.device
-    kept = kept.to(home)
-    error = (prediction.to(home).double() - target.to(home).double()).abs().flatten(1)
-    deviation = std.to(home).double().flatten(1)
+    kept, estimate, wanted, deviation = _flatten(valid, prediction, target, std)
+    error = (estimate - wanted).abs()
     shares = torch.tensor(LEVELS, dtype=torch.float64, device=error.device)
     widths = torch.special.ndtri((1 + shares) / 2)
     count = kept.sum(1)
@@ -114,7 +99,17 @@ def calibration_error(prediction: Tensor, target: Tensor, std: Tensor, valid: Te
         gaps.append(((((error <= width * deviation) & kept).sum(1) / count) - share).abs())
     broken = torch.where(kept, error + deviation, 0).isnan().any(1)
     score = torch.where(broken, torch.nan, torch.stack(gaps).mean(0))
-    return float(score[0]) if single else score
+    return float(score[0]) if prediction.ndim == 2 else score
+
+
+def _flatten(valid: Tensor | None, *maps: Tensor) -> Iterator[Tensor]:
+    """Which pixels count, and maps in float64, `(B, n)` each; a single map is a batch of one."""
+    kept = torch.ones_like(maps[0], dtype=torch.bool) if valid is None else valid
+    # On a device without float64 the sums are made on the CPU.
+    home = "cpu" if kept.device.type == "mps" else kept.device
+    for values in (kept, *maps):
+        flat = (values[None] if values.ndim == 2 else values).to(home).flatten(1)
+        yield flat if values is kept else flat.double()
 
 
 def _curve(errors: Tensor, count: Tensor) -> Tensor:

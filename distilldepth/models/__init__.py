@@ -1,4 +1,5 @@
-"""Depth models: one protocol, one file per family, `load_model` for all of them.
+"""Depth models: one protocol, one file per family, `load_model` for all of them; what they see of an image, and their
+names, files and folders. Running one over many images is in `inference`, training one in `distill`.
 
 Names are imported at first use, so that the registry can be read without importing torch.
 """

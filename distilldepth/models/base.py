@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distilldepth.capacity import check_memory, network_bytes
+from distilldepth.models.inputs import ImageInput, as_images, is_batch
 from distilldepth.models.preprocess import Preprocessing, choose_policy, nearest_size, resize, restore, target_size
 from distilldepth.words import QUANTITIES
 
@@ -92,6 +93,8 @@ class DepthModel(nn.Module):
     """Name, family, quantity, licence, source and notes."""
     preprocessing: Preprocessing
     """How images are resized and normalised before the network sees them."""
+    _mean: Tensor
+    _std: Tensor
 
     def __init__(self, info: ModelInfo, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -183,13 +186,12 @@ class DepthModel(nn.Module):
             "use a smaller --size or --batch-size",
             device=images.device,
         )
-        output = self(resize(images, inner, self.preprocessing.interpolation))
-        return restore(output.values, (height, width), self.preprocessing)
+        return run_resized(self, images, inner).values
 
     @torch.inference_mode()
     def predict(
         self,
-        image: str | Path | np.ndarray | Any | Sequence[Any],
+        image: ImageInput | Sequence[ImageInput],
         *,
         policy: str | None = None,
         size: int | None = None,
@@ -218,47 +220,53 @@ class DepthModel(nn.Module):
             FileNotFoundError: the path does not exist.
             DistillDepthError: the file is not a readable image.
         """
-        from distilldepth.models.inputs import as_images, is_batch
-
         if batch_size < 1:
             raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
-        single, batch = not isinstance(image, (list, tuple)), is_batch(image)
-        if not single and any(map(is_batch, image)):
+        items: list[object] = list(image) if isinstance(image, (list, tuple)) else [image]
+        if isinstance(image, (list, tuple)) and any(map(is_batch, items)):
             raise ValueError("predict: a list must hold single images, got a batch in it; give the batch alone")
-        arrays = [each for item in ([image] if single else image) for each in as_images(item)]
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, array in enumerate(arrays):
-            groups.setdefault(tuple(array.shape[1:]), []).append(index)
-        device, was_training = self._mean.device, self.training
+        arrays = [each for item in items for each in as_images(item)]
+        was_training = self.training
         self.eval()
-        results: list[Prediction | None] = [None] * len(arrays)
         try:
-            for (height, width), indices in groups.items():
-                chosen = choose_policy(height, width, self.preprocessing, policy, size)
-                if chosen != policy:
-                    warnings.warn(
-                        f"an image of {height} x {width} is too long for the model's resize policy; "
-                        f"{chosen} is used for it",
-                        UserWarning,
-                        stacklevel=3,
-                    )
-                for start in range(0, len(indices), batch_size):
-                    chunk = indices[start : start + batch_size]
-                    images = torch.stack([_unit(arrays[i].to(device)) for i in chunk])
-                    values = self.estimate(images, policy=chosen, size=size).cpu().numpy()
-                    for i, value in zip(chunk, values, strict=True):
-                        results[i] = Prediction(
-                            value, self.info.quantity, self.info.name, chosen or self.preprocessing.resize_policy
-                        )
+            results = self._predict_groups(arrays, policy, size, batch_size)
         finally:
             self.train(was_training)
-        if batch:
-            values = [result.values for result in results]
+        if isinstance(image, (list, tuple)):
+            return results
+        if not is_batch(image):
+            return results[0]
+        if not results:
             shape = (0, *image.shape[-2:]) if isinstance(image, Tensor) else (0, *image.shape[1:3])
-            policy = results[0].resize_policy if results else policy or self.preprocessing.resize_policy
-            stacked = np.stack(values) if values else np.zeros(shape, np.float32)
-            return Prediction(stacked, self.info.quantity, self.info.name, policy)
-        return results[0] if single else results
+            return self._prediction(np.zeros(shape, np.float32), policy)
+        return dataclasses.replace(results[0], values=np.stack([result.values for result in results]))
+
+    def _predict_groups(
+        self, images: list[Tensor], policy: str | None, size: int | None, batch_size: int
+    ) -> list[Prediction]:
+        """Predict for images `(3, H, W)` in batches of one size; in their order."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault((image.shape[1], image.shape[2]), []).append(index)
+        results: dict[int, Prediction] = {}
+        for (height, width), indices in groups.items():
+            chosen = choose_policy(height, width, self.preprocessing, policy, size)
+            if chosen != policy:
+                warnings.warn(
+                    f"an image of {height} x {width} is too long for the model's resize policy; "
+                    f"{chosen} is used for it",
+                    UserWarning,
+                    stacklevel=4,
+                )
+            for start in range(0, len(indices), batch_size):
+                chunk = indices[start : start + batch_size]
+                batch = torch.stack([_unit(images[i].to(self._mean.device)) for i in chunk])
+                values = self.estimate(batch, policy=chosen, size=size).cpu().numpy()
+                results |= {i: self._prediction(value, chosen) for i, value in zip(chunk, values, strict=True)}
+        return [results[index] for index in range(len(images))]
+
+    def _prediction(self, values: np.ndarray, policy: str | None) -> Prediction:
+        return Prediction(values, self.info.quantity, self.info.name, policy or self.preprocessing.resize_policy)
 
 
 def _unit(image: Tensor) -> Tensor:
@@ -276,9 +284,26 @@ def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
+def run_resized(
+    model: DepthModel, images: Tensor, inner: tuple[int, int] | None = None, *, features: bool = False
+) -> DepthOutput:
+    """Resize images, run a model once, and bring its map back to their size; differentiable.
+
+    Args:
+        model: any.
+        images: floating `(B, 3, H, W)`, RGB in [0, 1].
+        inner: the (height, width) at which the network sees them; None for the nearest that it can take.
+        features: whether the encoder's features are wanted too; they come as they are, at the network's own size.
+
+    Returns:
+        What the model says, `values` float32 `(B, H, W)`.
+    """
+    size, preprocessing = (images.shape[-2], images.shape[-1]), model.preprocessing
+    inner = inner or nearest_size(*size, preprocessing.multiple)
+    output = model(resize(images, inner, preprocessing.interpolation), features=features)
+    return dataclasses.replace(output, values=restore(output.values, size, preprocessing))
+
+
 def predict_at(student: DepthModel, images: Tensor) -> Tensor:
     """Return the student's map at the size of the images, `(B, H, W)`."""
-    preprocessing = student.preprocessing
-    inner = nearest_size(*images.shape[-2:], preprocessing.multiple)
-    values = student(resize(images, inner, preprocessing.interpolation)).values
-    return restore(values, images.shape[-2:], preprocessing)
+    return run_resized(student, images).values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ def model_digest(model: DepthModel) -> str:
     >>> model_digest(load_model("dav2-mini")) == model_digest(load_model("distilldepth-mini"))
     False
     """
+    architecture: dict[str, Any] | str
     try:
         architecture = model.architecture
     except TypeError:

@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 import zipfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def read_weights(path: Path) -> tuple[Any, dict[str, str]]:
         if path.suffix == ".safetensors" or _is_safetensors(head, size):
             return _read_safetensors(path)
         _check_archive(path)
-        with torch.serialization.safe_globals(_INERT):
+        with _only_inert():
             return torch.load(path, map_location="cpu", weights_only=True), {}
     except DistillDepthError:
         raise
@@ -158,7 +159,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 def _objects(path: Path, head: bytes, why: str) -> str:
     """What a pickle is that torch refused."""
     try:
-        with torch.serialization.safe_globals(_INERT):
+        with _only_inert():
             names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # Damaged, or of a kind that torch does not look into.
         names = sorted(set(re.findall(r"(?:GLOBAL|global:?) `?([\w.]+\.\w+)", why)) - {"GLOBAL"})
@@ -260,3 +261,8 @@ _INERT = [
     ),
 ]
 """What else a pickle may name, and what is made in its place."""
+
+
+def _only_inert() -> AbstractContextManager[None]:
+    # torch takes whatever is to stand for a name, a text too; its types know of functions only.
+    return torch.serialization.safe_globals(_INERT)  # type: ignore[arg-type]

@@ -41,11 +41,11 @@ def find_local(entry: Entry) -> Path | None:
             path = folder / name
             if path.is_file() or (path.is_dir() and _has_weights(path)):
                 return path
-    if entry.hub_id and (path := cached(entry.hub_id, entry.hub_file)):
-        return path
+    if entry.hub_id and (found := cached(entry.hub_id, entry.hub_file)):
+        return found
     for name in entry.files if entry.official_id else ():
-        if path := cached(entry.official_id, name):
-            return path
+        if found := cached(entry.official_id, name):
+            return found
     return None
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from os import PathLike
+from typing import TypeGuard
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from distilldepth.images.decode import as_rgb, decode_image
+
+ImageInput = str | PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | Tensor
+"""One image, or a batch in one array or tensor."""
 
 _SLACK = 1e-3
 """How far outside [0, 1] values may be: what resizing leaves there; they are clamped."""
 
 
-def is_batch(image: Any) -> bool:
+def is_batch(image: object) -> TypeGuard[np.ndarray | Tensor]:
     """Whether one array or tensor holds several images: it has four dimensions."""
     return isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4
 
 
-def as_images(image: Any) -> list[Tensor]:
+def as_images(image: object) -> list[Tensor]:
     """Return the images of one input.
 
     Args:
@@ -40,7 +45,7 @@ def as_images(image: Any) -> list[Tensor]:
     if isinstance(image, Tensor):
         return _from_tensor(image)
     if not isinstance(image, np.ndarray) or (image.dtype.kind != "f" and image.ndim != 4):
-        return [_channels_first(as_rgb(image))]
+        return [_channels_first(as_rgb(image))]  # type: ignore[arg-type]  # It refuses other types itself.
     if image.ndim == 4:
         if image.shape[-1] != 3:
             raise ValueError(f"predict: a batch of arrays must have shape (B, H, W, 3), got {image.shape}")

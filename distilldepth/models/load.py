@@ -1,4 +1,4 @@
-"""`load_model`: from a name, a file, a folder or a hub id to a model; and `save_model`, the way back."""
+"""`load_model`: from a name, a file, a folder or a hub id to a model; `create_student` for one without weights."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from numbers import Integral
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -96,7 +96,7 @@ def target_size(
     policy = policy or preprocessing.resize_policy
     size = preprocessing.size if size is None else size
     multiple = preprocessing.multiple
-    if not isinstance(size, Integral):
+    if not isinstance(size, (int, np.integer)):
         raise TypeError(f"target_size: size must be a whole number of pixels, got {size!r}")
     if policy not in RESIZE_POLICIES:
         raise UsageError(f"target_size: policy must be one of {', '.join(RESIZE_POLICIES)}, got {policy!r}")
@@ -185,4 +185,4 @@ def restore(maps: Tensor, size: tuple[int, int], preprocessing: Preprocessing) -
 
 def nearest_size(height: int, width: int, multiple: int) -> tuple[int, int]:
     """Return the size nearest to (height, width) whose sides are multiples of `multiple`."""
-    return tuple(max(round(side / multiple), 1) * multiple for side in (height, width))
+    return max(round(height / multiple), 1) * multiple, max(round(width / multiple), 1) * multiple

@@ -129,4 +129,5 @@ def _read_preprocessing(values: Any) -> Preprocessing:
     needed = [item.name for item in dataclasses.fields(Preprocessing) if item.default is dataclasses.MISSING]
     if missing := [name for name in needed if name not in values]:
         raise ValueError(f"preprocessing lacks {', '.join(missing)}")
-    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Preprocessing(**arguments)

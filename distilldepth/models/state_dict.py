@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,7 +60,9 @@ def read_state(path: Path, network: nn.Module | None = None) -> dict[str, Tensor
         found = _find(content, path, lambda state: 2 * len(own & state.keys()) >= len(own))
         if found is not None:
             return found.state
-    return _find(content, path, None).state
+    found = _find(content, path, None)
+    assert found is not None, "any dictionary of tensors will do, and without one it has raised"
+    return found.state
 
 
 def find_state(content: Any, path: Path, known: Known) -> Found | None:
@@ -137,7 +139,9 @@ def _find(content: Any, path: Path, known: Known | None) -> Found | None:
             f"{path}: {_quoted(place)} was taken; {shown(unread, 80)} looks like a moving average in a form that is "
             "not read; if it is what you want, save it alone under the network's own names"
         )
-    return Found({key: _tensor(value) for key, value in chosen.items()}, place, note)
+    # All are tensors, as was checked.
+    state = {key: tensor for key, value in chosen.items() if (tensor := _tensor(value)) is not None}
+    return Found(state, place, note)
 
 
 def _unread_average(content: dict) -> str:
@@ -172,7 +176,7 @@ def _tables(content: Any) -> Iterator[tuple[tuple[str, ...], dict]]:
         if isinstance(item, dict):
             if any(_tensor(value) is not None for value in item.values()):
                 yield keys, item
-            children = item.items()
+            children: Iterable[tuple[Any, Any]] = item.items()
         elif isinstance(item, (list, tuple)):
             children = enumerate(item)
         elif isinstance(item, Record):
@@ -259,8 +263,10 @@ def _listed(content: dict, most: int = 6) -> str:
 def _tensor(value: Any) -> Tensor | None:
     """The tensor that an entry is, or None."""
     if isinstance(value, NumpyArray):
-        plain = value.array is not None and value.array.dtype.kind in "biuf"
-        return torch.from_numpy(value.array.astype(value.array.dtype.newbyteorder("="))) if plain else None
+        array = value.array
+        if array is None or array.dtype.kind not in "biuf":
+            return None
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     return value.detach() if isinstance(value, Tensor) else None
 
 

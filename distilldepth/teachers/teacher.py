@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,14 +16,22 @@ from distilldepth.teachers.spec import ORACLE, TeacherSpec
 
 @dataclass
 class PseudoLabel:
-    """What a teacher says about a batch."""
+    """What a teacher says about a batch of regions, and about their windows seen alone."""
 
     disparity: Tensor
     """`(B, H, W)` float32, larger = nearer."""
     valid: Tensor
     """bool `(B, H, W)`, True where the teacher knows."""
-    features: dict[str, Tensor]
-    """The teacher's encoder features; empty if it has none."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """The teacher's encoder features by name, each `(B, C, h, w)`; empty if it has none."""
+    patch_disparity: Tensor | None = None
+    """`(B * N, h, w)` float32, the maps of the windows, of all regions together; None if there are no windows."""
+    patch_valid: Tensor | None = None
+    """bool `(B * N, h, w)`, likewise."""
+    teacher: str = ""
+    """Name of the teacher; chooses its projection where two teachers have equally wide features."""
+    inverse_depth: bool = False
+    """Whether the maps are inverse depth up to a scale, with no unknown shift."""
 
 
 class Teacher:
@@ -46,8 +54,10 @@ class Teacher:
         Runs in the teacher's own precision, whatever autocast surrounds it.
         """
         if self.model is None:
+            if depth is None:
+                raise ValueError(f"Teacher.label: depth must be given to {self.name}, which reads it, got None")
             inverse = depth_to_inverse_depth(depth)
-            return PseudoLabel(inverse, ~torch.isnan(inverse), {})
+            return PseudoLabel(inverse, ~torch.isnan(inverse), teacher=self.name, inverse_depth=True)
         reduced = self.precision != torch.float32
         with torch.inference_mode(), torch.autocast(images.device.type, self.precision, enabled=reduced):
             height, width = images.shape[-2:]
@@ -66,4 +76,6 @@ class Teacher:
             disparity,
             valid,
             {name: value.clone() for name, value in output.features.items()},
+            teacher=self.name,
+            inverse_depth=self.info.quantity == "metric_depth",
         )

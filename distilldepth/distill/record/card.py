@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from distilldepth.distill.agreement import replaced_note
-
-if TYPE_CHECKING:
-    pass
+from distilldepth.distill.record.result import RunFacts
 
 
-def model_card(facts: dict[str, Any]) -> str:
+def model_card(facts: RunFacts) -> str:
     """Return the README.md of a student."""
     teachers = "\n".join(
-        f"| {t['name']} | {t['weight']:g} | {t['quantity']} | {t['licence']} | {t['source']} |"
-        for t in facts["teachers"]
+        f"| {t.name} | {t.weight:g} | {t.quantity} | {t.licence} | {t.source} |" for t in facts.teachers
     )
-    notes = "".join(f"- {note}\n" for teacher in facts["teachers"] for note in teacher["notes"])
-    changes = "".join(f"- Changed on the way, {change}\n" for change in facts["changes"])
-    wrong = "".join(
-        f"> **Do not use this student as it is.** {f['problem']}; {f['advice']}.\n\n" for f in facts["findings"]
-    )
-    return f"""# {facts["student"]}
+    notes = "".join(f"- {note}\n" for teacher in facts.teachers for note in teacher.notes)
+    changes = "".join(f"- Changed on the way, {change}\n" for change in facts.changes)
+    wrong = "".join(f"> **Do not use this student as it is.** {f.problem}; {f.advice}.\n\n" for f in facts.findings)
+    return f"""# {facts.student}
 
-A monocular depth estimator ({facts["family"]}, {facts["parameters"] / 1e6:.2f} M parameters) distilled with
-distilldepth {facts["distilldepth"]}. It predicts **{facts["quantity"]}**: up to an unknown scale and shift,
+A monocular depth estimator ({facts.family}, {facts.parameters / 1e6:.2f} M parameters) distilled with
+distilldepth {facts.distilldepth}. It predicts **{facts.quantity}**: up to an unknown scale and shift,
 larger = nearer.
 
 {wrong}    distilldepth predict photo.jpg -o depth.png --model PATH_OF_THIS_FOLDER
@@ -36,10 +29,10 @@ larger = nearer.
 |---|---|---|---|---|
 {teachers}
 
-{notes}- Images: {facts["images"]}
-- Initial weights: {facts["initial_weights"]} ({facts["initial_licence"]})
-- {facts["steps"]} steps of {facts["batch_size"]} images at {facts["size"]}, {facts["seconds"] / 60:.1f} minutes
-{changes}- Command: `{facts["command"] or "(called from Python)"}`
+{notes}- Images: {facts.images}
+- Initial weights: {facts.initial_weights} ({facts.initial_licence})
+- {facts.steps} steps of {facts.batch_size} images at {facts.size}, {facts.seconds / 60:.1f} minutes
+{changes}- Command: `{facts.command or "(called from Python)"}`
 
 ## Agreement on held-out images
 {agreement_table(facts)}
@@ -50,9 +43,9 @@ bind the student is for you to judge, and a non-commercial teacher is a reason t
 """
 
 
-def agreement_table(facts: dict[str, Any]) -> str:
+def agreement_table(facts: RunFacts) -> str:
     """Return a Markdown table of the agreement before and after."""
-    before, after = facts["before"], facts["after"]
+    before, after = facts.before, facts.after
     if not after.get("images"):
         return "No images were held out."
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -17,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distilldepth.distill.ema import WeightAverage
+from distilldepth.distill.record.state import RunState
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError, first_line
 from distilldepth.files import file_digest
-from distilldepth.machine import PRECISIONS
+from distilldepth.words import PRECISIONS
 
 _STATE = "run_state.json"
 _WEIGHTS, _OPTIMISER, _AVERAGE = "weights.safetensors", "optimiser.safetensors", "average.safetensors"
@@ -39,7 +41,7 @@ class Trained:
     """Student and objective, without any wrapper."""
     optimiser: torch.optim.Optimizer
     average: WeightAverage | None = None
-    scaler: Any = None
+    scaler: torch.amp.GradScaler | None = None
     """Gradient scaler of float16."""
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -110,7 +112,7 @@ def _check_same(own: dict[str, Tensor], found: dict[str, Tensor]) -> None:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, trained: Trained, folder: Path, step: int, state: dict[str, Any], *, keep: int
+    accelerator: Accelerator, trained: Trained, folder: Path, step: int, state: RunState, *, keep: int
 ) -> bool:
     """Write `folder/step-NNNNNNNN` with everything that a resumed run needs, and drop the oldest beyond `keep`.
 
@@ -127,7 +129,7 @@ def save_checkpoint(
         for left in folder.glob(".partial-*"):
             _remove(left)
         try:
-            _write(trained, partial, {**state, "step": step})
+            _write(trained, partial, dataclasses.replace(state, step=step))
         except (RuntimeError, SafetensorError) as error:
             # How torch and safetensors report a full disk.
             raise DistillDepthError(
@@ -146,7 +148,7 @@ def save_checkpoint(
     return True
 
 
-def _write(trained: Trained, folder: Path, state: dict[str, Any]) -> None:
+def _write(trained: Trained, folder: Path, state: RunState) -> None:
     folder.mkdir(parents=True)
     digests = {}
     for name, tensors in trained.tensors().items():
@@ -154,10 +156,11 @@ def _write(trained: Trained, folder: Path, state: dict[str, Any]) -> None:
         save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, folder / name)
         digests[name] = file_digest(folder / name)
         _flush(folder / name)
+    kept = dataclasses.asdict(state)
     if trained.scaler is not None:
-        state = {**state, "scaler": trained.scaler.state_dict()}
+        kept["scaler"] = trained.scaler.state_dict()
     unfinished = folder / f"{_STATE}.partial"
-    unfinished.write_text(json.dumps({**state, "files": digests}), encoding="utf-8")
+    unfinished.write_text(json.dumps({**kept, "files": digests}), encoding="utf-8")
     _flush(unfinished)
     os.replace(unfinished, folder / _STATE)
 
@@ -201,12 +204,18 @@ def newest_readable(folder: Path, tell: Callable[[str], None]) -> Path | None:
     return None
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
+def read_state(checkpoint: Path) -> RunState:
     """Return what was saved beside the tensors.
 
     Raises:
         DistillDepthError: this is no checkpoint, or an unreadable one.
     """
+    saved = _read_saved(checkpoint)
+    return RunState(**{item.name: saved[item.name] for item in dataclasses.fields(RunState)})
+
+
+def _read_saved(checkpoint: Path) -> dict[str, Any]:
+    """The file of the state, with the digests of the tensors' files."""
     path = checkpoint / _STATE
     if not path.is_file():
         raise DistillDepthError(
@@ -258,7 +267,7 @@ def read_tensors(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
     Raises:
         DistillDepthError: a file is missing, damaged or not what was written.
     """
-    digests = read_state(checkpoint)["files"]
+    digests = _read_saved(checkpoint)["files"]
     if not digests:
         return _read_earlier(checkpoint)
     if not {_WEIGHTS, _OPTIMISER} <= digests.keys() <= set(CONTENTS):
@@ -301,11 +310,11 @@ def load_checkpoint(trained: Trained, checkpoint: Path) -> None:
     Raises:
         DistillDepthError: it is damaged, or the tensors do not belong to this run.
     """
-    files, state = read_tensors(checkpoint), read_state(checkpoint)
+    files, saved = read_tensors(checkpoint), _read_saved(checkpoint)
     try:
         trained.restore(files)
-        if trained.scaler is not None and "scaler" in state:
-            trained.scaler.load_state_dict(state["scaler"])
+        if trained.scaler is not None and "scaler" in saved:
+            trained.scaler.load_state_dict(saved["scaler"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise DistillDepthError(
             f"distill: checkpoint {checkpoint} is of another run ({_reason(error)}); start with --overwrite, or choose "

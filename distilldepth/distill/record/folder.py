@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from distilldepth.distill.agreement import AGREEMENT
 from distilldepth.distill.config import DistillConfig, load_config
@@ -81,7 +80,7 @@ def find_start(config: DistillConfig, folder: Path, tell: Callable[[str], None] 
     """
     checkpoint = _chosen_checkpoint(config, folder, tell)
     if checkpoint is not None:
-        done = read_state(checkpoint)["step"]
+        done = read_state(checkpoint).step
         changes = _changes(config, folder)
         if done > config.steps:
             raise ValueError(f"distill: steps is {config.steps}, but {checkpoint} has {done} done; use --steps {done}")
@@ -121,7 +120,7 @@ def recorded_precisions(config: DistillConfig, folder: Path) -> dict[str, str]:
     found = list_checkpoints(folder / "checkpoints") if config.resume == "auto" else [Path(config.resume)]
     for checkpoint in reversed(found):
         try:
-            return read_state(checkpoint)["precisions"]
+            return read_state(checkpoint).precisions
         except DistillDepthError:
             continue  # Told of when the checkpoint is chosen.
     return {}
@@ -173,5 +172,5 @@ def _changes(config: DistillConfig, folder: Path) -> list[str]:
     return changes
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from distilldepth.distill.record.state import MetricsRow, RunState
 from distilldepth.distill.step import StepOutputs
 from distilldepth.documents import parse_json
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
+from distilldepth.images.crops import Regions
 
 
 class RunLog:
@@ -24,13 +26,13 @@ class RunLog:
     After it, `bad_batch` is the number of the last batch with anything not finite, or -1.
     """
 
-    def __init__(self, path: Path | None, state: dict[str, Any], accelerator: Accelerator) -> None:
+    def __init__(self, path: Path | None, state: RunState, accelerator: Accelerator) -> None:
         self._path, self._state, self._accelerator = path, state, accelerator
         self.bad_batch = -1
         self.signum = 0
         """Signal that asked any process to end, as of the last line."""
         self._began = time.monotonic()
-        self._earlier = state["seconds"]
+        self._earlier = state.seconds
         self._reset()
 
     def _reset(self) -> None:
@@ -39,10 +41,11 @@ class RunLog:
         self._teachers: dict[str, int] = defaultdict(int)
         self._skipped: Tensor | None = None
         self._bad: Tensor | None = None
-        self._unreadable, self._samples, self._errors = 0, 0, []
+        self._unreadable, self._samples = 0, 0
+        self._errors: list[str] = []
         self._since = time.monotonic()
 
-    def add(self, outputs: StepOutputs, norm: Tensor | None, batch: dict[str, Any], teacher: str, number: int) -> None:
+    def add(self, outputs: StepOutputs, norm: Tensor | None, batch: Regions, teacher: str, number: int) -> None:
         """Take in batch `number` of the run."""
         values = {f"terms.{name}": value for name, value in outputs.terms.items()}
         values |= {"loss": outputs.loss.detach(), "output_center": outputs.center, "output_spread": outputs.spread}
@@ -61,11 +64,11 @@ class RunLog:
         here = torch.where(bad, number, -1)
         self._bad = here if self._bad is None else torch.maximum(here, self._bad)
         self._teachers[teacher] += 1
-        self._samples += len(batch["image"])
-        self._unreadable += int(batch["unreadable"].sum())
-        self._errors += [text for text in batch["errors"] if text]
+        self._samples += len(batch.image)
+        self._unreadable += sum(batch.unreadable)
+        self._errors += [text for text in batch.errors if text]
 
-    def flush(self, step: int, lr: float, shares: dict[str, float], signum: int = 0) -> dict[str, Any]:
+    def flush(self, step: int, lr: float, shares: dict[str, float], signum: int = 0) -> MetricsRow:
         """Write and return the line of the steps since the last one, of all processes together.
 
         `signum` is the signal that asked this process to end, 0 if none did.
@@ -77,19 +80,29 @@ class RunLog:
             name: sum(row[place] for row in sums) / (self._counts[name] * processes) for place, name in enumerate(names)
         }
         means["output_peak"] = max(row[names.index("output_peak")] for row in sums)
-        here = [self._skipped, self._bad, *(torch.tensor(n) for n in (self._samples, self._unreadable, signum))]
-        whole = self._gather(torch.stack([value.to(self._bad.device, torch.int64) for value in here]))
+        skipped_here, bad = self._skipped, self._bad
+        assert skipped_here is not None, "a line is of one batch at least"
+        assert bad is not None
+        here = [skipped_here, bad, *(torch.tensor(n) for n in (self._samples, self._unreadable, signum))]
+        whole = self._gather(torch.stack([value.to(bad.device, torch.int64) for value in here]))
         skipped, _, samples, unreadable, _ = (int(sum(column)) for column in zip(*whole, strict=True))
         now = time.monotonic()
         self.bad_batch = int(max(row[1] for row in whole))
         self.signum = int(max(row[4] for row in whole))
-        self._state["seconds"] = self._earlier + now - self._began
-        self._state["skipped"] += skipped
-        self._state["unreadable"] += unreadable
-        row: dict[str, Any] = {"step": step, "loss": means.pop("loss")}
-        row["terms"] = {name[6:]: means.pop(name) for name in sorted(means) if name.startswith("terms.")}
-        row |= means
+        self._state = dataclasses.replace(
+            self._state,
+            seconds=self._earlier + now - self._began,
+            skipped=self._state.skipped + skipped,
+            unreadable=self._state.unreadable + unreadable,
+        )
+        terms = {name.removeprefix("terms."): means[name] for name in names if name.startswith("terms.")}
+        row: MetricsRow = {"step": step, "loss": means["loss"], "terms": terms}
+        if "grad_norm" in means:
+            row["grad_norm"] = means["grad_norm"]
         row |= {
+            "output_center": means["output_center"],
+            "output_peak": means["output_peak"],
+            "output_spread": means["output_spread"],
             "lr": lr,
             "samples": samples,
             "skipped": skipped,
@@ -97,7 +110,7 @@ class RunLog:
             "images_per_second": samples / max(now - self._since, 1e-9),
             "time": shares,
             "teachers": dict(self._teachers),
-            "seconds": self._state["seconds"],
+            "seconds": self._state.seconds,
         }
         if self._errors:
             row["errors"] = self._errors[:20]
@@ -118,9 +131,9 @@ class RunLog:
             return [values.tolist()]
         return self._accelerator.gather(values[None]).tolist()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> RunState:
         """Return what a checkpoint keeps."""
-        return {**self._state, "seconds": self._earlier + time.monotonic() - self._began}
+        return dataclasses.replace(self._state, seconds=self._earlier + time.monotonic() - self._began)
 
 
 def keep_lines_until(path: Path, step: int) -> None:

@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 
 from distilldepth.distill.agreement import replaced_note
+from distilldepth.distill.record.result import RunFacts
+from distilldepth.distill.record.state import AgreementRow, MetricsRow
 from distilldepth.documents import read_json_lines
 from distilldepth.files import write_atomically
 from distilldepth.formats.colormaps import colorize
 from distilldepth.pages import COLOURS, data_url, make_page, png
 
 
-def write_report(folder: Path, facts: dict[str, Any]) -> Path:
+def write_report(folder: Path, facts: RunFacts) -> Path:
     """Write `report.html` and the sample pictures of a run folder from its `metrics.jsonl` and held-out maps.
 
     Returns:
         The path of the page.
     """
     rows = read_metrics(folder)
-    teachers = [teacher["name"] for teacher in facts["teachers"]]
+    teachers = [teacher.name for teacher in facts.teachers]
     pictures = _pictures(folder / "samples", teachers)
     path = folder / "report.html"
     write_atomically(path, _page(facts, rows, pictures))
     return path
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[MetricsRow]:
     """Return the lines of a run folder's `metrics.jsonl`, oldest first, as far as they are what was written."""
     path = folder / "metrics.jsonl"
     return [row for row in read_json_lines(path) if _is_row(row)] if path.is_file() else []
 
 
-def _is_row(row: dict[str, Any]) -> bool:
-    def is_number(value: Any) -> bool:
+def _is_row(row: Mapping[str, object]) -> TypeGuard[MetricsRow]:
+    def is_number(value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
 
-    def is_table(value: Any) -> bool:
+    def is_table(value: object) -> bool:
         return isinstance(value, dict) and all(map(is_number, value.values()))
 
     numbers = ("step", "loss", "lr", "output_center", "output_spread", "output_peak")
@@ -49,22 +51,20 @@ def _is_row(row: dict[str, Any]) -> bool:
     )
 
 
-def _page(facts: dict[str, Any], rows: list[dict[str, Any]], pictures: str) -> str:
-    notes = "".join(
-        f'<p class="note">{html.escape(note)}</p>' for teacher in facts["teachers"] for note in teacher["notes"]
-    )
-    teachers = ", ".join(teacher["name"] for teacher in facts["teachers"])
-    body = f"""<h1>{html.escape(facts["student"])}, distilled from {html.escape(teachers)}</h1>
+def _page(facts: RunFacts, rows: list[MetricsRow], pictures: str) -> str:
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for teacher in facts.teachers for note in teacher.notes)
+    teachers = ", ".join(teacher.name for teacher in facts.teachers)
+    body = f"""<h1>{html.escape(facts.student)}, distilled from {html.escape(teachers)}</h1>
 {_findings(facts)}{notes}
-<p>{facts["parameters"] / 1e6:.2f} M parameters,
-{facts["steps"]} steps of {facts["batch_size"]} images at {facts["size"]},
-{facts["seconds"] / 60:.1f} minutes. Images: {html.escape(facts["images"])}.
-{facts["skipped_samples"]} samples skipped as not finite,
-unreadable images replaced {facts["unreadable_images"]} times.</p>
-{"".join(f"<p>Changed on the way, {html.escape(change)}.</p>" for change in facts["changes"])}
+<p>{facts.parameters / 1e6:.2f} M parameters,
+{facts.steps} steps of {facts.batch_size} images at {facts.size},
+{facts.seconds / 60:.1f} minutes. Images: {html.escape(facts.images)}.
+{facts.skipped_samples} samples skipped as not finite,
+unreadable images replaced {facts.unreadable_images} times.</p>
+{"".join(f"<p>Changed on the way, {html.escape(change)}.</p>" for change in facts.changes)}
 <h2>Agreement on held-out images</h2>
 {_agreement(facts)}
-<div class="charts">{_curve(facts["agreement"])}</div>
+<div class="charts">{_curve(facts.agreement)}</div>
 <h2>Held-out images before and after</h2>
 {pictures}
 <h2>Training</h2>
@@ -72,20 +72,20 @@ unreadable images replaced {facts["unreadable_images"]} times.</p>
 <h2>Teachers</h2>
 {_teachers(facts)}
 <h2>Command and configuration</h2>
-<pre>{html.escape(facts["command"] or "(called from Python)")}</pre>
-<pre>{html.escape(facts["config"])}</pre>
-<p>distilldepth {facts["distilldepth"]}, torch {html.escape(facts["torch"])}</p>"""
-    return make_page(f"{facts['student']} distilled", body)
+<pre>{html.escape(facts.command or "(called from Python)")}</pre>
+<pre>{html.escape(facts.config)}</pre>
+<p>distilldepth {facts.distilldepth}, torch {html.escape(facts.torch)}</p>"""
+    return make_page(f"{facts.student} distilled", body)
 
 
-def _findings(facts: dict[str, Any]) -> str:
+def _findings(facts: RunFacts) -> str:
     return "".join(
-        f'<p class="bad">{html.escape(finding["problem"])}: {html.escape(finding["advice"])}.</p>'
-        for finding in facts["findings"]
+        f'<p class="bad">{html.escape(finding.problem)}: {html.escape(finding.advice)}.</p>'
+        for finding in facts.findings
     )
 
 
-def _curve(rows: list[dict[str, Any]]) -> str:
+def _curve(rows: list[AgreementRow]) -> str:
     """The agreement with each teacher in the course of the run."""
     if len(rows) < 2:
         return ""
@@ -98,8 +98,8 @@ def _curve(rows: list[dict[str, Any]]) -> str:
     return "".join(charts)
 
 
-def _agreement(facts: dict[str, Any]) -> str:
-    before, after = facts["before"], facts["after"]
+def _agreement(facts: RunFacts) -> str:
+    before, after = facts.before, facts.after
     if not after.get("images"):
         return "<p>No images were held out.</p>"
     rows = []
@@ -120,24 +120,28 @@ def _agreement(facts: dict[str, Any]) -> str:
     return f'<div class="wide"><table>{head}{body}</table></div>'
 
 
-def _teachers(facts: dict[str, Any]) -> str:
+def _teachers(facts: RunFacts) -> str:
     body = "".join(
-        f"<tr><td>{html.escape(t['name'])}</td><td class='number'>{t['weight']:g}</td><td>{t['quantity']}</td>"
-        f"<td>{html.escape(t['licence'])}</td><td>{html.escape(t['source'])}</td></tr>"
-        for t in facts["teachers"]
+        f"<tr><td>{html.escape(t.name)}</td><td class='number'>{t.weight:g}</td><td>{t.quantity}</td>"
+        f"<td>{html.escape(t.licence)}</td><td>{html.escape(t.source)}</td></tr>"
+        for t in facts.teachers
     )
     head = "<tr><th>name</th><th>weight</th><th>quantity</th><th>licence</th><th>source</th></tr>"
     return f'<div class="wide"><table>{head}{body}</table></div>'
 
 
-def _charts(rows: list[dict[str, Any]]) -> str:
+def _charts(rows: list[MetricsRow]) -> str:
     if not rows:
         return "<p>metrics.jsonl has no lines.</p>"
     steps = [row["step"] for row in rows]
     charts = [_chart("loss, weighted sum", steps, {"loss": [row["loss"] for row in rows]})]
     for term in sorted({name for row in rows for name in row["terms"]}):
         charts.append(_chart(f"{term}, unweighted", steps, {term: [row["terms"].get(term) for row in rows]}))
-    magnitude = {name: [row[f"output_{name}"] for row in rows] for name in ("center", "spread", "peak")}
+    magnitude = {
+        "center": [row["output_center"] for row in rows],
+        "spread": [row["output_spread"] for row in rows],
+        "peak": [row["output_peak"] for row in rows],
+    }
     charts.append(_chart("student's output", steps, magnitude))
     charts.append(_chart("gradient norm", steps, {"norm": [row.get("grad_norm") for row in rows]}))
     charts.append(_chart("learning rate", steps, {"lr": [row["lr"] for row in rows]}))
@@ -146,7 +150,7 @@ def _charts(rows: list[dict[str, Any]]) -> str:
     return "".join(charts)
 
 
-def _chart(title: str, steps: Sequence[int], series: dict[str, list[float | None]]) -> str:
+def _chart(title: str, steps: Sequence[int], series: Mapping[str, Sequence[float | None]]) -> str:
     """A line chart as SVG, the names of several lines below it; values missing or not finite leave a gap."""
     width, height, left, bottom, top = 420, 220, 66, 24, 28
     values = [v for line in series.values() for v in line if v is not None and np.isfinite(v)]

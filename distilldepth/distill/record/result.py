@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import distilldepth
 from distilldepth.distill.config import DistillConfig
-from distilldepth.distill.judge import Finding, as_dicts
+from distilldepth.distill.judge import Finding
+from distilldepth.distill.record.state import Agreement, AgreementRow, RunState
 from distilldepth.models import DepthModel
 from distilldepth.settings import to_toml
 from distilldepth.teachers.teacher import Teacher
@@ -24,16 +24,61 @@ class RunResult:
     """The run folder."""
     steps: int
     """Steps that the student was trained for."""
-    before: dict[str, Any]
+    before: Agreement
     """Agreement on held-out images before training, by teacher."""
-    after: dict[str, Any]
+    after: Agreement
     """The same after training."""
     seconds: float
     """Wall-clock time of training, resumed parts included."""
-    curve: list[dict[str, Any]] = field(default_factory=list)
+    curve: list[AgreementRow] = field(default_factory=list)
     """Agreement in the course of the run: `step`, `images`, `teachers` with scores by name."""
     findings: list[Finding] = field(default_factory=list)
     """What is wrong with the student, the worst first; empty if it is as it should be."""
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What is said of a teacher; see `ModelInfo`."""
+
+    name: str
+    weight: float
+    quantity: str
+    licence: str
+    source: str
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the model card and the page say of a run, ready for JSON with `dataclasses.asdict`."""
+
+    distilldepth: str
+    """Version, as that of torch."""
+    torch: str
+    command: str
+    student: str
+    family: str
+    quantity: str
+    parameters: int
+    initial_weights: str
+    """Where the student's weights came from."""
+    initial_licence: str
+    teachers: list[TeacherFacts]
+    images: str
+    steps: int
+    batch_size: int
+    """Images per optimiser step and process."""
+    size: str
+    seconds: float
+    skipped_samples: int
+    unreadable_images: int
+    before: Agreement
+    after: Agreement
+    agreement: list[AgreementRow]
+    changes: list[str]
+    findings: list[Finding]
+    config: str
+    """As a TOML file."""
 
 
 def run_facts(
@@ -43,41 +88,41 @@ def run_facts(
     images: str,
     result: RunResult,
     command: str,
-    state: dict[str, Any],
-) -> dict[str, Any]:
-    """Collect what the model card and the report say, as plain data."""
-    return {
-        "distilldepth": distilldepth.__version__,
-        "torch": torch.__version__,
-        "command": command,
-        "student": student.info.name,
-        "family": student.info.family,
-        "quantity": student.info.quantity,
-        "parameters": sum(parameter.numel() for parameter in student.parameters()),
-        "initial_weights": student.info.source,
-        "initial_licence": student.info.licence,
-        "teachers": [
-            {
-                "name": teacher.name,
-                "weight": teacher.weight,
-                "quantity": teacher.info.quantity,
-                "licence": teacher.info.licence,
-                "source": teacher.info.source,
-                "notes": list(teacher.info.notes),
-            }
+    state: RunState,
+) -> RunFacts:
+    """Collect what the model card and the page say."""
+    return RunFacts(
+        distilldepth=distilldepth.__version__,
+        torch=torch.__version__,
+        command=command,
+        student=student.info.name,
+        family=student.info.family,
+        quantity=student.info.quantity,
+        parameters=sum(parameter.numel() for parameter in student.parameters()),
+        initial_weights=student.info.source,
+        initial_licence=student.info.licence,
+        teachers=[
+            TeacherFacts(
+                teacher.name,
+                teacher.weight,
+                teacher.info.quantity,
+                teacher.info.licence,
+                teacher.info.source,
+                list(teacher.info.notes),
+            )
             for teacher in teachers
         ],
-        "images": images,
-        "steps": result.steps,
-        "batch_size": config.batch_size * config.grad_accumulation,
-        "size": config.size,
-        "seconds": round(result.seconds, 1),
-        "skipped_samples": state["skipped"],
-        "unreadable_images": state["unreadable"],
-        "before": result.before,
-        "after": result.after,
-        "agreement": result.curve,
-        "changes": state["changes"],
-        "findings": as_dicts(result.findings),
-        "config": to_toml(config),
-    }
+        images=images,
+        steps=result.steps,
+        batch_size=config.batch_size * config.grad_accumulation,
+        size=config.size,
+        seconds=round(result.seconds, 1),
+        skipped_samples=state.skipped,
+        unreadable_images=state.unreadable,
+        before=result.before,
+        after=result.after,
+        agreement=result.curve,
+        changes=state.changes,
+        findings=result.findings,
+        config=to_toml(config),
+    )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distilldepth.distill.terms.base import ObjectiveInputs, Term
+from distilldepth.distill.terms.base import Term
+from distilldepth.images.crops import Regions
 from distilldepth.losses.aligned_log import aligned_log_loss
+from distilldepth.models.base import DepthOutput
+from distilldepth.teachers.teacher import PseudoLabel
 
 
 class AlignedLogTerm(Term):
@@ -15,7 +18,7 @@ class AlignedLogTerm(Term):
 
     def __init__(self, weight: float, knee: float | None = None) -> None:
         super().__init__("aligned_log", weight)
-        self.knee = knee
+        self.knee = knee or None
 
-    def forward(self, inputs: ObjectiveInputs) -> Tensor:
-        return aligned_log_loss(inputs.prediction, inputs.pseudo_label, inputs.valid, knee=self.knee)
+    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
+        return aligned_log_loss(student.values, label.disparity, label.valid, knee=self.knee)

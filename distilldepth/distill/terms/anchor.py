@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from distilldepth.distill.terms.base import ObjectiveInputs, Term
+from distilldepth.distill.terms.base import Measured, Term
+from distilldepth.images.crops import Regions
 from distilldepth.losses.anchor import anchor_loss
+from distilldepth.models.base import DepthOutput
+from distilldepth.teachers.teacher import PseudoLabel
 
 
 class AnchorTerm(Term):
@@ -15,5 +20,9 @@ class AnchorTerm(Term):
         super().__init__("anchor", weight)
         self.center, self.spread = center, spread
 
-    def forward(self, inputs: ObjectiveInputs) -> Tensor:
-        return anchor_loss(inputs.prediction, inputs.valid, center=self.center, spread=self.spread)
+    @classmethod
+    def make(cls, weight: float, options: dict[str, Any], measured: Measured) -> Term | None:
+        return cls(weight, measured.center, measured.spread, **options)
+
+    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
+        return anchor_loss(student.values, label.valid, center=self.center, spread=self.spread)

@@ -5,37 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from distilldepth.images.crops import Regions
+from distilldepth.models.base import DepthOutput
+from distilldepth.teachers.teacher import PseudoLabel
 
-@dataclass
-class ObjectiveInputs:
-    """What the terms of an objective may look at; maps are disparity, larger = nearer."""
 
-    prediction: Tensor
-    """`(B, H, W)`, the student's map of the regions."""
-    pseudo_label: Tensor
-    """`(B, H, W)`, the teacher's map of the same regions."""
-    valid: Tensor | None = None
-    """bool `(B, H, W)`; None = all."""
-    patch_pseudo_labels: Tensor | None = None
-    """`(N, h, w)`, the teacher's maps of windows of the regions, of all images together."""
-    patch_valid: Tensor | None = None
-    """bool `(N, h, w)`; None = all."""
-    boxes: Tensor | None = None
-    """`(N, 4)` x0, y0, x1, y1 of the windows in pixels of the prediction, edges."""
-    image_index: Tensor | None = None
-    """`(N,)` int64, the image that each window is from."""
-    student_features: Mapping[str, Tensor] = field(default_factory=dict)
-    """Encoder features by name, each `(B, C, h, w)`."""
-    teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
-    """Encoder features by name, each `(B, C, h, w)`; empty if this teacher has none."""
-    teacher: str = ""
-    """Name of the teacher; chooses its projection where two teachers have equally wide features."""
-    inverse_depth: bool = False
-    """Whether the pseudo-label is inverse depth up to a scale, with no unknown shift."""
+@dataclass(frozen=True)
+class Measured:
+    """What is known of student and teachers when the terms are made."""
+
+    student_channels: int | None = None
+    """Width of the student's encoder features; None if it has none."""
+    teacher_channels: Mapping[str, int] = field(default_factory=dict)
+    """Width of the encoder features of each teacher that has any, by teacher."""
+    center: float = 0.5
+    """Median to which the student's output is drawn."""
+    spread: float = 0.15
+    """Mean absolute deviation to which it is drawn."""
 
 
 class Term(nn.Module):
@@ -54,14 +44,28 @@ class Term(nn.Module):
         self.name = name
         self.weight = float(weight)
 
-    def is_met(self, inputs: ObjectiveInputs) -> bool:
-        """Whether the inputs hold all that this term needs."""
-        patches = inputs.patch_pseudo_labels is not None
-        features = bool(inputs.student_features) and bool(inputs.teacher_features)
-        met = {"patches": patches, "features": features, "inverse_depth": inputs.inverse_depth}
+    @classmethod
+    def make(cls, weight: float, options: dict[str, Any], measured: Measured) -> Term | None:
+        """Return the term with the options of its row in the table; None where student or teachers cannot feed it."""
+        return cls(weight=weight, **options)
+
+    def is_met(self, student: DepthOutput, label: PseudoLabel) -> bool:
+        """Whether a batch holds all that this term needs."""
+        met = {
+            "patches": label.patch_disparity is not None,
+            "features": bool(student.features) and bool(label.features),
+            "inverse_depth": label.inverse_depth,
+        }
         return all(met[need] for need in self.needs)
 
-    def forward(self, inputs: ObjectiveInputs) -> Tensor:
+    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
+        """Return the value of a batch.
+
+        Args:
+            student: what the student says of the regions; `values` are disparity, larger = nearer.
+            label: what the teacher says of them.
+            regions: what was cut, as the student sees it.
+        """
         raise NotImplementedError
 
     def extra_repr(self) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from distilldepth.distill.terms.base import ObjectiveInputs, Term
+from distilldepth.distill.terms.base import Measured, Term
+from distilldepth.images.crops import Regions
 from distilldepth.losses.feature import feature_loss
+from distilldepth.models.base import DepthOutput
+from distilldepth.teachers.teacher import PseudoLabel
 
 
 class FeatureTerm(Term):
@@ -36,13 +40,19 @@ class FeatureTerm(Term):
             for width in self._widths.values()
         )
 
-    def is_met(self, inputs: ObjectiveInputs) -> bool:
-        return self.level in inputs.student_features and self.level in inputs.teacher_features
+    @classmethod
+    def make(cls, weight: float, options: dict[str, Any], measured: Measured) -> Term | None:
+        if not (measured.student_channels and measured.teacher_channels):
+            return None
+        return cls(weight, measured.student_channels, measured.teacher_channels, **options)
 
-    def forward(self, inputs: ObjectiveInputs) -> Tensor:
-        teacher = inputs.teacher_features[self.level]
-        student = self._projection(inputs.teacher, teacher.shape[1])(inputs.student_features[self.level].float())
-        return feature_loss(student, teacher, tolerance=self.tolerance)
+    def is_met(self, student: DepthOutput, label: PseudoLabel) -> bool:
+        return self.level in student.features and self.level in label.features
+
+    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
+        target = label.features[self.level]
+        projected = self._projection(label.teacher, target.shape[1])(student.features[self.level].float())
+        return feature_loss(projected, target, tolerance=self.tolerance)
 
     def _projection(self, name: str, width: int) -> nn.Module:
         fitting = [i for i, known in enumerate(self._widths.items()) if known[1] == width and name in ("", known[0])]
@@ -50,6 +60,6 @@ class FeatureTerm(Term):
             known = ", ".join(f"{key} ({value})" for key, value in self._widths.items())
             raise ValueError(
                 f"FeatureTerm: teacher features must come from one of {known}, got {width} channels of {name or 'a'} "
-                f"teacher; name the teacher in ObjectiveInputs.teacher"
+                f"teacher; name the teacher in PseudoLabel.teacher"
             )
         return self.projections[fitting[0]]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distilldepth.distill.terms.base import ObjectiveInputs, Term
+from distilldepth.distill.terms.base import Term
+from distilldepth.images.crops import Regions
 from distilldepth.losses.gradient import gradient_loss
+from distilldepth.models.base import DepthOutput
+from distilldepth.teachers.teacher import PseudoLabel
 
 
 class GradientTerm(Term):
@@ -15,5 +18,5 @@ class GradientTerm(Term):
         super().__init__("gradient", weight)
         self.scales = scales
 
-    def forward(self, inputs: ObjectiveInputs) -> Tensor:
-        return gradient_loss(inputs.prediction, inputs.pseudo_label, inputs.valid, scales=self.scales)
+    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
+        return gradient_loss(student.values, label.disparity, label.valid, scales=self.scales)

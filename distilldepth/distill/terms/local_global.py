@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distilldepth.distill.terms.base import ObjectiveInputs, Term
+from distilldepth.distill.terms.base import Term
 from distilldepth.distill.terms.shared_context import segments_of
+from distilldepth.images.crops import Regions
 from distilldepth.losses.pixel import absolute_difference
+from distilldepth.models.base import DepthOutput
 from distilldepth.ops import crop_ssi_loss, sample_crops
 from distilldepth.reference.crop_ssi import per_crop_mean
+from distilldepth.teachers.teacher import PseudoLabel
 
 
 class LocalGlobalTerm(Term):
@@ -20,17 +23,11 @@ class LocalGlobalTerm(Term):
         super().__init__("local_global", weight)
         self.segments, self.contexts = segments_of(normalisation), contexts
 
-    def forward(self, inputs: ObjectiveInputs) -> Tensor:
-        prediction, targets, boxes = inputs.prediction, inputs.patch_pseudo_labels, inputs.boxes
+    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
+        prediction, targets, valid = student.values, label.patch_disparity, label.patch_valid
+        assert targets is not None, "is_met was asked before"
+        boxes, index = regions.boxes.flatten(0, 1), regions.image_index
         if not self.segments:
-            crops = sample_crops(prediction, boxes, inputs.image_index, targets.shape[-2:])
-            return per_crop_mean(absolute_difference(crops, targets, inputs.patch_valid), inputs.patch_valid)
-        return crop_ssi_loss(
-            prediction,
-            targets,
-            boxes,
-            inputs.image_index,
-            inputs.patch_valid,
-            segments=self.segments,
-            contexts=self.contexts,
-        )
+            crops = sample_crops(prediction, boxes, index, targets.shape[-2:])
+            return per_crop_mean(absolute_difference(crops, targets, valid), valid)
+        return crop_ssi_loss(prediction, targets, boxes, index, valid, segments=self.segments, contexts=self.contexts)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distilldepth.distill.terms.base import ObjectiveInputs, Term
+from distilldepth.distill.terms.base import Term
 from distilldepth.distill.terms.table import NORMALISATIONS
 from distilldepth.errors import did_you_mean
+from distilldepth.images.crops import Regions
 from distilldepth.losses.pixel import l1_loss
+from distilldepth.models.base import DepthOutput
 from distilldepth.ops import hybrid_norm_loss
+from distilldepth.teachers.teacher import PseudoLabel
 
 
 class SharedContextTerm(Term):
@@ -18,11 +21,11 @@ class SharedContextTerm(Term):
         super().__init__("shared_context", weight)
         self.segments, self.contexts = segments_of(normalisation), contexts
 
-    def forward(self, inputs: ObjectiveInputs) -> Tensor:
+    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
         if not self.segments:
-            return l1_loss(inputs.prediction, inputs.pseudo_label, inputs.valid)
+            return l1_loss(student.values, label.disparity, label.valid)
         return hybrid_norm_loss(
-            inputs.prediction, inputs.pseudo_label, inputs.valid, segments=self.segments, contexts=self.contexts
+            student.values, label.disparity, label.valid, segments=self.segments, contexts=self.contexts
         )
 
 

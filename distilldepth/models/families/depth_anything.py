@@ -109,7 +109,8 @@ class OfficialPositionEmbeddings(Dinov2Embeddings):
         """Return `(1, 1 + tokens, C)` position embeddings for an input of `height` x `width` pixels."""
         positions = self.position_embeddings
         side = math.isqrt(positions.shape[1] - 1)
-        rows, columns = height // self.patch_size, width // self.patch_size
+        patch: Any = self.patch_size  # To transformers it may have two sides.
+        rows, columns = height // patch, width // patch
         if rows == columns == side:
             return positions
         grid = positions[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
@@ -131,6 +132,8 @@ class DepthAnythingDepth(DepthModel):
     ) -> None:
         super().__init__(info, preprocessing)
         self.network = network
+        config: Any = network.config  # To transformers a patch may have two sides.
+        self._patch: int = config.patch_size
         self.official_positions = official_positions
         if official_positions:
             embeddings = OfficialPositionEmbeddings(network.backbone.config)
@@ -139,7 +142,8 @@ class DepthAnythingDepth(DepthModel):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        config, backbone = self.network.config, self.network.config.backbone_config
+        config = self.network.config
+        backbone: Any = config.backbone_config  # To transformers it may be one of many classes.
         return {
             "hidden": backbone.hidden_size,
             "layers": backbone.num_hidden_layers,
@@ -157,7 +161,7 @@ class DepthAnythingDepth(DepthModel):
         }
 
     def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
-        patch = self.network.config.patch_size
+        patch = self._patch
         height, width = images.shape[-2:]
         if height % patch or width % patch:
             raise ValueError(
@@ -213,7 +217,7 @@ def _config(options: dict[str, Any]) -> DepthAnythingConfig:
         num_attention_heads=options["heads"],
         mlp_ratio=options["mlp_ratio"],
         use_swiglu_ffn=options["swiglu"],
-        out_indices=[tap + 1 for tap in options["taps"]],
+        out_indices=[tap + 1 for tap in options["taps"]],  # type: ignore[call-arg]  # A property, which it takes too.
         apply_layernorm=True,
         reshape_hidden_states=False,
         layerscale_value=1.0,

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+
+# Not from `diffusers` itself, where mypy takes what stands in for them without torch.
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,6 +114,23 @@ ARCHITECTURE = {
 _TEXT_TOKENS = 2
 
 
+@dataclass(frozen=True)
+class LatentUse:
+    """How a U-Net of diffusion is used for one step of depth."""
+
+    timestep: int
+    """The constant time that the U-Net is told."""
+    sign: float
+    """-1 for GenPercept, +1 where the clean latent is predicted (Lotus)."""
+    fold: int = 1
+    """Side of the square of pixels that is folded into channels before the VAE; 1 for none."""
+    output: str = "clamp"
+    """`clamp`: values clamped to [0, 1] in evaluation and left free in training, where a clamp would have no gradient
+    outside; `sigmoid`: `sigmoid(y)`, bounded in both."""
+    train_vae: bool = False
+    """Whether the VAE is trained too."""
+
+
 class OneStepLatentDepth(DepthModel):
     """One deterministic pass through a latent diffusion network.
 
@@ -121,13 +143,11 @@ class OneStepLatentDepth(DepthModel):
         preprocessing: its mean and deviation must be 0.5, which is the range [-1, 1] of the VAE.
         vae, unet: the two networks.
         context: `(1, tokens, C)` encoded empty prompt.
-        timestep: the constant time that the U-Net is told.
-        sign: -1 for GenPercept, +1 where the clean latent is predicted (Lotus).
-        fold: side of the square of pixels that is folded into channels before the VAE; 1 for none.
-        output: `clamp`: values clamped to [0, 1] in evaluation and left free in training, where a clamp would have no
-            gradient outside; `sigmoid`: `sigmoid(y)`, bounded in both.
-        train_vae: whether the VAE is trained too.
+        use: how the two are put together.
     """
+
+    context: Tensor
+    class_label: Tensor | None
 
     def __init__(
         self,
@@ -136,24 +156,15 @@ class OneStepLatentDepth(DepthModel):
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
         context: Tensor,
-        *,
-        timestep: int,
-        sign: float,
-        fold: int = 1,
-        output: str = "clamp",
-        train_vae: bool = False,
+        use: LatentUse,
     ) -> None:
         super().__init__(info, preprocessing)
         self.vae = vae
         self.unet = unet
         self.register_buffer("context", context)
-        self.timestep = timestep
-        self.sign = sign
-        self.fold = fold
-        self.output = output
-        self.train_vae = train_vae
-        vae.requires_grad_(train_vae)
-        if unet.config.class_embed_type == "projection":
+        self.use = use
+        vae.requires_grad_(use.train_vae)
+        if unet.config["class_embed_type"] == "projection":
             # the task label of Lotus: depth, not image reconstruction
             label = torch.tensor([[math.sin(1), math.sin(0), math.cos(1), math.cos(0)]])
             self.register_buffer("class_label", label, persistent=False)
@@ -165,11 +176,7 @@ class OneStepLatentDepth(DepthModel):
         return {
             "vae": _public(self.vae.config),
             "unet": _public(self.unet.config),
-            "timestep": self.timestep,
-            "sign": self.sign,
-            "fold": self.fold,
-            "output": self.output,
-            "train_vae": self.train_vae,
+            **dataclasses.asdict(self.use),
         }
 
     def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
@@ -180,28 +187,28 @@ class OneStepLatentDepth(DepthModel):
                 f"OneStepLatentDepth.forward: sides of images must be multiples of {multiple}, got {height}x{width}; "
                 "use estimate() or predict() for images of any size"
             )
-        scale, count = self.vae.config.scaling_factor, len(images)
+        scale, count = self.vae.config["scaling_factor"], len(images)
         pixels = self.normalise(images)
-        if self.fold > 1:
-            pixels = F.pixel_unshuffle(pixels, self.fold)
+        if self.use.fold > 1:
+            pixels = F.pixel_unshuffle(pixels, self.use.fold)
         latent = self.vae.encode(pixels).latent_dist.mode() * scale
         deepest: list[Tensor] = []
         hook = self.unet.mid_block.register_forward_hook(lambda *args: deepest.append(args[2])) if features else None
         try:
             velocity = self.unet(
                 latent,
-                self.timestep,
+                self.use.timestep,
                 encoder_hidden_states=self.context.expand(count, -1, -1),
                 class_labels=None if self.class_label is None else self.class_label.expand(count, -1),
             ).sample
         finally:
             if hook is not None:
                 hook.remove()
-        decoded = self.vae.decode(self.sign * velocity / scale).sample
-        if self.fold > 1:
-            decoded = F.pixel_shuffle(decoded, self.fold)
+        decoded = self.vae.decode(self.use.sign * velocity / scale).sample
+        if self.use.fold > 1:
+            decoded = F.pixel_shuffle(decoded, self.use.fold)
         decoded = decoded.mean(1)
-        if self.output == "sigmoid":
+        if self.use.output == "sigmoid":
             values = torch.sigmoid(decoded.float())
         else:
             values = ((decoded if self.training else decoded.clamp(-1, 1)) + 1) / 2
@@ -232,8 +239,10 @@ def build(
     inference = options.pop("inference", {})
     vae = AutoencoderKL.from_config(options.pop("vae"))
     unet = UNet2DConditionModel.from_config(options.pop("unet"))
-    context = torch.randn(1, _TEXT_TOKENS, unet.config.cross_attention_dim)
-    return OneStepLatentDepth(info, preprocessing or _preprocessing(**inference), vae, unet, context, **options)
+    context = torch.randn(1, _TEXT_TOKENS, unet.config["cross_attention_dim"])
+    return OneStepLatentDepth(
+        info, preprocessing or _preprocessing(**inference), vae, unet, context, LatentUse(**options)
+    )
 
 
 def _preprocessing(size: int = 768, resize_policy: str = "upper-bound") -> Preprocessing:
@@ -290,29 +299,28 @@ def load(candidate: Candidate) -> OneStepLatentDepth:
         base = _base_folder(request.base, request.offline, has_vae=has_vae)
     vae = _load_vae(root if has_vae else base, root)
     context = _context(root if _has_context(root) else base)
-    if context.shape[-1] != unet.config.cross_attention_dim:
+    if context.shape[-1] != unet.config["cross_attention_dim"]:
         raise DistillDepthError(
             f"load_model: the text context of {base} has width {context.shape[-1]}, the U-Net of "
-            f"{unet_path} wants {unet.config.cross_attention_dim}; name the right base"
+            f"{unet_path} wants {unet.config['cross_attention_dim']}; name the right base"
         )
     variant = VARIANTS["lotus" if lotus else "genpercept"]
     known = entry or registry.ENTRIES[f"{'lotus' if lotus else 'genpercept'}-{kind}"]
     info = ModelInfo(candidate.name, FAMILY, kind, known.licence, str(path))
-    return OneStepLatentDepth(
-        info, _preprocessing(), vae, unet, context, timestep=variant["timestep"], sign=variant["sign"]
-    )
+    use = LatentUse(variant["timestep"], variant["sign"])
+    return OneStepLatentDepth(info, _preprocessing(), vae, unet, context, use)
 
 
 def _load_unet(path: Path, entry: registry.Entry | None) -> tuple[UNet2DConditionModel, bool]:
     """The U-Net, and whether it is one of Lotus."""
     unet = _load_part(UNet2DConditionModel, path, _SD_UNET)
-    lotus = unet.config.class_embed_type == "projection" if entry is None else entry.variant == "lotus"
-    if unet.config.in_channels != unet.config.out_channels:
+    lotus = unet.config["class_embed_type"] == "projection" if entry is None else entry.variant == "lotus"
+    if unet.config["in_channels"] != unet.config["out_channels"]:
         raise DistillDepthError(
-            f"load_model: {path} takes {unet.config.in_channels} channels, image and noise; only one-step models "
+            f"load_model: {path} takes {unet.config['in_channels']} channels, image and noise; only one-step models "
             "without noise (GenPercept, Lotus-D) are supported"
         )
-    if lotus != (unet.config.class_embed_type == "projection"):
+    if lotus != (unet.config["class_embed_type"] == "projection"):
         raise DistillDepthError(f"load_model: {path} is {'not ' if lotus else ''}a Lotus network; name the right model")
     return unet, lotus
 

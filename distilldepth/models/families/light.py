@@ -59,7 +59,9 @@ class Residual(nn.Module):
         super().__init__()
         self.first = ConvNormAct(width, width)
         self.second = ConvNormAct(width, width, act=False)
-        nn.init.zeros_(self.second[1].weight)
+        norm = self.second[1]
+        assert isinstance(norm, nn.BatchNorm2d)
+        nn.init.zeros_(norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.second(self.first(x)))

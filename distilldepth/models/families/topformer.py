@@ -99,8 +99,9 @@ class ConvNorm(nn.Sequential):
         self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, *, groups: int = 1, scale: float = 1.0
     ) -> None:
         convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-        super().__init__(convolution, nn.BatchNorm2d(outputs))
-        nn.init.constant_(self[1].weight, scale)
+        norm = nn.BatchNorm2d(outputs)
+        super().__init__(convolution, norm)
+        nn.init.constant_(norm.weight, scale)
 
 
 class InvertedResidual(nn.Module):
@@ -223,7 +224,7 @@ class Encoder(nn.Module):
         for level in self.levels[1:]:
             x = level(x)
             tokens.append(x)
-        size = [math.ceil(side / 2) for side in x.shape[-2:]]
+        size = math.ceil(x.shape[-2] / 2), math.ceil(x.shape[-1] / 2)
         pooled = torch.cat([F.adaptive_avg_pool2d(token, size) for token in tokens], 1)
         parts = self.context(pooled).split(self.token_widths, 1)
         return [inject(token, part) for inject, token, part in zip(self.injections, tokens, parts, strict=True)]
@@ -275,15 +276,11 @@ class Decoder(nn.Module):
         self.fusions = nn.ModuleList(
             Fusion(lateral, width, out) for lateral, width, out in zip(widths[:-1], decoder, outputs, strict=True)
         )
-        self.head = nn.Sequential(
-            nn.Conv2d(decoder[0], decoder[0] // 2, 3, padding=1),
-            nn.BatchNorm2d(decoder[0] // 2),
-            nn.ReLU(),
-            nn.Conv2d(decoder[0] // 2, 1, 3, padding=1),
-        )
+        first, last = nn.Conv2d(decoder[0], decoder[0] // 2, 3, padding=1), nn.Conv2d(decoder[0] // 2, 1, 3, padding=1)
+        self.head = nn.Sequential(first, nn.BatchNorm2d(decoder[0] // 2), nn.ReLU(), last)
         _initialise(self)
         # Starts the sigmoid near one half, where its slope is largest.
-        nn.init.normal_(self.head[-1].weight, std=0.01)
+        nn.init.normal_(last.weight, std=0.01)
 
     def forward(self, levels: Sequence[Tensor], half: Sequence[int]) -> Tensor:
         x = self.deepest(levels[-1])

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForDepthEstimation
+from transformers import AutoConfig, AutoModelForDepthEstimation, PreTrainedModel
 
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.models import bounds
@@ -32,7 +32,7 @@ inverse depth up to the image's own unknown scale."""
 
 _HALF = (0.5, 0.5, 0.5)
 _ENCODERS = ("backbone", "dpt", "glpn", "depth_pro", "vision_model")
-_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+_RESAMPLING: dict[object, str] = {2: "bilinear", 3: "bicubic"}
 
 # Tensors without which the network computes the same. The first fusion layer has nothing to fuse, so that its
 # `residual_layer1` never runs and some published files lack it; the others are constants that the library computes.
@@ -52,7 +52,9 @@ class TransformersDepth(DepthModel):
     With `square`, the network takes square inputs only; any other input is resized to `preprocessing.size` and back.
     """
 
-    def __init__(self, info: ModelInfo, preprocessing: Preprocessing, network: nn.Module, *, square: bool) -> None:
+    def __init__(
+        self, info: ModelInfo, preprocessing: Preprocessing, network: PreTrainedModel, *, square: bool
+    ) -> None:
         super().__init__(info, preprocessing)
         self.network = network
         self.square = square
@@ -62,7 +64,7 @@ class TransformersDepth(DepthModel):
         return {"config": json.loads(self.network.config.to_json_string(use_diff=False)), "square": self.square}
 
     def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
-        size = tuple(images.shape[-2:])
+        size = images.shape[-2], images.shape[-1]
         multiple = self.preprocessing.multiple
         pixels = self.normalise(images)
         if self.square and (size[0] != size[1] or size[0] % multiple):
