@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.device import autocast
-from distilldepth.errors import DistillDepthError, UsageError, one_line
+from distilldepth.errors import DistillDepthError, one_line
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import choose_policy
 
@@ -142,17 +141,6 @@ def estimate_batch(
         for part in (batch[:half], batch[half:])
         for result in estimate_batch(model, part, device, precision=precision, size=size)
     ]
-
-
-def check_side(model: DepthModel, device: torch.device, size: tuple[int, int]) -> None:
-    """Raise UsageError if one image at a (height, width) that was asked for is beyond the memory of the device."""
-    check_memory(
-        network_bytes(size[0] * size[1]),
-        f"{size[0]} x {size[1]} pixels in {model.info.name}",
-        "use a smaller --size",
-        device=device,
-        error=UsageError,
-    )
 
 
 def without_relief(maps: Tensor) -> Tensor:
