@@ -578,6 +578,14 @@ def test_wrong_usage_is_exit_2(args, message):
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_run_goes_on_in_the_precision_it_was_started_in(pairs, tmp_path, monkeypatch):
+    for gain, resume in ((9.0, ""), (1.0, "auto")):
+        monkeypatch.setattr("distilldepth.machine.bfloat16_gain", lambda kind, gain=gain: gain)
+        result = evaluate("distilldepth-mini", pairs, device="cpu", out=tmp_path / "out", resume=resume)
+        assert result.metadata.precision == "bfloat16"
+    assert result.metadata.resumed_after == 5
+
+
 def test_options_are_given_as_one_or_by_name(pairs):
     options = EvaluateOptions(batch_size=2, limit=3)
     together = evaluate("baseline:ramp", pairs, options=options, protocol="affine-depth")
