@@ -21,7 +21,7 @@ from waiting import patience_s, wait_until
 from distilldepth.cli.main import cli
 from distilldepth.datasets.open import SCENE_SEED
 from distilldepth.datasets.truth import Dataset, Item, Truth
-from distilldepth.evaluate import choose_protocol, evaluate, open_data, read_evaluation
+from distilldepth.evaluate import EvaluateOptions, choose_protocol, evaluate, open_data, read_evaluation
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
 
@@ -576,6 +576,33 @@ def test_wrong_usage_is_exit_2(args, message):
     assert result.exit_code == 2, result.stderr
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_run_goes_on_in_the_precision_it_was_started_in(pairs, tmp_path, monkeypatch):
+    for gain, resume in ((9.0, ""), (1.0, "auto")):
+        monkeypatch.setattr("distilldepth.machine.bfloat16_gain", lambda kind, gain=gain: gain)
+        result = evaluate("distilldepth-mini", pairs, device="cpu", out=tmp_path / "out", resume=resume)
+        assert result.metadata.precision == "bfloat16"
+    assert result.metadata.resumed_after == 5
+
+
+def test_options_are_given_as_one_or_by_name(pairs):
+    options = EvaluateOptions(batch_size=2, limit=3)
+    together = evaluate("baseline:ramp", pairs, options=options, protocol="affine-depth")
+    alone = evaluate("baseline:ramp", pairs, batch_size=2, limit=3, protocol="affine-depth")
+    assert len(together.samples) == 3
+    assert together.samples == alone.samples
+    with pytest.raises(TypeError, match="no option 'bath_size'; did you mean 'batch_size'"):
+        evaluate("baseline:ramp", pairs, bath_size=2)
+
+
+def test_rows_read_like_the_dictionaries_that_they_become():
+    (sample,) = evaluate("baseline:ramp", "scenes:1").samples
+    assert dict(sample) == sample.to_dict()
+    assert sample["metrics"]["abs_rel"] == sample.metrics["abs_rel"]
+    assert "digest" not in sample
+    with pytest.raises(KeyError, match="digest"):
+        sample["digest"]
 
 
 def test_the_words_of_the_command_are_those_of_the_library():

@@ -72,6 +72,9 @@ def check(dataset: Dataset, workers: int = 2, limit: int | None = None, all: boo
         limit: read at most so many samples, spread evenly; None for 50.
         all: read every sample.
 
+    Returns:
+        What is in it, and lines on what looks wrong.
+
     Raises:
         ValueError: `workers` or `limit` below 1.
     """

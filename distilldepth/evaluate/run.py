@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from distilldepth.evaluate.doubts import TRUTH_SCALE
 from distilldepth.evaluate.options import EvaluateOptions, with_changes
 from distilldepth.evaluate.predictions import StoredPredictions
 from distilldepth.evaluate.protocol import Protocol, Rules, choose_protocol
-from distilldepth.evaluate.record.folder import PREDICTIONS, RunFolder, check_folder, describe_run
+from distilldepth.evaluate.record.folder import PREDICTIONS, RunFolder, check_folder, describe_run, precision_of_run
 from distilldepth.evaluate.record.result import Evaluation
 from distilldepth.evaluate.record.rows import Doubt, Failure, Metadata, ScoredModel
 from distilldepth.evaluate.record.saved_maps import check_distinct, write_index
@@ -106,6 +107,10 @@ def _folder(options: EvaluateOptions) -> Path | None:
 
 def _make_estimator(model: str | Path | DepthModel, options: EvaluateOptions) -> Estimator:
     """The model on its device; what would fail for every sample is said before the first."""
+    folder = _folder(options)
+    if folder is not None and options.resume and options.precision == "auto":
+        # What auto means is measured, and where the two are close it is not the same every time.
+        options = replace(options, precision=precision_of_run(folder) or "auto")
     options = options.settle(model)
     opened = open_model(model, options.offline)
     if options.save_predictions == "kitti":

@@ -21,6 +21,7 @@ from distilldepth.folders import LOCK, FolderKind, claim_folder
 from distilldepth.formats.table import STORED
 from distilldepth.models.base import DepthModel
 from distilldepth.models.digest import model_digest
+from distilldepth.words import FLOATS
 
 PROGRESS, RUN, PREDICTIONS = "progress.jsonl", "run.json", "predictions"
 EVALUATION = FolderKind(
@@ -80,6 +81,15 @@ def _saved_maps(folder: Path) -> list[Path]:
         for dataset, name in names
         if isinstance(dataset, str) and isinstance(name, str)
     ]
+
+
+def precision_of_run(folder: Path) -> str | None:
+    """Return what the run in a folder computes in; None if there is no run, or its records do not say it."""
+    try:
+        precision = read_json(folder / RUN).get("precision")
+    except DistillDepthError:
+        return None
+    return precision if precision in FLOATS else None
 
 
 def describe_run(
