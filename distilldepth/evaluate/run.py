@@ -19,7 +19,7 @@ from distilldepth.evaluate.baselines import open_model
 from distilldepth.evaluate.doubts import TRUTH_SCALE
 from distilldepth.evaluate.options import EvaluateOptions, with_changes
 from distilldepth.evaluate.predictions import StoredPredictions
-from distilldepth.evaluate.protocol import Protocol, Rules, choose_protocol
+from distilldepth.evaluate.protocol import PROTOCOLS, Protocol, Rules, choose_protocol
 from distilldepth.evaluate.record.folder import PREDICTIONS, RunFolder, check_folder, describe_run, precision_of_run
 from distilldepth.evaluate.record.result import Evaluation
 from distilldepth.evaluate.record.rows import Doubt, Failure, Metadata, ScoredModel
@@ -54,11 +54,13 @@ def evaluate(
     """
     options = with_changes(options or EvaluateOptions(), changes, "evaluate")
     _check_output(options, model)
+    # What costs nothing to find out is found out before a model is loaded, which may take minutes.
+    datasets = _find_data(data, options)
+    scale_notes = check_any_readable(datasets)
     estimator = _make_estimator(model, options)
     info = estimator.model.info
     protocol = _find_protocol(info.quantity, options)
-    datasets = _find_data(data, protocol, options)
-    scale_notes = check_any_readable(datasets)
+    _check_fields(datasets, protocol, options)
     rules = _find_rules(datasets, protocol, info.quantity)
     tasks, missing = _plan(estimator.model, datasets, rules, options.save_predictions)
     advance = options.start(len(tasks)) if options.start is not None else lambda count: None
@@ -129,16 +131,23 @@ def _find_protocol(quantity: str, options: EvaluateOptions) -> Protocol:
     return options.protocol.for_quantity(quantity)
 
 
-def _find_data(data: Data, protocol: Protocol, options: EvaluateOptions) -> list[Dataset]:
+def _find_data(data: Data, options: EvaluateOptions) -> list[Dataset]:
     """The datasets, opened with the ground truth that the protocol scores against."""
-    datasets = open_data(
+    protocol = options.protocol if isinstance(options.protocol, Protocol) else PROTOCOLS.get(options.protocol or "")
+    asked = (options.overrides or {}).get("field")
+    fields = {kind: asked or (protocol.rules(kind).field if protocol else "") for kind in BENCHMARKS}
+    return open_data(
         data,
         root=options.root,
         split=options.split,
         limit=options.limit,
-        fields={kind: field for kind in BENCHMARKS if (field := protocol.rules(kind).field)},
+        fields={kind: field for kind, field in fields.items() if field},
         truth_scale=options.truth_scale,
     )
+
+
+def _check_fields(datasets: list[Dataset], protocol: Protocol, options: EvaluateOptions) -> None:
+    """Raise if a dataset has been opened with another ground truth than it is scored against."""
     if (options.overrides or {}).get("field") and not any(dataset.fields for dataset in datasets):
         raise ValueError("evaluate: field chooses among several, and the data has one kind of ground truth only")
     for dataset in datasets:
@@ -148,7 +157,6 @@ def _find_data(data: Data, protocol: Protocol, options: EvaluateOptions) -> list
                 f"{dataset.name}: the protocol {protocol.name} scores against the {wanted} ground truth, and the "
                 f"dataset was opened with {dataset.field}; override field, or open it with field={wanted!r}"
             )
-    return datasets
 
 
 def _find_rules(datasets: list[Dataset], protocol: Protocol, quantity: str) -> dict[str, Rules]:
