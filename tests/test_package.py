@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -108,6 +109,37 @@ def test_circles_are_found():
 )
 def test_imports_are_found_in_every_form(source, found):
     assert named_modules(source, "distilldepth.models") == found
+
+
+DRAWINGS = {"corridor", "desk", "room", "pile", "street", "terrain"}
+"""Layouts of scenes: long lists of what stands where."""
+
+
+def functions() -> Iterator[tuple[Path, ast.FunctionDef]]:
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                yield path, node
+
+
+def test_functions_fit_on_a_screen():
+    long = []
+    for path, node in functions():
+        lines = node.end_lineno - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
+        if lines > 62 and not (part_of(path) == "scenes" and node.name in DRAWINGS):
+            long.append(f"{path.relative_to(REPOSITORY)}: {node.name} has {lines} lines")
+    assert not long, long
+
+
+def test_public_functions_take_eight_arguments_at_most():
+    # Kernels take what the schema of their operation says, commands what can be typed, brushes of scenes colours.
+    wide = []
+    for path, node in functions():
+        names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        count = len(names) - (names[:1] in (["self"], ["cls"]))
+        if count > 8 and not node.name.startswith("_") and part_of(path) not in ("kernels", "cli", "scenes"):
+            wide.append(f"{path.relative_to(REPOSITORY)}: {node.name} takes {count}")
+    assert not wide, wide
 
 
 def test_triton_is_imported_in_kernels_only():
