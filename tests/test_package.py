@@ -179,6 +179,12 @@ def test_import_is_cheap(statement, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_jobs_do_not_import_the_compiler_of_torch(tmp_path):
+    jobs = "distilldepth.predict.run, distilldepth.evaluate.run, distilldepth.distill.trainer"
+    done = run_python(f"import sys, distilldepth.ops, {jobs}\nassert 'torch._dynamo' not in sys.modules", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_package_is_the_command(tmp_path):
     for words, start in (("--version", "distilldepth 0."), ("predict --help", "Usage: distilldepth predict ")):
         command = [sys.executable, "-m", "distilldepth", *words.split()]

@@ -81,7 +81,6 @@ def prepare(student: Tensor, teacher: Tensor, valid: Tensor | None) -> tuple[Ten
     )
 
 
-@torch.compiler.assume_constant_result
 def _choose(op: str, device_type: str, dtype: torch.dtype) -> str:
     """`active_backend` for constants, so that torch.compile takes its answer as one."""
     available = available_backends(op, device_type, dtype)
@@ -97,6 +96,11 @@ def _choose(op: str, device_type: str, dtype: torch.dtype) -> str:
             f"{str(dtype).removeprefix('torch.')}{why}; unset it or use {' or '.join(available)}"
         )
     return forced
+
+
+# What torch.compiler.assume_constant_result does, without what it imports: torch's whole compiler, for a second and a half
+# of every command that never compiles.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
