@@ -508,7 +508,7 @@ def test_images_of_one_size_share_a_batch(tmp_path):
     for index in range(7):
         photograph(20, 30 if index % 2 else 40, index).save(tmp_path / f"{index}.png")
     shade = Shade()
-    report = predict_files(tmp_path, tmp_path / "out", model=shade, options=PredictOptions(batch_size=3))
+    report = predict_files(tmp_path, tmp_path / "out", model=shade, batch_size=3)
     assert sorted(shade.batches) == [1, 3, 3]
     assert [Path(entry["source"]).stem for entry in report.written] == list("0123456")
     assert report.notes == ("a note",)
@@ -674,3 +674,8 @@ def test_ply_through_the_command(run, tmp_path):
 def test_a_picture_of_another_size_is_refused(tmp_path):
     with pytest.raises(ValueError, match="map's size"):
         write_point_cloud(tmp_path / "c.ply", np.ones((4, 4)), np.zeros((5, 4, 3), np.uint8), "depth")
+
+
+def test_an_option_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(TypeError, match="predict_files: has no option 'batchsize'; did you mean 'batch_size'"):
+        predict_files(tmp_path, tmp_path / "out", batchsize=3)

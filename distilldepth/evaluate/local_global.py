@@ -21,7 +21,7 @@ from distilldepth.depth import to_disparity
 from distilldepth.documents import Record
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.baselines import load_baseline, open_model
-from distilldepth.evaluate.options import AnalysisOptions, with_changes
+from distilldepth.evaluate.options import AnalysisOptions
 from distilldepth.evaluate.record.rows import Failure, ScoredModel
 from distilldepth.evaluate.statistics import bootstrap_interval
 from distilldepth.inference.batches import LoadedImage, reason
@@ -260,7 +260,7 @@ def local_global(
 
     Source: Distill Any Depth (2025), Fig. 2 (global and local least squares) and Fig. 5 (whole image and crop).
     """
-    options = with_changes(options or AnalysisOptions(), changes, "local_global")
+    options = (options or AnalysisOptions()).changed(changes, "local_global")
     shares = _check(options)
     opened = open_data(datasets, root=options.root, limit=options.limit)
     items = [item for dataset in opened for item in dataset.items[: options.limit]]

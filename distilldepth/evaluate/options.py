@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from distilldepth.datasets.kitti_official import TEST_COUNT
-from distilldepth.errors import did_you_mean
 from distilldepth.evaluate.protocol import Protocol
 from distilldepth.inference.estimator import InferenceOptions
 
@@ -72,19 +71,3 @@ class SubmissionOptions(InferenceOptions):
     expected: int = TEST_COUNT
     """How many images the server wants."""
     start: Start | None = None
-
-
-Options = TypeVar("Options", EvaluateOptions, AnalysisOptions, SubmissionOptions)
-
-
-def with_changes(options: Options, changes: Mapping[str, Any], function: str) -> Options:
-    """Return the options with those replaced that a function was given by name.
-
-    Raises:
-        TypeError: there is no such option.
-    """
-    known = [option.name for option in fields(options)]
-    for name in changes:
-        if name not in known:
-            raise TypeError(f"{function}: has no option {name!r}{did_you_mean(name, known)}")
-    return replace(options, **changes)

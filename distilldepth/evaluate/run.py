@@ -17,7 +17,7 @@ from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.aggregate import mean_metrics, summarise
 from distilldepth.evaluate.baselines import open_model
 from distilldepth.evaluate.doubts import TRUTH_SCALE
-from distilldepth.evaluate.options import EvaluateOptions, with_changes
+from distilldepth.evaluate.options import EvaluateOptions
 from distilldepth.evaluate.predictions import StoredPredictions
 from distilldepth.evaluate.protocol import PROTOCOLS, Protocol, Rules, choose_protocol
 from distilldepth.evaluate.record.folder import PREDICTIONS, RunFolder, check_folder, describe_run, precision_of_run
@@ -52,7 +52,7 @@ def evaluate(
             something else.
         TypeError: no such option.
     """
-    options = with_changes(options or EvaluateOptions(), changes, "evaluate")
+    options = (options or EvaluateOptions()).changed(changes, "evaluate")
     _check_output(options, model)
     # What costs nothing to find out is found out before a model is loaded, which may take minutes.
     datasets = _find_data(data, options)

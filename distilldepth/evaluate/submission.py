@@ -11,7 +11,7 @@ from distilldepth.datasets.kitti_official import TEST_COUNT
 from distilldepth.datasets.truth import Item
 from distilldepth.documents import Record
 from distilldepth.errors import DistillDepthError
-from distilldepth.evaluate.options import SubmissionOptions, with_changes
+from distilldepth.evaluate.options import SubmissionOptions
 from distilldepth.files import expand_user
 from distilldepth.formats.kitti import check_metres, write_kitti_png
 from distilldepth.images.decode import open_image
@@ -74,7 +74,7 @@ def write_kitti_submission(
         DistillDepthError: a file of a map's name is something else, such as the image itself.
         TypeError: no such option.
     """
-    options = with_changes(options or SubmissionOptions(), changes, "write_kitti_submission")
+    options = (options or SubmissionOptions()).changed(changes, "write_kitti_submission")
     check_metres(model.info.quantity)
     folder = expand_user(folder)
     targets = _find_targets(images, folder, options.overwrite)

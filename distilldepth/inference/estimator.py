@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.device import resolve_device
-from distilldepth.errors import UsageError
+from distilldepth.errors import UsageError, did_you_mean
 from distilldepth.inference.batches import Extra, Item, LoadedImage, estimate_batch, load_batches
 from distilldepth.machine import resolve_precision
 from distilldepth.models.base import DepthModel
@@ -41,6 +41,18 @@ class InferenceOptions:
     """See `resolve_device`; a model that is given stays where it is under `auto`."""
     precision: str = "auto"
     """See `resolve_precision`."""
+
+    def changed(self: Options, changes: Mapping[str, Any], function: str) -> Options:
+        """Return the same with those options replaced that a function was given by name.
+
+        Raises:
+            TypeError: there is no such option.
+        """
+        known = [option.name for option in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise TypeError(f"{function}: has no option {name!r}{did_you_mean(name, known)}")
+        return replace(self, **changes)
 
     def settle(self: Options, model: object) -> Options:
         """Return the same with a device and a precision of this machine in place of their words.

@@ -98,8 +98,8 @@ def _choose(op: str, device_type: str, dtype: torch.dtype) -> str:
     return forced
 
 
-# What torch.compiler.assume_constant_result does, without what it imports: torch's whole compiler, for a second and a half
-# of every command that never compiles.
+# What torch.compiler.assume_constant_result does, without what it imports: torch's whole compiler, for a second and a
+# half of every command that never compiles.
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -96,6 +96,7 @@ def predict_files(
     options: PredictOptions | None = None,
     offline: bool = False,
     start: Callable[[DepthModel, int], Callable[[int], None]] | None = None,
+    **changes: Any,
 ) -> PredictReport:
     """Predict depth for files and write the results.
 
@@ -108,10 +109,11 @@ def predict_files(
             replaced all the same), `overwrite`, or `skip` images of which all are what would be written again: made by
             the same weights, from the same photograph, with the same options (see `Origin`). Others of this package are
             made again; a file that is not known to be is left, and the image is a failure.
-        options: size, device, colours and so on; see `InferenceOptions` and `WriteOptions`.
+        options: size, device, colours and so on, see `InferenceOptions` and `WriteOptions`; None for the usual ones.
         offline: never touch the network for the model.
         start: called with the model and the number of images when the work begins; the function it returns is told how
             many more images are done.
+        changes: options given by name, for example `predict_files("photos", "depth", formats=["npy"], size=518)`.
 
     Returns:
         The report. Images that failed are listed there and raise nothing.
@@ -121,8 +123,9 @@ def predict_files(
         ValueError: names or options that contradict each other, or existing outputs under `refuse`.
         OSError: the output cannot be written.
         DistillDepthError: the model cannot be loaded, or none of several images can be read.
+        TypeError: no such option.
     """
-    options = options or PredictOptions()
+    options = (options or PredictOptions()).changed(changes, "predict_files")
     if existing not in ("refuse", "skip", "overwrite"):
         raise ValueError(f"predict_files: existing must be refuse, skip or overwrite, got {existing!r}")
     if options.batch_size < 1:
