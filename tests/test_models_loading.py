@@ -500,3 +500,10 @@ def test_loading_imports_no_model_library():
         "assert not {'transformers', 'diffusers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["genpercept-mini", "dav2-mini", "distilldepth-mini"])
+def test_a_folder_of_ours_is_read_under_any_name_that_it_is_given(tmp_path, name):
+    saved = save_model(load_model(name), tmp_path / "mine")
+    for spec in (str(saved), f"{name}@{saved}", f"{name}@{saved / 'model.safetensors'}"):
+        assert load_model(spec).info.family == load_model(name).info.family, spec

@@ -57,12 +57,12 @@ def find_family(key: str) -> Family:
 def find_reader(candidate: Candidate) -> Reader | None:
     """Return the family that reads a file or folder: the one that it was said to be, else the first that claims it.
 
-    Folders of ours are no family's; neither may any other be.
+    Folders of ours are no family's, whatever they were said to be; neither may any other be.
     """
+    if candidate.path.is_dir() and candidate.is_saved:
+        return None
     if candidate.entry is not None and (reader := _claimant(candidate, candidate.entry.family)):
         return reader
-    if candidate.is_saved:
-        return None
     return next((reader for key in FAMILIES if (reader := _claimant(candidate, key))), None)
 
 
