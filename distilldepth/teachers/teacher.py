@@ -1,4 +1,4 @@
-"""The teachers of a run: loaded once, one drawn per step, every output brought to disparity."""
+"""A teacher, and what it says about images: whatever it predicts is brought to disparity."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from distilldepth.depth import depth_to_inverse_depth, to_disparity
-from distilldepth.models import DepthModel
-from distilldepth.models.base import ModelInfo
-from distilldepth.models.preprocess import nearest_size, resize, restore
+from distilldepth.models.base import DepthModel, ModelInfo, run_resized
 from distilldepth.teachers.spec import ORACLE, TeacherSpec
 
 
@@ -60,13 +58,8 @@ class Teacher:
             return PseudoLabel(inverse, ~torch.isnan(inverse), teacher=self.name, inverse_depth=True)
         reduced = self.precision != torch.float32
         with torch.inference_mode(), torch.autocast(images.device.type, self.precision, enabled=reduced):
-            height, width = images.shape[-2:]
-            preprocessing = self.model.preprocessing
-            output = self.model(
-                resize(images, nearest_size(height, width, preprocessing.multiple), preprocessing.interpolation),
-                features=features,
-            )
-            values = restore(output.values, (height, width), preprocessing)
+            output = run_resized(self.model, images, features=features)
+            values = output.values
             disparity = to_disparity(values, self.info.quantity)
         # Tensors made in inference mode may not enter a graph; a clone made outside it may.
         disparity = disparity.clone()
