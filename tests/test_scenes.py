@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distilldepth.scenes import geometry, render, source
+from distilldepth.scenes import geometry, render, shading, source
+from distilldepth.scenes.builder import Builder, Draw
 from distilldepth.scenes.geometry import BOX, CONE, CYLINDER, ELLIPSOID, FOLIAGE, TERRAIN, Camera, Objects, cast, look
+from distilldepth.scenes.layouts import LAYOUTS
 from distilldepth.scenes.render import KINDS, render_scene
 from distilldepth.scenes.source import SceneSource
 
@@ -134,6 +136,19 @@ def test_nearer_object_wins_and_nothing_in_front_of_the_near_limit_is_seen() -> 
 # Scenes
 
 
+def view_of(kind: str, seed: int) -> tuple[Objects, Camera, np.ndarray, np.ndarray]:
+    """The primitives of a scene and a view of it."""
+    for attempt in range(8):
+        rng = np.random.default_rng([seed, attempt])
+        builder = Builder(rng)
+        plan = LAYOUTS[kind][1](builder)
+        objects = builder.objects()
+        found = render._find_view(plan, objects, Draw(rng), *SMALL)
+        if found is not None:
+            return objects, *found
+    raise AssertionError(f"no view of {kind}")
+
+
 def test_shapes_types_and_odd_sizes() -> None:
     for size in ((48, 64), (37, 91), (80, 33), (16, 16)):
         scene = render_scene(3, size)
@@ -173,21 +188,69 @@ def test_every_kind_renders(kind: str) -> None:
         assert np.isfinite(scene.depth).mean() >= 0.4
 
 
-def test_kinds_all_occur() -> None:
-    assert {render_scene(seed, (32, 40)).kind for seed in range(60)} == set(KINDS)
+def test_kinds_occur_in_their_shares() -> None:
+    shares = {name: share for name, (share, _) in LAYOUTS.items()}
+    assert sum(shares.values()) == pytest.approx(1)
+    # Rooms and streets of the kinds that were there first make half of all.
+    assert sum(shares[name] for name in ("room", "desk", "corridor", "street", "terrain", "pile")) == pytest.approx(0.5)
+    drawn = [render._kind_of(seed) for seed in range(1500)]
+    for name, share in shares.items():
+        assert drawn.count(name) / len(drawn) == pytest.approx(share, abs=0.03)
+    for seed in range(4):
+        assert render_scene(seed, (32, 40)).kind == drawn[seed]
 
 
-def test_views_follow_the_rules() -> None:
-    for seed in range(100, 160):
-        scene = render_scene(seed, SMALL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_views_follow_the_rules(kind: str) -> None:
+    ratios = []
+    for seed in range(100, 106):
+        scene = render._render(seed, SMALL, kind=kind)
         depth = scene.depth
+        assert scene.kind == kind
         assert not np.isnan(depth).any()
         assert depth.min() >= geometry.NEAR
         assert np.isinf(depth).mean() <= 0.6
         solid = depth[np.isfinite(depth)]
-        assert np.quantile(solid, 0.95) > 1.24 * np.quantile(solid, 0.05)
+        ratios.append(np.quantile(solid, 0.95) / np.quantile(solid, 0.05))
         assert (depth < 0.25).mean() <= 0.35
         assert 8 < scene.image.mean() < 247
+    assert min(ratios) > {"tabletop": 1.1, "still_life": 1.18}.get(kind, 1.24)
+    assert np.median(ratios) > 1.3
+
+
+def test_a_table_from_above_has_no_horizon_and_a_road_is_long() -> None:
+    for seed in range(4):
+        table, road = (render._render(seed, SMALL, kind=kind).depth for kind in ("tabletop", "road"))
+        assert np.isfinite(table).all()
+        assert np.median(table) < 2.5
+        assert road[np.isfinite(road)].max() > 20
+        assert np.quantile(road, 0.05) > 1
+
+
+@pytest.mark.parametrize("kind", ["tabletop", "still_life", "corner", "road", "nature"])
+def test_depth_is_that_of_the_primitive_that_is_seen(kind: str) -> None:
+    """Every point of the depth map lies on the surface of a primitive, by the formulas in float64."""
+    objects, camera, depth, index = view_of(kind, 5)
+    y, x = np.nonzero(index >= 0)
+    ray = np.stack([(x - camera.cx) / camera.fx, (y - camera.cy) / camera.fy, np.ones(len(x))], -1)
+    point = camera.position + depth[y, x][:, None].astype(np.float64) * (ray @ camera.axes)
+    owner = index[y, x]
+    local = np.einsum("nji,nj->ni", objects.rotation[owner], point - objects.centre[owner])
+    q = local / objects.half[owner]
+    radius = np.hypot(q[:, 0], q[:, 1])
+    cone = np.abs(radius - (1 + objects.taper[owner] * (q[:, 2] + 1) / 2))
+    level = np.where(
+        objects.kind[owner] == BOX,
+        np.abs(np.abs(q).max(1) - 1),
+        np.where(objects.kind[owner] == ELLIPSOID, np.abs(np.linalg.norm(q, axis=1) - 1), 0),
+    )
+    tube = (objects.kind[owner] == CYLINDER) | (objects.kind[owner] == CONE)
+    cap = np.abs(np.abs(q[:, 2]) - 1)
+    level = np.where(tube, np.minimum(np.where(objects.kind[owner] == CONE, cone, np.abs(radius - 1)), cap), level)
+    # Off the surface in metres: float32 in the ray caster, at most a few thousandths of the distance.
+    off = level * objects.half[owner].min(1) / depth[y, x]
+    assert len(np.unique(owner)) >= 5
+    assert np.quantile(off, 0.99) < 2e-3
 
 
 def test_height_in_the_image_does_not_give_the_depth_away() -> None:
@@ -228,6 +291,33 @@ def test_right_view_is_the_left_one_moved_by_the_disparity() -> None:
         better += errors[0] <= min(errors[1:])
         assert errors[0] < 16  # sensor noise differs in the two views
     assert better >= len(seeds) - 1
+
+
+# The camera
+
+
+def test_compression_keeps_what_is_smooth_and_rounds_what_is_fine() -> None:
+    y, x = np.mgrid[:37, :51].astype(np.float32)
+    smooth = np.stack([60 + y, 80 + x, 200 - x - y])
+    np.testing.assert_allclose(shading._compressed(smooth, 1e-3), smooth, atol=0.1)
+    np.testing.assert_allclose(shading._compressed(smooth, 1.0), smooth, atol=16)
+    grain = smooth + np.random.default_rng(0).normal(0, 6, smooth.shape).astype(np.float32)
+    error = [float(np.abs(shading._compressed(grain, coarse) - grain).mean()) for coarse in (0.02, 0.3, 2.0)]
+    assert error == sorted(error)
+    assert error[0] < 1 < error[2]
+
+
+def test_a_wide_aperture_blurs_what_is_out_of_focus_only() -> None:
+    rng = np.random.default_rng(3)
+    radiance = rng.uniform(0.1, 1, (3, 48, 64)).astype(np.float32)
+    depth = np.full((48, 64), 8.0, np.float32)
+    depth[:, 20:44] = 1.0
+    response = shading.Response(Draw(rng), shallow=1.0)
+    response.aperture, response.focus = 0.05, 1.0
+    out = response._defocused(radiance, depth)
+    np.testing.assert_allclose(out[:, :, 20:44], radiance[:, :, 20:44], rtol=1e-6)
+    assert out[:, :, :16].std() < 0.5 * radiance[:, :, :16].std()
+    assert abs(out.mean() / radiance.mean() - 1) < 0.05
 
 
 @pytest.mark.parametrize(("seed", "size"), [(-1, SMALL), (0, (8, 64))])

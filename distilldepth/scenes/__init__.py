@@ -1,7 +1,8 @@
 """Procedural scenes by ray casting: RGB, metric depth, intrinsics and the second view of a rectified stereo pair.
 
-Everything follows from a seed: rooms, desks, corridors and stairs, streets, gardens, piles of objects, with natural
-and odd textures, lights with shadows, and a camera's faults. Depth is measured along the optical axis in metres; the
+Everything follows from a seed: rooms and their corners, desks, corridors and stairs, table tops from above, still
+lifes, streets and roads, gardens and open country, piles of objects, with natural and odd textures, lights with
+shadows, and a camera's faults. Depth is measured along the optical axis in metres; the
 sky is inf. Images that somebody else has are the business of `distilldepth.images`.
 """
 

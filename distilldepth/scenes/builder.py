@@ -96,6 +96,10 @@ EARTHS = palette("735c42 8f7a5c 594733 9e9480 80807a 666b47")
 TARMACS = palette("4c4c4f 666666 38383d 7a7570 8c8a85")
 BRICKS = palette("8c4c38 9e6b52 733d2e a8947a 807570 c7bdad")
 CARS = palette("0f0f12 bfc2c4 e6e6e6 595c61 801414 1a2959 808075 334038")
+SANDS = palette("c2a878 b39b72 d6c39a a68f6b 9c8f80 cbbfa8")
+WATERS = palette("3f5f6e 56707a 2c4a4f 6f8a94 4a5d45 7f8f99")
+FLOWERS = palette("d9b21a e6e6e6 c2338f 8f3fb3 d94a2b e08fb0 4a5fc2 f0e070")
+FURS = palette("66503a 26201c ccbfad 807a73 9e6b3d e0dcd4 4a3a2e b08a5e")
 BLACK, WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _GREY_TEXTURES = (
     "plaster",
@@ -114,6 +118,10 @@ _GREY_TEXTURES = (
     "marble",
     "leaves",
     "poster",
+    "photograph",
+    "motif",
+    "pebbles",
+    "blades",
 )
 
 
@@ -157,6 +165,11 @@ class Builder:
     def at(self, x: float = 0.0, y: float = 0.0, z: float = 0.0, yaw: float = 0.0) -> None:
         """Set the local frame of the next primitives within the group."""
         self._at = (x, y, z, math.cos(yaw), math.sin(yaw))
+
+    @property
+    def origin(self) -> Point:
+        """The local frame's origin in the group."""
+        return self._at[:3]
 
     def surface(self, x0: float, x1: float, y0: float, y1: float, z: float, headroom: float = 9.0) -> None:
         self.surfaces.append((self._group, x0, x1, y0, y1, z, headroom))
@@ -420,6 +433,38 @@ class Builder:
             gloss=gloss,
             detail=0.05,
         )
+
+    def ground(self) -> int:
+        """Open ground: grass, earth, sand, gravel."""
+        texture, palette = self.draw.pick(
+            (
+                ("grass", GREENS),
+                ("blades", GREENS),
+                ("leaves", GREENS + EARTHS),
+                ("gravel", EARTHS),
+                ("pebbles", TARMACS + SANDS),
+                ("sand", SANDS),
+                ("cloud", EARTHS),
+                ("speckle", EARTHS + GREENS),
+            )
+        )
+        return self.stuff(texture, palette, (0.6, 3.0), 0.45, turn=True)
+
+    def cover(self) -> int:
+        """What a table, a board or a cloth on it is covered with; anything from plain to printed."""
+        draw = self.draw
+        what = draw.unit()
+        if what < 0.3:
+            return self.wood()
+        if what < 0.45:
+            return self.cloth(0.2)
+        if what < 0.7:
+            texture = draw.pick(("motif", "carpet", "photograph", "newspaper", "poster", "text", "landscape"))
+            return self.print(texture, fit=draw.chance(0.4), tile=draw.log(0.25, 1.2))
+        if what < 0.85:
+            texture = draw.pick(("marble", "speckle", "checker", "plaid", "stripes", "weave", "tiles", "sand"))
+            return self.stuff(texture, FABRICS + WALLS, (0.15, 1.0), 0.4, accent=0.1, gloss=draw(0, 0.4))
+        return self.stuff("plain", PLASTICS + WALLS, (0.3, 1.0), 0.1, accent=0.1, gloss=draw(0, 0.4))
 
     def thing(self) -> int:
         """Any small object's material."""

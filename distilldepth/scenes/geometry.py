@@ -132,6 +132,7 @@ def hit_ellipsoid(o: np.ndarray, d: np.ndarray, half: np.ndarray) -> tuple[np.nd
 
 def hit_foliage(o: np.ndarray, d: np.ndarray, half: np.ndarray, salt: int) -> tuple[np.ndarray, np.ndarray]:
     """As hit_ellipsoid, but ragged: a lattice of small cells decides where the outer leaves are, above a core."""
+    fine = np.clip(half.max() * np.float32(1.6), 1, 3)  # leaves do not grow with their crown
     o, d = o / half, d / half
     a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
     b = d[0] * o[0] + d[1] * o[1] + d[2] * o[2]
@@ -140,7 +141,7 @@ def hit_foliage(o: np.ndarray, d: np.ndarray, half: np.ndarray, salt: int) -> tu
     root = np.sqrt(square - a * (c - 1))
     near = (-b - root) / a
     core = (-b - np.sqrt(square - a * (c - np.float32(0.8)))) / a
-    cells = (o + near * d) * np.float32(6 + salt % 5)
+    cells = (o + near * d) * (np.float32(6 + salt % 5) * fine)
     np.copyto(cells, 0, where=np.isnan(near))
     x, y, z = np.floor(cells).astype(np.int32)
     mixed = (x * np.int32(7919) ^ y * np.int32(10007) ^ z * np.int32(3571) ^ np.int32(salt * 613)) * np.int32(40503)

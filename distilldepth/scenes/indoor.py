@@ -45,7 +45,7 @@ def wall(b: Builder, length: float, height: float, material: int, *, openings: b
             b.block(a, c, -0.03, 0.15, low - 0.03, low, trim)
             view = draw.pick((0.1, 0.12, 0.3, draw(1.0, 5.0)))
             spread = view * 1.5
-            bright = draw.log(0.6, 4.0)
+            bright = draw.log(0.6, 4.0) if draw.chance(0.8) else draw.log(4.0, 12.0)
             sight = b.print(draw.pick(("landscape", "landscape", "facade", "cloud", "leaves")), emit=bright)
             b.block(a - spread, c + spread, view, view + 0.02, low - spread, top + spread, sight)
             for i in range(1, draw.integer(1, 4)):

@@ -13,7 +13,7 @@ from distilldepth.scenes.layouts import LAYOUTS
 from distilldepth.scenes.shading import Response, Surface, fog, shade, sky
 from distilldepth.scenes.staging import Plan
 
-RENDERER_VERSION = 2
+RENDERER_VERSION = 3
 
 
 KINDS: tuple[str, ...] = tuple(LAYOUTS)
@@ -43,8 +43,9 @@ class Scene:
 def render_scene(seed: int, size: tuple[int, int] = (192, 256), *, stereo: bool = False) -> Scene:
     """Render the scene of a seed: the same arguments give the same pixels, on every machine.
 
-    Views that teach little are drawn again: more than 60 % sky, a 95th percentile of depth below 1.25 times the 5th,
-    more than 35 % of the pixels nearer than 0.25 m, fewer than a handful of objects.
+    Views that teach little are drawn again: more than 60 % sky, a 95th percentile of depth below 1.25 times the 5th
+    (1.1 for things seen from above or close by), more than 35 % of the pixels nearer than 0.25 m, fewer than a handful
+    of objects.
 
     Args:
         seed: not negative.
@@ -71,9 +72,7 @@ def _render(seed: int, size: tuple[int, int], *, stereo: bool = False, kind: str
         raise ValueError(f"render_scene: seed must be >= 0, got {seed}")
     if min(height, width) < 16:
         raise ValueError(f"render_scene: size must be (height, width), each >= 16, got {size}")
-    chosen = kind or Draw(np.random.default_rng([seed, 1])).weighted(
-        [(weight, name) for name, (weight, _) in LAYOUTS.items()]
-    )
+    chosen = kind or _kind_of(seed)
     found = None
     for attempt in range(8):
         rng = np.random.default_rng([seed, 2, attempt, KINDS.index(chosen)])
@@ -90,7 +89,7 @@ def _render(seed: int, size: tuple[int, int], *, stereo: bool = False, kind: str
     table = np.ascontiguousarray(np.array(builder.materials, np.float64).T.astype(np.float32))
     surface = Surface(objects, camera, depth, index)
     baseline = draw(*plan.baseline)
-    response, state = Response(draw), draw.rng.integers(1 << 60)
+    response, state = Response(draw, plan.shallow), draw.rng.integers(1 << 60)
     if not stereo:
         image = _picture(plan, objects, camera, depth, surface, table, response, int(state), surface.point, 0)
         return Scene(image, depth, camera.intrinsics(), None, baseline, chosen)
@@ -112,6 +111,12 @@ def _render(seed: int, size: tuple[int, int], *, stereo: bool = False, kind: str
     return Scene(image, depth, camera.intrinsics(), right, baseline, chosen)
 
 
+def _kind_of(seed: int) -> str:
+    """The kind of scene that a seed gives."""
+    shares = [(weight, name) for name, (weight, _) in LAYOUTS.items()]
+    return Draw(np.random.default_rng([seed, 1])).weighted(shares)
+
+
 def _find_view(
     plan: Plan, objects: Objects, draw: Draw, height: int, width: int
 ) -> tuple[Camera, np.ndarray, np.ndarray] | None:
@@ -121,36 +126,40 @@ def _find_view(
         dx, dy, dz = (t - p for t, p in zip(target, position, strict=True))
         flat = math.hypot(dx, dy)
         pitch = math.atan2(dz, flat) + draw(-0.05, 0.05)
-        limit = draw(0.5, 0.75) if not plan.outdoor else draw(0.2, 0.5)
+        limit = draw(*(plan.steep or ((0.2, 0.5) if plan.outdoor else (0.5, 0.75))))
         pitch = max(min(pitch, 0.3), -limit)
         yaw = math.atan2(dy, dx) + draw(-0.12, 0.12)
         roll = (
             draw(-0.035, 0.035)
             + (draw(-0.09, 0.09) if draw.chance(0.3) else 0.0)
             + (draw(-0.25, 0.25) if draw.chance(0.06) else 0.0)
+            + plan.roll * draw(-1, 1)
         )
-        fov = math.radians(draw(*plan.field_of_view))
-        focal = max(height, width) / 2 / math.tan(fov / 2)
-        cx, cy = (width - 1) / 2 + draw(-0.03, 0.03) * width, (height - 1) / 2 + draw(-0.03, 0.03) * height
+        fov = draw(*plan.field_of_view)
+        if draw.chance(0.15):  # another lens
+            fov = draw.pick((draw(26, 45), draw(72, 100)))
+        focal = max(height, width) / 2 / math.tan(math.radians(fov) / 2)
+        off = 0.2 if draw.chance(0.12) else 0.03  # a picture may be a part of a larger one
+        cx, cy = (width - 1) / 2 + draw(-off, off) * width, (height - 1) / 2 + draw(-off, off) * height
         where = np.array(position)
-        if inside_any(objects, where, 0.28):
+        if inside_any(objects, where, plan.clearance):
             continue
         forward = (math.cos(pitch) * math.cos(yaw), math.cos(pitch) * math.sin(yaw), math.sin(pitch))
         camera = Camera(where, look(forward, roll), focal, focal * 1.0, cx, cy, height, width)
         depth, index = cast(objects, camera)
-        if _worthwhile(depth, index):
+        if _worthwhile(depth, index, plan.relief):
             return camera, depth, index
     return None
 
 
-def _worthwhile(depth: np.ndarray, index: np.ndarray) -> bool:
+def _worthwhile(depth: np.ndarray, index: np.ndarray, relief: float) -> bool:
     """Whether a view teaches something: see render_scene."""
     sample, owners = depth[::2, ::2].reshape(-1), index[::2, ::2].reshape(-1)
     if (~np.isfinite(depth)).mean() > 0.6:
         return False
     solid = np.sort(depth[np.isfinite(depth)])
     n = len(solid)
-    if solid[int(n * 0.95)] < 1.27 * solid[int(n * 0.05)] or (depth < 0.25).mean() > 0.35:
+    if solid[int(n * 0.95)] < relief * solid[int(n * 0.05)] or (depth < 0.25).mean() > 0.35:
         return False
     counts = np.bincount(owners[owners >= 0]) / len(sample)
     return int((counts > 0.004).sum()) >= 5 and float(counts.max()) < 0.8

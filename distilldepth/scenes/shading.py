@@ -278,7 +278,7 @@ def shade(
 
 def fog(radiance: np.ndarray, surface: Surface, draw: Draw, sky: np.ndarray) -> np.ndarray:
     """Blend with the horizon's colour by distance; thin on most days."""
-    reach = draw.log(120, 3000)
+    reach = draw.log(120, 3000) if draw.chance(0.9) else draw.log(15, 120)
     x = surface.z * surface.length / np.float32(reach)
     keep = 1 / (1 + x + x * x * np.float32(0.5))  # close to exp(-x)
     return radiance * keep + sky[:, None] * (1 - keep)
@@ -309,27 +309,33 @@ def sky(camera: Camera, at: np.ndarray, draw: Draw) -> tuple[np.ndarray, np.ndar
     return colour * (1 - cloud) + np.float32(power) * cloud, horizon
 
 
-def _smooth(image: np.ndarray, axis: int, strength: float) -> np.ndarray:
-    """Three-tap blur (s, 1 - 2 s, s) along an axis of (3, H, W)."""
+def _smooth(image: np.ndarray, axis: int, strength: float, step: int = 1) -> np.ndarray:
+    """Three-tap blur (s, 1 - 2 s, s) along an axis of (n, H, W), taps `step` pixels apart."""
     s = np.float32(strength)
     out = image * (1 - 2 * s)
     if axis == 2:
-        out[:, :, 1:] += s * image[:, :, :-1]
-        out[:, :, :-1] += s * image[:, :, 1:]
-        out[:, :, 0] += s * image[:, :, 0]
-        out[:, :, -1] += s * image[:, :, -1]
+        out[:, :, step:] += s * image[:, :, :-step]
+        out[:, :, :-step] += s * image[:, :, step:]
+        out[:, :, :step] += s * image[:, :, :1]
+        out[:, :, -step:] += s * image[:, :, -1:]
     else:
-        out[:, 1:] += s * image[:, :-1]
-        out[:, :-1] += s * image[:, 1:]
-        out[:, 0] += s * image[:, 0]
-        out[:, -1] += s * image[:, -1]
+        out[:, step:] += s * image[:, :-step]
+        out[:, :-step] += s * image[:, step:]
+        out[:, :step] += s * image[:, :1]
+        out[:, -step:] += s * image[:, -1:]
     return out
+
+
+_COSINES = np.array(
+    [[math.sqrt((1 if k else 0.5) / 4) * math.cos((2 * j + 1) * k * math.pi / 16) for j in range(8)] for k in range(8)],
+    np.float32,
+)
 
 
 class Response:
     """One camera's optics and electronics, drawn once per scene, so that both views of a pair share them."""
 
-    def __init__(self, draw: Draw) -> None:
+    def __init__(self, draw: Draw, shallow: float = 0.1) -> None:
         self.target = draw(0.28, 0.58)
         warmth = draw(-0.1, 0.2)
         self.white = np.array([1 + warmth + draw(-0.04, 0.04), 1.0, 1 - warmth + draw(-0.06, 0.06)], np.float32)
@@ -338,12 +344,20 @@ class Response:
         self.colourfulness = draw(0.55, 1.1)
         self.vignette = draw(0.0, 0.3) if draw.chance(0.5) else 0.0
         self.blur = draw(0.02, 0.2)
-        self.defocus = draw(0.6, 2.5) if draw.chance(0.1) else 0.0
+        # Diameter of the blur of what is infinitely far, as a share of the width, when the focus is at 1.
+        self.aperture = draw.log(0.004, 0.06) if draw.chance(shallow) else 0.0
         self.motion = draw.integer(1, 3) if draw.chance(0.1) else 0
         self.fringe = draw(0.05, 0.25) if draw.chance(0.15) else 0.0
         self.read = draw.log(0.003, 0.025)
         self.shot = draw.log(0.003, 0.03)
         self.floor = draw(0, 0.04) if draw.chance(0.4) else 0.0
+        self.middle = draw.chance(0.25)  # the exposure is measured in the middle
+        if draw.chance(0.08):  # too little light
+            self.target = draw(0.1, 0.26)
+            self.read, self.shot = self.read * 2, self.shot * 2
+        elif draw.chance(0.05):  # too much
+            self.target = draw(0.58, 0.75)
+        self.quality = draw(0.3, 2.0) if draw.chance(0.2) else 0.0  # of the compression; more is coarser
         self.exposure: float | None = None
         self.focus = 1.0
 
@@ -353,12 +367,13 @@ class Response:
         image = radiance * self.white[:, None, None]
         luma = image[0] * np.float32(0.3) + image[1] * np.float32(0.59) + image[2] * np.float32(0.11)
         image = luma + np.float32(self.colourfulness) * (image - luma)
-        exposure = self._meter(luma[::4, ::4], depth) if self.exposure is None else self.exposure
+        part = luma[height // 4 : height - height // 4, width // 4 : width - width // 4] if self.middle else luma
+        exposure = self._meter(part[::4, ::4], depth) if self.exposure is None else self.exposure
         if self.vignette:
             x = np.linspace(-1, 1, width, dtype=np.float32)
             y = np.linspace(-1, 1, height, dtype=np.float32)
             image = image * (1 - np.float32(self.vignette) * (x * x + (y * y)[:, None]) * np.float32(0.5))
-        if self.defocus:
+        if self.aperture:
             image = self._defocused(image, depth)
         for _ in range(self.motion):
             image = _smooth(image, 2, 0.3)
@@ -377,6 +392,8 @@ class Response:
             noise = _smooth(noise, 2, 0.15)
         image += noise
         image *= 255
+        if self.quality:
+            image = _compressed(image, self.quality)
         image += np.float32(0.5)
         np.clip(image, 0, 255, out=image)
         return np.ascontiguousarray(image.transpose(1, 2, 0)).astype(np.uint8)
@@ -384,7 +401,8 @@ class Response:
     def _meter(self, luma: np.ndarray, depth: np.ndarray) -> float:
         """Set the exposure that brings the mean display value to the target (by bisection); focus on the middle."""
         h, w = depth.shape
-        self.focus = min(float(depth[h // 2, w // 2]), 50.0)
+        centre = np.sort(depth[h * 2 // 5 : h - h * 2 // 5, w * 2 // 5 : w - w * 2 // 5].reshape(-1))
+        self.focus = min(float(centre[len(centre) // 8]), 50.0)
         curve = self._curve()
         low, high = -10.0, 10.0
         for _ in range(11):
@@ -406,11 +424,48 @@ class Response:
         return (self.floor + (1 - self.floor) * y).astype(np.float32)
 
     def _defocused(self, image: np.ndarray, depth: np.ndarray) -> np.ndarray:
-        """Blend with a blurred copy where the depth is out of focus; the focus is on what is in the middle."""
-        focus = np.float32(self.focus)
+        """Blur by the circle of confusion: smoother and smoother copies, each where the circle asks for it.
+
+        Sharp pixels give little to the blur, so that a subject has no halo in its background.
+        """
         near = 1 / np.minimum(depth, np.float32(1000))
-        amount = np.clip(np.float32(self.defocus) * np.abs(1 - focus * near), 0, 1)
-        soft = image
-        for _ in range(4):
-            soft = _smooth(_smooth(soft, 2, 0.33), 1, 0.33)
-        return image + amount * (soft - image)
+        circle = np.abs(1 - np.float32(self.focus) * near) * np.float32(self.aperture * depth.shape[1])
+        weight = np.minimum(circle * circle, 1) + np.float32(0.02)
+        soft = np.concatenate([image * weight, weight[None]])
+        out = image
+        for step, least, most in ((1, 0.5, 1.5), (1, 1.5, 2.5), (2, 2.5, 5.0), (3, 5.0, 9.0), (5, 9.0, 16.0)):
+            for _ in range(2):
+                soft = _smooth(_smooth(soft, 2, 0.25, step), 1, 0.25, step)
+            share = np.clip((circle - np.float32(least)) * np.float32(1 / (most - least)), 0, 1)
+            out = out + share * (soft[:3] / soft[3] - out)
+        return out
+
+
+def _blocks(x: np.ndarray, back: bool) -> np.ndarray:
+    """The cosine transform of eight along the first axis (8, ...), or its inverse, in a fixed order of summation."""
+    m = _COSINES.T if back else _COSINES
+    out = np.zeros_like(x)
+    for j in range(8):
+        out += m[:, j].reshape(8, *[1] * (x.ndim - 1)) * x[j]
+    return out
+
+
+def _compressed(image: np.ndarray, coarse: float) -> np.ndarray:
+    """What JPEG leaves of an image (3, H, W) in 0..255: blocks of 8 x 8 whose frequencies are rounded."""
+    _, height, width = image.shape
+    image = np.pad(np.clip(image, 0, 255), ((0, 0), (0, -height % 8), (0, -width % 8)), mode="edge")
+    red, green, blue = image
+    luma = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
+    x = np.stack([luma, red - luma, blue - luma])
+    rows, columns = x.shape[1] // 8, x.shape[2] // 8
+    x = np.ascontiguousarray(x.reshape(3, rows, 8, columns, 8).transpose(4, 2, 0, 1, 3))
+    x = _blocks(_blocks(x, False).swapaxes(0, 1), False)
+    i = np.arange(8, dtype=np.float32)
+    fineness = (8 + 5 * (i[:, None] + i)) * np.float32(coarse)
+    step = fineness[:, :, None] * np.array([1.0, 2.0, 2.0], np.float32)
+    step = step[..., None, None]
+    x = np.rint(x / step) * step
+    x = _blocks(_blocks(x, True).swapaxes(0, 1), True)
+    luma, red, blue = x.transpose(2, 3, 1, 4, 0).reshape(3, rows * 8, columns * 8)[:, :height, :width]
+    green = luma - (np.float32(0.299) * red + np.float32(0.114) * blue) * np.float32(1 / 0.587)
+    return np.stack([luma + red, green, luma + blue])

@@ -39,6 +39,11 @@ class Plan:
     field_of_view: tuple[float, float] = (48.0, 72.0)
     baseline: tuple[float, float] = (0.05, 0.15)
     shell: set[int] = field(default_factory=set)  # rows that cast no shadow (walls and ceiling)
+    steep: tuple[float, float] | None = None  # how far the camera may look down, radians; None: as people do
+    roll: float = 0.0  # the camera may be turned about its axis by so many radians, on top of a little
+    clearance: float = 0.28  # metres from the camera to any object
+    relief: float = 1.27  # least ratio of far to near depth (95th to 5th percentile)
+    shallow: float = 0.1  # share of pictures with a shallow depth of field
 
 
 def warm(draw: Draw, power: float, spread: float = 0.18) -> Point:
@@ -113,6 +118,25 @@ def look_at(
     return target[0] + r * math.cos(a), target[1] + r * math.sin(a), draw(*heights)
 
 
+def scaled(b: Builder, make: Item, factor: float) -> None:
+    """Draw a thing at the local frame, `factor` times as large."""
+    first = len(b.rows)
+    make(b)
+    ax, ay, az = b.origin
+    for i in range(first, len(b.rows)):
+        kind, x, y, z, hx, hy, hz, *rest = b.rows[i]
+        middle = ax + (x - ax) * factor, ay + (y - ay) * factor, az + (z - az) * factor
+        b.rows[i] = (kind, *middle, hx * factor, hy * factor, hz * factor, *rest)
+
+
+def coloured(draw: Draw, light: Light) -> Light:
+    """Now and then the light of a coloured lamp."""
+    if draw.chance(0.08):
+        power = max(light.colour)
+        light.colour = power * draw(0.25, 1), power * draw(0.25, 1), power * draw(0.25, 1)
+    return light
+
+
 def room_light(
     b: Builder, w: float, d: float, h: float, lamps: list[Point], sunny: bool
 ) -> tuple[list[Light], Point, bool]:
@@ -131,7 +155,7 @@ def room_light(
         if lamps and draw.chance(0.8)
         else (draw(-w / 2.5, w / 2.5), draw(-d / 2.5, d / 2.5), h * draw(0.7, 0.97))
     )
-    lights = [Light(at, warm(draw, draw(0.6, 2.0)), reach=draw(1.0, 5.0)), fill]
+    lights = [coloured(draw, Light(at, warm(draw, draw(0.6, 2.0)), reach=draw(1.0, 5.0))), fill]
     if draw.chance(0.4):
         lights.append(
             Light(
@@ -151,5 +175,8 @@ def daylight(b: Builder) -> tuple[list[Light], Point]:
         warm(draw, draw(1.2, 2.8) if sunny else draw(0.1, 0.4), 0.12),
         distant=True,
     )
+    if draw.chance(0.12):  # late light: low and yellow
+        x, y, _ = sun.at
+        sun.at, sun.colour = (x, y, draw(0.08, 0.3)), (draw(1.5, 3.5), draw(0.9, 1.8), draw(0.3, 0.8))
     sky = draw(0.35, 0.7)
     return [sun], (sky * 0.92, sky, sky * draw(1.0, 1.15))

@@ -330,6 +330,111 @@ def _street(rng: np.random.Generator) -> np.ndarray:
     return np.where(crack, 0.1, image)
 
 
+def _photograph(rng: np.random.Generator) -> np.ndarray:
+    """Overlapping discs of sizes by a power law, each with 1/f noise: the statistics of photographs."""
+    noise = _fbm(rng, 2, 7, 0.5)
+    image = _colour(rng, 0.4) + (noise[..., None] - 0.5)
+    for _ in range(int(rng.integers(60, 160))):
+        r = 5 * (1 - 0.97 * rng.random()) ** -0.6
+        n = min(int(r) + 1, SIZE // 2 - 1)
+        y, x = np.mgrid[-n : n + 1, -n : n + 1] / r
+        inside = x * x * rng.uniform(0.4, 2.5) + y * y < 1
+        rows, columns = (
+            (rng.integers(SIZE) + (y * r).astype(int)) % SIZE,
+            (rng.integers(SIZE) + (x * r).astype(int)) % SIZE,
+        )
+        texture = (noise[rows, columns] - 0.5) * rng.uniform(0.2, 1.4) + (x + y) * rng.uniform(-0.1, 0.1)
+        image[rows[inside], columns[inside]] = _colour(rng, 0.6) + texture[inside][:, None]
+    return image
+
+
+def _motif(rng: np.random.Generator) -> np.ndarray:
+    """A printed cloth: one small drawing repeated, every second row moved by half."""
+    n = int(rng.integers(3, 9))
+    y = _Y * n
+    x = _X * n + 0.5 * (np.floor(y) % 2 if n % 2 == 0 else 0)
+    fy, fx = y - np.floor(y) - 0.5, x - np.floor(x) - 0.5
+    image = np.empty((SIZE, SIZE, 3))
+    image[:] = _colour(rng, 0.4)
+    for _ in range(int(rng.integers(2, 6))):
+        dy, dx = fy - rng.uniform(-0.25, 0.25), fx - rng.uniform(-0.25, 0.25)
+        a, c = rng.uniform(0.3, 3, 2)
+        size = rng.uniform(0.02, 0.22)
+        shape = np.abs(dx) * a + np.abs(dy) * c if rng.random() < 0.4 else np.sqrt(dx * dx * a + dy * dy * c)
+        image[shape < size] = _colour(rng, 0.8)
+    return image + 0.15 * (_fbm(rng, 64, 3, 0.9)[..., None] - 0.5)
+
+
+def _carpet(rng: np.random.Generator) -> np.ndarray:
+    """An ornament with two axes of symmetry, in few colours, in borders."""
+    u, v = np.abs(_X - 0.5) * 2, np.abs(_Y - 0.5) * 2
+    level = np.zeros((SIZE, SIZE))
+    for _ in range(4):
+        a, c = rng.integers(1, 7, 2)
+        level += wave(u * a + rng.random()) * wave(v * c + rng.random())
+    band = np.digitize(level, np.sort(rng.uniform(-1.5, 1.5, 3)))
+    colours = np.stack([_colour(rng, 0.7) for _ in range(4)])
+    image = colours[band]
+    rim = np.maximum(u, v)
+    image[rim > 0.85] = np.stack([_colour(rng, 0.6) for _ in range(2)])[(rim[rim > 0.85] * 20).astype(int) % 2]
+    return image + 0.25 * (_fbm(rng, 64, 3, 1.0)[..., None] - 0.5)
+
+
+def _water(rng: np.random.Generator) -> np.ndarray:
+    ripples = _fbm(rng, int(rng.integers(12, 32)), 4, 0.7, 1)
+    long = _fbm(rng, 6, 5, 0.6).T
+    return 0.5 + 0.9 * (np.abs(ripples - 0.5) - 0.15) + 0.7 * (long - 0.5)
+
+
+def _bark(rng: np.random.Generator) -> np.ndarray:
+    """Upright furrows."""
+    ridges = _fbm(rng, 24, 4, 0.7, 8).T
+    return 0.5 + 1.6 * (np.abs(ridges - 0.5) - 0.15) + 0.5 * (_fbm(rng, 8, 5) - 0.5)
+
+
+def _blades(rng: np.random.Generator) -> np.ndarray:
+    """Straight strokes over one another, as of grass, straw or needles."""
+    image = 0.2 + 0.2 * (_fbm(rng, 4, 5) - 0.5)
+    along = np.arange(36)
+    for _ in range(1500):
+        slope, tone = rng.uniform(-1.2, 1.2), rng.uniform(0.2, 1.0)
+        rows = (rng.integers(SIZE) + along) % SIZE
+        columns = (rng.integers(SIZE) + np.rint(along * slope).astype(int)) % SIZE
+        shade = tone * (1 - along / 60)
+        image[rows, columns] = shade
+        image[rows, (columns + 1) % SIZE] = shade * 0.9
+    return image
+
+
+def _pebbles(rng: np.random.Generator) -> np.ndarray:
+    """Round stones, lit from above, in the order of their sizes."""
+    image = np.full((SIZE, SIZE), 0.1)
+    for r in np.sort(rng.uniform(4, 22, 420))[::-1]:
+        n = int(r) + 1
+        y, x = np.mgrid[-n : n + 1, -n : n + 1] / r
+        inside = x * x + y * y * rng.uniform(1, 2) < 1
+        rows, columns = (
+            (rng.integers(SIZE) + (y * r).astype(int)) % SIZE,
+            (rng.integers(SIZE) + (x * r).astype(int)) % SIZE,
+        )
+        image[rows[inside], columns[inside]] = (rng.uniform(0.3, 0.9) - 0.25 * (y + 0.5 * x))[inside]
+    return image + 0.2 * (_fbm(rng, 32, 4, 0.8) - 0.5)
+
+
+def _newspaper(rng: np.random.Generator) -> np.ndarray:
+    """Columns of small print, a headline, a picture."""
+    image = np.full((SIZE, SIZE, 3), 0.88)
+    columns = int(rng.integers(2, 5))
+    width = SIZE // columns
+    for i in range(columns):
+        page = _text(rng, int(rng.integers(44, 64)))
+        image[40:, i * width + 4 : (i + 1) * width - 2] = page[40:, 30 : 30 + width - 6, None]
+    image[4:36] = _text(rng, 8)[4:36, :, None]
+    y, x = rng.integers(44, 150, 2)
+    image[y : y + 70, x : x + 90] = _photograph(rng)[y : y + 70, x : x + 90]
+    return image
+
+
 _RECIPES: tuple[tuple[str, int, Callable[[np.random.Generator], np.ndarray]], ...] = (
     ("plain", 2, lambda r: 0.5 + 0.25 * (_fbm(r, 4, 6, 0.8) - 0.5)),
     ("plaster", 4, lambda r: 0.5 + 0.5 * (_fbm(r, int(r.integers(2, 24)), 6, r.uniform(0.5, 1.0)) - 0.5)),
@@ -359,6 +464,15 @@ _RECIPES: tuple[tuple[str, int, Callable[[np.random.Generator], np.ndarray]], ..
     ("keys", 2, _keys),
     ("panel", 5, _panel),
     ("blinds", 2, _blinds),
+    ("photograph", 6, _photograph),
+    ("motif", 5, _motif),
+    ("carpet", 4, _carpet),
+    ("water", 3, _water),
+    ("sand", 2, lambda r: 0.5 + 0.5 * (_fbm(r, 64, 3, 1.0) - 0.5) + 0.5 * (_fbm(r, 3, 4, 0.6, 3) - 0.5)),
+    ("bark", 2, _bark),
+    ("blades", 3, _blades),
+    ("pebbles", 3, _pebbles),
+    ("newspaper", 3, _newspaper),
 )
 
 
