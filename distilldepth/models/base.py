@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.models.inputs import ImageInput, as_images, is_batch
 from distilldepth.models.preprocess import Preprocessing, choose_policy, nearest_size, resize, restore, target_size
 from distilldepth.words import QUANTITIES
+
+M = TypeVar("M", bound="DepthModel")
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,11 @@ class DepthModel(nn.Module):
     """Name, family, quantity, licence, source and notes."""
     preprocessing: Preprocessing
     """How images are resized and normalised before the network sees them."""
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
+    """The layout of images and weights in which the network is fastest on a CPU."""
     _mean: Tensor
     _std: Tensor
+    _frozen: bool = False
 
     def __init__(self, info: ModelInfo, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -112,6 +117,17 @@ class DepthModel(nn.Module):
         """
         raise TypeError(f"{type(self).__name__}: this family cannot be saved as a distilldepth model")
 
+    @property
+    def identity(self) -> Any:
+        """What decides the model's numbers besides its tensors and preprocessing, ready for JSON.
+
+        The architecture; the name of the class where no family builds it again.
+        """
+        try:
+            return self.architecture
+        except TypeError:
+            return type(self).__qualname__
+
     def normalise(self, images: Tensor) -> Tensor:
         """Subtract the mean and divide by the deviation that the network was trained with.
 
@@ -122,6 +138,23 @@ class DepthModel(nn.Module):
             `(B, 3, H, W)` of the same dtype, about 0 with deviation 1; what most networks' first layer takes.
         """
         return (images - self._mean) / self._std
+
+    def check_sides(self, height: int, width: int, multiple: int) -> None:
+        """Refuse images that the network cannot take; families call it first in `forward`.
+
+        Args:
+            height: pixels.
+            width: pixels.
+            multiple: what both must be a multiple of, pixels.
+
+        Raises:
+            ValueError: a side that is none, with the multiple and what takes images of any size.
+        """
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"{type(self).__name__}.forward: sides of images must be multiples of {multiple}, got "
+                f"{height}x{width}; use estimate() or predict() for images of any size"
+            )
 
     def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
         """Run the network once on images of a size that it can take; `estimate` and `predict` take any size.
@@ -159,6 +192,51 @@ class DepthModel(nn.Module):
             draws no line.
         """
         return {"encoder": [], "decoder": list(self.parameters())}
+
+    def enable_gradient_checkpointing(self) -> None:
+        """From now on keep, in training, what passes between the blocks and compute their insides again for gradients.
+
+        Less memory for about a third more time; results, gradients and names of weights stay as they are.
+
+        Raises:
+            TypeError: the family cannot do it.
+        """
+        raise TypeError(f"{self.info.name}: this network has no blocks that can be computed again")
+
+    @property
+    def has_encoder_statistics(self) -> bool:
+        """Whether there is batch normalisation in the encoder."""
+        return bool(self._encoder_norms())
+
+    def freeze_encoder_statistics(self) -> None:
+        """From now on keep the running statistics of the encoder's batch normalisation, and use them in training too.
+
+        Its scale and shift go on learning. `train()` does not undo it; a copy of the model is frozen too.
+
+        Raises:
+            TypeError: the encoder has no batch normalisation, or the family draws no line around it.
+        """
+        if not self.has_encoder_statistics:
+            raise TypeError(f"{self.info.name}: this network has no batch normalisation in its encoder")
+        self._frozen = True
+        self.train(self.training)
+
+    def _encoder_norms(self) -> list[nn.Module]:
+        encoder = {id(parameter) for parameter in self.parameter_groups()["encoder"]}
+        norms = (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        return [norm for norm in norms if id(norm.weight) in encoder]
+
+    def train(self: M, mode: bool = True) -> M:
+        """Set training or evaluation mode, as every module does; what is frozen stays in evaluation mode.
+
+        Returns:
+            The model.
+        """
+        super().train(mode)
+        if self._frozen:
+            for norm in self._encoder_norms():
+                norm.eval()
+        return self
 
     def estimate(self, images: Tensor, *, policy: str | None = None, size: int | None = None) -> Tensor:
         """Predict for images of any size: resize by the policy, run, bring the map back to the images' size.
@@ -285,7 +363,12 @@ def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
 
 
 def run_resized(
-    model: DepthModel, images: Tensor, inner: tuple[int, int] | None = None, *, features: bool = False
+    model: DepthModel,
+    images: Tensor,
+    inner: tuple[int, int] | None = None,
+    *,
+    features: bool = False,
+    network: Callable[..., DepthOutput] | None = None,
 ) -> DepthOutput:
     """Resize images, run a model once, and bring its map back to their size; differentiable.
 
@@ -294,13 +377,14 @@ def run_resized(
         images: floating `(B, 3, H, W)`, RGB in [0, 1].
         inner: the (height, width) at which the network sees them; None for the nearest that it can take.
         features: whether the encoder's features are wanted too; they come as they are, at the network's own size.
+        network: what runs in place of the model, its compiled form for example; None for the model itself.
 
     Returns:
         What the model says, `values` float32 `(B, H, W)`.
     """
     size, preprocessing = (images.shape[-2], images.shape[-1]), model.preprocessing
     inner = inner or nearest_size(*size, preprocessing.multiple)
-    output = model(resize(images, inner, preprocessing.interpolation), features=features)
+    output = (network or model)(resize(images, inner, preprocessing.interpolation), features=features)
     return dataclasses.replace(output, values=restore(output.values, size, preprocessing))
 
 

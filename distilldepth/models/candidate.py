@@ -26,6 +26,8 @@ class Request:
     quantity: str | None
     """What a file's numbers are, where that was told."""
     max_depth: float | None
+    sampling: tuple[int, int] | None = None
+    """Steps and members, where they were told."""
 
     def refuse_max_depth(self, what: object) -> None:
         """Raise UsageError if a unit was told for something that says its own."""

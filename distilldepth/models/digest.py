@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 import torch
 
@@ -27,16 +26,11 @@ def model_digest(model: DepthModel) -> str:
     >>> model_digest(load_model("dav2-mini")) == model_digest(load_model("distilldepth-mini"))
     False
     """
-    architecture: dict[str, Any] | str
-    try:
-        architecture = model.architecture
-    except TypeError:
-        architecture = type(model).__qualname__  # No family builds it again.
     info = {
         "family": model.info.family,
         "quantity": model.info.quantity,
         "preprocessing": model.preprocessing.to_dict(),
-        "architecture": architecture,
+        "architecture": model.identity,
     }
     digest = hashlib.sha256(json.dumps(info, sort_keys=True, default=repr).encode())
     # Buffers that are not saved decide numbers too.

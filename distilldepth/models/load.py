@@ -17,7 +17,7 @@ from distilldepth.images.decode import path_exists
 from distilldepth.models import hub, registry, unit
 from distilldepth.models.base import DepthModel, ModelInfo
 from distilldepth.models.candidate import Candidate, Request
-from distilldepth.models.families import find_family, find_reader
+from distilldepth.models.families import find_family, find_namer, find_reader
 from distilldepth.models.files import CHECKPOINT_SUFFIXES
 from distilldepth.models.saved import load_saved
 from distilldepth.models.state_dict import ADAPTER, MISFITS, briefly, unknown_network
@@ -49,7 +49,10 @@ def load_model(
         spec: a name (`dav2-small`), `name:variant` (`dav2:small`), `name@path`, an official `.pth` / `.safetensors`
             file, or one with the same network inside, a folder written by `save_model`, transformers or diffusers, a
             run folder, or a hub id (`org/name`). `dav2-metric:METRES@path` and `dav2-relative@path` say what the
-            numbers of a Depth Anything file are, where it does not say so itself.
+            numbers of a Depth Anything file are, where it does not say so itself. `marigold:STEPSxMEMBERS`, with
+            `@path` or not, draws depth in so many steps, and as the median of so many aligned members.
+            `python:module:function` or `python:path/to/file.py:function` is a callable of your own, whose file is run;
+            see docs/own-teacher.md.
         device: where to put it, as `--device`: `auto`, `cpu`, `cuda`, `cuda:<index>` or `mps`, or a torch device.
         offline: never touch the network; `HF_HUB_OFFLINE=1` says the same.
         base: repository or folder with the VAE of a latent model whose own folder has none; None for
@@ -101,6 +104,11 @@ def create_student(name: str | Path, *, seed: int | None = None, offline: bool =
     Raises:
         UsageError: an unknown name, or the name of a model that is a teacher only.
     """
+    if find_namer(name):
+        raise UsageError(
+            f"create_student: '{name}' is a callable and a teacher only, its weights could not be saved; choose from "
+            f"{', '.join(registry.student_names())}"
+        )
     entry = registry.lookup(name) if isinstance(name, str) else None
     if entry is None:
         if isinstance(name, str) and re.fullmatch(r"[\w:-]+", name) and not path_exists(Path(name)):
@@ -123,6 +131,13 @@ def create_student(name: str | Path, *, seed: int | None = None, offline: bool =
 def _resolve(spec: str | Path, request: Request) -> DepthModel:
     if isinstance(spec, str) and not spec.strip():
         raise UsageError("load_model: spec must be a name or a path, got an empty string")
+    if asked := re.fullmatch(r"([\w:-]+):(\d+)x(\d+)(@.+)?", str(spec)):
+        name, steps, members, at_path = asked.groups("")
+        return _resolve(
+            name + at_path, dataclasses.replace(request, sampling=_sampling(name, int(steps), int(members)))
+        )
+    if namer := find_namer(spec):
+        return namer.load_spec(str(spec), request)
     if hub_id := re.match(r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?$", str(spec)):
         raise UsageError(f"load_model: {spec}: URLs are not supported; name the hub id {hub_id[1]}")
     refuse_url(spec)
@@ -149,6 +164,20 @@ def _resolve(spec: str | Path, request: Request) -> DepthModel:
         _existing(text)
     registry.require(text)
     raise AssertionError("unreachable: a known name was resolved above")
+
+
+def _sampling(name: str, steps: int, members: int) -> tuple[int, int]:
+    """What `:STEPSxMEMBERS` behind a name asks for."""
+    entry = registry.require(name)
+    if not registry.FAMILIES[entry.family].samples:
+        able = ", ".join(known.name for known in registry.ENTRIES.values() if registry.FAMILIES[known.family].samples)
+        raise UsageError(f"load_model: '{name}' has no steps and members to choose; these have: {able}")
+    if not (1 <= steps <= registry.MOST_STEPS and 1 <= members <= registry.MOST_MEMBERS):
+        raise UsageError(
+            f"load_model: '{name}:{steps}x{members}' must have 1 to {registry.MOST_STEPS} steps and 1 to "
+            f"{registry.MOST_MEMBERS} members"
+        )
+    return steps, members
 
 
 def _told(spec: str, told: re.Match[str], request: Request) -> Request:

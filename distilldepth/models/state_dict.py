@@ -100,7 +100,7 @@ def unknown_network(content: Any, path: Path, files: str) -> DistillDepthError:
     if len(tables) == 1:
         _check_table(path, tables[0][1])
     return DistillDepthError(
-        f"load_model: {path} is not a checkpoint of a known model; it holds {_listed(content)}. A file must be one "
+        f"load_model: {path} is not a checkpoint of a known model; it holds {listed(content)}. A file must be one "
         f"of {files}, with the official names of its tensors; anything else is a folder with its config.json"
     )
 
@@ -111,7 +111,7 @@ def _find(content: Any, path: Path, known: Known | None) -> Found | None:
         raise DistillDepthError(f"load_model: {path} holds no state dictionary, got {type(content).__name__}")
     tables = list(_tables(content))
     if not tables:
-        held = f"; it holds {_listed(content)}" if content else ""
+        held = f"; it holds {listed(content)}" if content else ""
         raise DistillDepthError(f"load_model: {path} holds no tensor{held}; save the weights, or download it again")
     if any(".lora_" in str(key) for _, table in tables for key in table):
         raise DistillDepthError(f"load_model: {path} {ADAPTER}")
@@ -243,8 +243,8 @@ def _quoted(place: str) -> str:
     return shown(place, 80) if place else "what lies at the top"
 
 
-def _listed(content: dict, most: int = 6) -> str:
-    """What a dictionary holds, for a message: some keys, one level down into dictionaries."""
+def listed(content: dict, most: int = 6) -> str:
+    """Return what a dictionary holds, for a message: some keys, one level down into dictionaries."""
 
     def names(table: dict, count: int) -> str:
         more = f" and {len(table) - count} more" if len(table) > count else ""

@@ -7,18 +7,33 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.models.base import DepthModel, ModelInfo
 from distilldepth.models.bounds import Check
-from distilldepth.models.candidate import Candidate
+from distilldepth.models.candidate import Candidate, Request
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.models.registry import FAMILIES
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How another program names the tensors of an encoder."""
+
+    names: Mapping[str, str]
+    """Name in our state dictionary: name in theirs."""
+    left_out: tuple[str, ...]
+    """How the names begin of what their files hold besides: a classifier."""
+
+
 class Family(Protocol):
-    """What the file of a family has."""
+    """What the file of a family has.
+
+    One whose encoder others publish has `encoder_layouts(model)` too: the list of their layouts.
+    """
 
     ARCHITECTURE: Mapping[str, Check]
     """What the entries of an architecture may be in a file."""
@@ -42,6 +57,14 @@ class Reader(Family, Protocol):
         ...
 
 
+class Namer(Family, Protocol):
+    """What the file of a family has that loads texts of its own form."""
+
+    def load_spec(self, spec: str, request: Request) -> DepthModel:
+        """Load what a text that begins with the family's `prefix` names, or raise with what is wrong with it."""
+        ...
+
+
 def find_family(key: str) -> Family:
     """Return the family of a name.
 
@@ -52,6 +75,15 @@ def find_family(key: str) -> Family:
         raise DistillDepthError(f"load_model: unknown family '{key}'{did_you_mean(key, sorted(FAMILIES))}")
     module: Any = importlib.import_module(f"{__name__}.{FAMILIES[key].module}")
     return module
+
+
+def find_namer(spec: str | Path) -> Namer | None:
+    """Return the family whose form a text has, rather than being a name or a path; None if it has none's."""
+    for key, row in FAMILIES.items():
+        if isinstance(spec, str) and row.prefix and spec.startswith(row.prefix):
+            namer: Any = find_family(key)
+            return namer
+    return None
 
 
 def find_reader(candidate: Candidate) -> Reader | None:

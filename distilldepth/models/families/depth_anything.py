@@ -22,6 +22,7 @@ from distilldepth.models.bounds import DEEPEST, WIDEST, flag, listed, number, op
 from distilldepth.models.candidate import Candidate
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.models.pretrained import load_pretrained
+from distilldepth.models.recompute import recompute_layers
 from distilldepth.models.state_dict import build_to_fit, check_state
 from distilldepth.models.unit import settle_unit
 
@@ -163,11 +164,7 @@ class DepthAnythingDepth(DepthModel):
     def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
         patch = self._patch
         height, width = images.shape[-2:]
-        if height % patch or width % patch:
-            raise ValueError(
-                f"DepthAnythingDepth.forward: sides of images must be multiples of {patch}, got {height}x{width}; "
-                "use estimate() or predict() for images of any size"
-            )
+        self.check_sides(height, width, patch)
         rows, columns = height // patch, width // patch
         maps = self.network.backbone(self.normalise(images)).feature_maps
         values = self.network.head(self.network.neck(list(maps), rows, columns), rows, columns)
@@ -175,6 +172,9 @@ class DepthAnythingDepth(DepthModel):
             return DepthOutput(values)
         tokens = maps[-1][:, 1:]
         return DepthOutput(values, {"encoder": tokens.transpose(1, 2).unflatten(2, (rows, columns))})
+
+    def enable_gradient_checkpointing(self) -> None:
+        recompute_layers(self.network)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {

@@ -6,12 +6,9 @@ Source: Xu et al., What Matters When Repurposing Diffusion Models (GenPercept, 2
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import hashlib
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,45 +21,35 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilldepth.errors import DistillDepthError, one_line
-from distilldepth.files import cache_folder, expand_user, write_atomically
-from distilldepth.models import bounds, hub, pretrained, registry
+from distilldepth.errors import DistillDepthError
+from distilldepth.models import bounds, registry
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.candidate import Candidate
-from distilldepth.models.preprocess import Preprocessing
-from distilldepth.models.pretrained import check_config, load_pretrained
+from distilldepth.models.diffusion import (
+    SD_UNET,
+    SD_VAE,
+    TEXT_TOKENS,
+    load_part,
+    load_surroundings,
+    public_config,
+    weights_file,
+)
+from distilldepth.models.dpt_head import DPTHead
+from distilldepth.models.preprocess import Preprocessing, resize
+from distilldepth.models.recompute import recompute
 from distilldepth.models.state_dict import check_state, read_state
 
 FAMILY = "latent"
 
-_SD_VAE = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 768,
-    "scaling_factor": 0.18215,
-}
-_SD_UNET = {
-    "sample_size": 96,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": [5, 10, 20, 20],
-    "use_linear_projection": True,
-}
+_SMOOTH = "bilinear-antialias"
+"""How GenPercept's pipeline resizes images and maps."""
+
 _CLASS_EMBEDDING = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4}
-_OFFICIAL = {"vae": _SD_VAE, "unet": _SD_UNET, "fold": 1, "output": "clamp", "train_vae": False}
+_OFFICIAL = {"vae": SD_VAE, "unet": SD_UNET, "fold": 1, "output": "clamp", "train_vae": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "genpercept": _OFFICIAL | {"timestep": 1, "sign": -1.0},
-    "lotus": _OFFICIAL | {"unet": _SD_UNET | _CLASS_EMBEDDING, "timestep": 999, "sign": 1.0},
+    "genpercept-dpt": _OFFICIAL | {"timestep": 1, "sign": -1.0, "output": "dpt"},
+    "lotus": _OFFICIAL | {"unet": SD_UNET | _CLASS_EMBEDDING, "timestep": 999, "sign": 1.0},
     # Small enough to train on two cores. At full resolution even 16 channels would cost more than all the rest, so the
     # VAE sees 4x4 pixels folded into channels. Attention starts at 1/16.
     "mini": {
@@ -106,12 +93,14 @@ ARCHITECTURE = {
     "timestep": bounds.whole(0, 100_000),
     "sign": bounds.word(-1.0, 1.0, -1, 1),
     "fold": bounds.whole(1, 32),
-    "output": bounds.word("clamp", "sigmoid"),
+    "output": bounds.word("clamp", "sigmoid", "dpt"),
     "train_vae": bounds.flag,
+    "head_width": bounds.whole(2, bounds.WIDEST),
 }
 """What the entries of an architecture may be in a file."""
 
-_TEXT_TOKENS = 2
+DEFAULTS = {"head_width": 256}
+"""Entries that folders lack which have no use for them."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +115,12 @@ class LatentUse:
     """Side of the square of pixels that is folded into channels before the VAE; 1 for none."""
     output: str = "clamp"
     """`clamp`: values clamped to [0, 1] in evaluation and left free in training, where a clamp would have no gradient
-    outside; `sigmoid`: `sigmoid(y)`, bounded in both."""
+    outside; `sigmoid`: `sigmoid(y)`, bounded in both; `dpt`: a DPT head in place of the VAE's decoder, each map brought
+    to [0, 1] by its least and largest value."""
     train_vae: bool = False
     """Whether the VAE is trained too."""
+    head_width: int = DEFAULTS["head_width"]
+    """Channels of the DPT head."""
 
 
 class OneStepLatentDepth(DepthModel):
@@ -136,7 +128,8 @@ class OneStepLatentDepth(DepthModel):
 
     `z = k mode(encode(2 rgb - 1))`, `v = unet(z, timestep, context)`, `y = mean over channels of decode(sign v / k)`,
     values `(y + 1) / 2`, with k the VAE's scaling factor and the context a constant: the encoded empty prompt. The
-    minus of GenPercept comes from v-prediction at a signal level of zero, where the clean latent is -v.
+    minus of GenPercept comes from v-prediction at a signal level of zero, where the clean latent is -v. With a DPT
+    head, that head reads the outputs of the U-Net's up blocks instead, the finest first, and no velocity is made.
 
     Args:
         info: what the network is called and what its numbers mean.
@@ -146,6 +139,8 @@ class OneStepLatentDepth(DepthModel):
         use: how the two are put together.
     """
 
+    # Group normalisation in bfloat16 takes twice as long with channels last.
+    memory_format = torch.contiguous_format
     context: Tensor
     class_label: Tensor | None
 
@@ -164,6 +159,16 @@ class OneStepLatentDepth(DepthModel):
         self.register_buffer("context", context)
         self.use = use
         vae.requires_grad_(use.train_vae)
+        if use.output == "dpt":
+            # What makes and decodes the velocity has no part in it.
+            for network, name in (
+                (unet, "conv_norm_out"),
+                (unet, "conv_out"),
+                (vae, "post_quant_conv"),
+                (vae, "decoder"),
+            ):
+                setattr(network, name, nn.Identity())
+            self.head = DPTHead(list(unet.config["block_out_channels"]), use.head_width)
         if unet.config["class_embed_type"] == "projection":
             # the task label of Lotus: depth, not image reconstruction
             label = torch.tensor([[math.sin(1), math.sin(0), math.cos(1), math.cos(0)]])
@@ -173,27 +178,26 @@ class OneStepLatentDepth(DepthModel):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        return {
-            "vae": _public(self.vae.config),
-            "unet": _public(self.unet.config),
-            **dataclasses.asdict(self.use),
-        }
+        use = dataclasses.asdict(self.use)
+        if self.use.output != "dpt":
+            del use["head_width"]
+        return {"vae": public_config(self.vae.config), "unet": public_config(self.unet.config), **use}
 
     def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
-        multiple = self.preprocessing.multiple
         height, width = images.shape[-2:]
-        if height % multiple or width % multiple:
-            raise ValueError(
-                f"OneStepLatentDepth.forward: sides of images must be multiples of {multiple}, got {height}x{width}; "
-                "use estimate() or predict() for images of any size"
-            )
+        self.check_sides(height, width, self.preprocessing.multiple)
         scale, count = self.vae.config["scaling_factor"], len(images)
         pixels = self.normalise(images)
         if self.use.fold > 1:
             pixels = F.pixel_unshuffle(pixels, self.use.fold)
         latent = self.vae.encode(pixels).latent_dist.mode() * scale
         deepest: list[Tensor] = []
-        hook = self.unet.mid_block.register_forward_hook(lambda *args: deepest.append(args[2])) if features else None
+        levels: list[Tensor] = []
+        hooks = [self.unet.mid_block.register_forward_hook(lambda *args: deepest.append(args[2]))] if features else []
+        if self.use.output == "dpt":
+            hooks += [
+                block.register_forward_hook(lambda *args: levels.append(args[2])) for block in self.unet.up_blocks
+            ]
         try:
             velocity = self.unet(
                 latent,
@@ -202,8 +206,11 @@ class OneStepLatentDepth(DepthModel):
                 class_labels=None if self.class_label is None else self.class_label.expand(count, -1),
             ).sample
         finally:
-            if hook is not None:
+            for hook in hooks:
                 hook.remove()
+        encoder = {"encoder": deepest[0]} if features else {}
+        if self.use.output == "dpt":
+            return DepthOutput(_to_unit_range(resize(self.head(levels[::-1]), (height, width), _SMOOTH)[:, 0]), encoder)
         decoded = self.vae.decode(self.use.sign * velocity / scale).sample
         if self.use.fold > 1:
             decoded = F.pixel_shuffle(decoded, self.use.fold)
@@ -212,15 +219,20 @@ class OneStepLatentDepth(DepthModel):
             values = torch.sigmoid(decoded.float())
         else:
             values = ((decoded if self.training else decoded.clamp(-1, 1)) + 1) / 2
-        return DepthOutput(values, {"encoder": deepest[0]} if features else {})
+        return DepthOutput(values, encoder)
+
+    def enable_gradient_checkpointing(self) -> None:
+        for network in (self.unet, self.vae):
+            network.enable_gradient_checkpointing(recompute)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"encoder": [], "decoder": [p for p in self.parameters() if p.requires_grad]}
 
 
-def _public(config: Any) -> dict[str, Any]:
-    """A diffusers configuration without the names of the machine that wrote it."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dict(config).items() if not k.startswith("_")}
+def _to_unit_range(maps: Tensor) -> Tensor:
+    """Bring each map `(B, H, W)` to [0, 1]; 0 for one that is constant. Official code does so over a batch of one."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def build(
@@ -239,7 +251,7 @@ def build(
     inference = options.pop("inference", {})
     vae = AutoencoderKL.from_config(options.pop("vae"))
     unet = UNet2DConditionModel.from_config(options.pop("unet"))
-    context = torch.randn(1, _TEXT_TOKENS, unet.config["cross_attention_dim"])
+    context = torch.randn(1, TEXT_TOKENS, unet.config["cross_attention_dim"])
     return OneStepLatentDepth(
         info, preprocessing or _preprocessing(**inference), vae, unet, context, LatentUse(**options)
     )
@@ -247,8 +259,7 @@ def build(
 
 def _preprocessing(size: int = 768, resize_policy: str = "upper-bound") -> Preprocessing:
     half = (0.5, 0.5, 0.5)
-    smooth = "bilinear-antialias"  # both ways, in GenPercept's pipeline
-    return Preprocessing(size, 8, resize_policy, half, half, interpolation=smooth, map_interpolation=smooth)
+    return Preprocessing(size, 8, resize_policy, half, half, interpolation=_SMOOTH, map_interpolation=_SMOOTH)
 
 
 def claims(candidate: Candidate) -> bool:
@@ -280,61 +291,62 @@ def load(candidate: Candidate) -> OneStepLatentDepth:
             f"load_model: {path} has no config.json, which a folder of '{candidate.name}' must have"
         )
     kind = _kind(candidate)
-    unet_path = _find_unet(path, kind)
+    unet_path = _find_unet(candidate, kind)
     folder = unet_path if unet_path.is_dir() else unet_path.parent
     root = path if path.is_dir() and unet_path != path else folder.parent
-    if (root / "dpt_head_identity").is_dir() or "dpt_head" in unet_path.name:
-        raise DistillDepthError(
-            f"load_model: {path} is GenPercept's variant with a DPT head, which is not supported; "
-            "use genpercept-disparity"
-        )
-    unet, lotus = _load_unet(unet_path, entry)
+    head = _find_head(candidate, root, folder)
+    unet, lotus = _load_unet(unet_path, entry, headless=head is not None)
     if kind is None:
         raise DistillDepthError(
             f"load_model: {path} does not say whether it predicts depth or disparity; name it as "
             f"genpercept-disparity@{path} or genpercept-depth@{path}"
         )
-    base, has_vae = root, (root / "vae").is_dir()
-    if not has_vae or not _has_context(root):
-        base = _base_folder(request.base, request.offline, has_vae=has_vae)
-    vae = _load_vae(root if has_vae else base, root)
-    context = _context(root if _has_context(root) else base)
-    if context.shape[-1] != unet.config["cross_attention_dim"]:
-        raise DistillDepthError(
-            f"load_model: the text context of {base} has width {context.shape[-1]}, the U-Net of "
-            f"{unet_path} wants {unet.config['cross_attention_dim']}; name the right base"
-        )
+    vae, context = load_surroundings(root, unet, unet_path, request)
     variant = VARIANTS["lotus" if lotus else "genpercept"]
     known = entry or registry.ENTRIES[f"{'lotus' if lotus else 'genpercept'}-{kind}"]
     info = ModelInfo(candidate.name, FAMILY, kind, known.licence, str(path))
     use = LatentUse(variant["timestep"], variant["sign"])
-    return OneStepLatentDepth(info, _preprocessing(), vae, unet, context, use)
+    if head is None:
+        return OneStepLatentDepth(info, _preprocessing(), vae, unet, context, use)
+    file = weights_file(head)
+    state = read_state(file)
+    first = state.get("neck.convs.0.weight", torch.zeros(use.head_width, 1))
+    use = dataclasses.replace(use, output="dpt", head_width=min(max(len(first), 2), bounds.WIDEST))
+    model = OneStepLatentDepth(info, _preprocessing(), vae, unet, context, use)
+    check_state(file, model.head, state)
+    model.head.load_state_dict({key: tensor.float() for key, tensor in state.items()})
+    return model
 
 
-def _load_unet(path: Path, entry: registry.Entry | None) -> tuple[UNet2DConditionModel, bool]:
-    """The U-Net, and whether it is one of Lotus."""
-    unet = _load_part(UNet2DConditionModel, path, _SD_UNET)
+def _find_head(candidate: Candidate, root: Path, folder: Path) -> Path | None:
+    """Folder of the DPT head of a U-Net that has one: beside it, under the name that GenPercept's code looks for."""
+    named = candidate.entry is not None and candidate.entry.variant == "genpercept-dpt"
+    official = folder.name.startswith("unet_")
+    head = (folder.parent if official else root) / "dpt_head_identity"
+    if head.is_dir() and ("dpt_head" in folder.name or not official):
+        return head
+    if named or "dpt_head" in folder.name:
+        raise DistillDepthError(f"load_model: {candidate.path} has no DPT head; it must lie in {head}")
+    if (root / "dpt_head").is_dir() and not official:
+        raise DistillDepthError(
+            f"load_model: {root / 'dpt_head'} is a DPT head that ends in a ReLU, for which GenPercept's own code has "
+            "no use; only dpt_head_identity is supported"
+        )
+    return None
+
+
+def _load_unet(path: Path, entry: registry.Entry | None, *, headless: bool) -> tuple[UNet2DConditionModel, bool]:
+    """The U-Net, and whether it is one of Lotus; `headless`: without its last layers, which the file may lack."""
+    unet = load_part(UNet2DConditionModel, path, SD_UNET, unused=r"conv_(norm_)?out\." if headless else None)
     lotus = unet.config["class_embed_type"] == "projection" if entry is None else entry.variant == "lotus"
     if unet.config["in_channels"] != unet.config["out_channels"]:
         raise DistillDepthError(
-            f"load_model: {path} takes {unet.config['in_channels']} channels, image and noise; only one-step models "
-            "without noise (GenPercept, Lotus-D) are supported"
+            f"load_model: {path} takes {unet.config['in_channels']} channels, image and noise; of these only Marigold "
+            "is supported, in a folder with its model_index.json or named as marigold@"
         )
     if lotus != (unet.config["class_embed_type"] == "projection"):
         raise DistillDepthError(f"load_model: {path} is {'not ' if lotus else ''}a Lotus network; name the right model")
     return unet, lotus
-
-
-def _load_vae(folder: Path, root: Path) -> AutoencoderKL:
-    """The VAE of one folder, with the decoder that another may have instead."""
-    vae = _load_part(AutoencoderKL, folder / "vae", _SD_VAE)
-    for part, network in (("vae_decoder", vae.decoder), ("vae_post_quant_conv", vae.post_quant_conv)):
-        if (root / part).is_dir():
-            file = _weights_file(root / part)
-            state = read_state(file, network)
-            check_state(file, network, state)
-            network.load_state_dict(state)
-    return vae
 
 
 def _kind(candidate: Candidate) -> str | None:
@@ -352,117 +364,16 @@ def _kind(candidate: Candidate) -> str | None:
     return entry.quantity if entry is not None else None
 
 
-def _find_unet(path: Path, kind: str | None) -> Path:
+def _find_unet(candidate: Candidate, kind: str | None) -> Path:
+    path = candidate.path
     if path.is_file() or any(path.glob("diffusion_pytorch_model*")):
         return path
-    for name in ("unet", f"unet_{kind}_v2"):
+    with_head = "unet_disparity_dpt_head_v2"
+    wants_head = candidate.entry is not None and candidate.entry.variant == "genpercept-dpt"
+    names = ["unet", with_head] if wants_head else ["unet", f"unet_{kind}_v2", with_head]
+    for name in names:
         if (path / name).is_dir():
             return path / name
     raise DistillDepthError(
-        f"load_model: {path} has no U-Net; a GenPercept or Lotus folder holds unet/ (or unet_{kind or 'disparity'}_v2/)"
+        f"load_model: {path} has no U-Net; a GenPercept or Lotus folder holds unet/ (or {' or '.join(names[1:])})"
     )
-
-
-def _weights_file(folder: Path) -> Path:
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    plain = [file for file in files if ".fp16." not in file.name and ".non_ema." not in file.name]
-    if not files:
-        raise DistillDepthError(f"load_model: {folder} holds no weights (.safetensors or .bin)")
-    return (plain or files)[0]
-
-
-def _load_part(cls: Any, path: Path, default: dict[str, Any]) -> Any:
-    """Load a VAE or U-Net; published U-Nets may come without a configuration, then `default` is it."""
-    file = path if path.is_file() else _weights_file(path)
-    if (file.parent / "config.json").is_file() and file.suffix == ".safetensors" and path.is_dir():
-        # by diffusers, which renames the attention weights of old VAEs
-        return load_pretrained(cls, path, variant="fp16" if ".fp16." in file.name else None)
-    config = default
-    if (file.parent / "config.json").is_file():
-        check_config(file.parent / "config.json")
-        config = cls.load_config(file.parent, local_files_only=True)
-    with torch.device("meta"):
-        network = cls.from_config(config)
-    state = read_state(file, network)
-    state = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
-    check_state(file, network, state)
-    network.load_state_dict(state, assign=True)
-    return network
-
-
-def _base_folder(base: str | None, offline: bool, *, has_vae: bool) -> Path:
-    """Folder of the repository that the VAE and the text context come from."""
-    named = base or os.environ.get("DISTILLDEPTH_SD_BASE")
-    if named and expand_user(named).is_dir():
-        return expand_user(named)
-    if named and (named.startswith((".", "/", "~")) or named.count("/") != 1):
-        raise FileNotFoundError(f"load_model: no such base folder: {named}")
-    repo_id = named or registry.STABLE_DIFFUSION_BASE
-    short = repo_id.partition("/")[2]
-    for folder in hub.checkpoint_folders():
-        for candidate in (folder / repo_id, folder / short):
-            if has_vae or (candidate / "vae").is_dir():
-                if not _has_context(candidate):
-                    continue
-                return candidate
-    wanted = () if has_vae else ("vae",)
-    return hub.fetch(
-        repo_id, folders=(*wanted, "text_encoder", "tokenizer"), family=FAMILY, offline=offline, expected=(short,)
-    )
-
-
-def _has_context(folder: Path) -> bool:
-    return (folder / "context.safetensors").is_file() or (
-        (folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir()
-    )
-
-
-def _context(folder: Path) -> Tensor:
-    """The encoded empty prompt `(1, tokens, C)`: from `context.safetensors`, or encoded once and kept in our cache."""
-    if (folder / "context.safetensors").is_file():
-        return _read_context(folder / "context.safetensors")
-    if not _has_context(folder):
-        raise DistillDepthError(
-            f"load_model: {folder} has no text context; it must hold context.safetensors, or text_encoder/ and "
-            "tokenizer/"
-        )
-    weights = _weights_file(folder / "text_encoder").resolve()
-    stat = weights.stat()
-    key = hashlib.sha256(f"{weights}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    file = cache_folder() / "contexts" / f"{key}.safetensors"
-    if file.is_file():
-        with contextlib.suppress(DistillDepthError):  # Damaged: it is encoded again.
-            return _read_context(file)
-    context = _encode_empty_prompt(folder)
-    from safetensors.torch import save
-
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs seconds next time, nothing else
-        write_atomically(file, save({"context": context}))
-    return context
-
-
-def _read_context(file: Path) -> Tensor:
-    state = read_state(file)
-    context = state.get("context", next(iter(state.values())))
-    if context.ndim != 3 or len(context) != 1 or not context.is_floating_point():
-        raise DistillDepthError(
-            f"load_model: {file} must hold one floating tensor (1, tokens, C), got {context.dtype} "
-            f"{tuple(context.shape)}; remove it, or download it again"
-        )
-    return context.float()
-
-
-@torch.inference_mode()
-def _encode_empty_prompt(folder: Path) -> Tensor:
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    encoder = load_pretrained(CLIPTextModel, folder / "text_encoder").eval()
-    try:
-        with pretrained.quiet_transformers():
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except Exception as error:
-        why = one_line(error, 160)
-        raise DistillDepthError(f"load_model: {folder / 'tokenizer'} cannot be loaded ({why})") from error
-    # unpadded, as in training: begin and end of text only
-    tokens = tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids
-    return encoder(tokens)[0].clone()

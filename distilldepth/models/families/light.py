@@ -1,21 +1,21 @@
 """A dense light student: plain convolutions, attention only at 1/32, made for CPUs and small GPUs.
 
 Depthwise convolutions save multiplications but are bound by memory on CPUs, so every convolution here is dense and
-few-channelled. The output is a sigmoid: the losses of distillation see disparity only up to scale and shift, and a
-bounded output keeps the magnitude that they leave open from drifting.
+few-channelled.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.base import DepthOutput, ModelInfo
 from distilldepth.models.bounds import DEEPEST, WIDEST, listed, whole
 from distilldepth.models.preprocess import Preprocessing
+from distilldepth.models.recompute import run_block
+from distilldepth.models.top_down import ConvNormAct, Residual, TopDownDepth
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "mini": {
@@ -37,34 +37,6 @@ ARCHITECTURE = {
     "decoder": listed(_WIDTH, 1, 11),
 }
 """What the arguments of `LightDepth` may be in a file."""
-
-
-class ConvNormAct(nn.Sequential):
-    """3x3 (or 1x1) convolution, batch normalisation, ReLU."""
-
-    def __init__(self, inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, act: bool = True) -> None:
-        layers: list[nn.Module] = [
-            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
-            nn.BatchNorm2d(outputs),
-        ]
-        if act:
-            layers.append(nn.ReLU(inplace=True))
-        super().__init__(*layers)
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions around a skip."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = ConvNormAct(width, width)
-        self.second = ConvNormAct(width, width, act=False)
-        norm = self.second[1]
-        assert isinstance(norm, nn.BatchNorm2d)
-        nn.init.zeros_(norm.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.second(self.first(x)))
 
 
 class Attention(nn.Module):
@@ -91,7 +63,7 @@ class Attention(nn.Module):
         return tokens.transpose(1, 2).reshape(batch, width, height, columns)
 
 
-class LightDepth(DepthModel):
+class LightDepth(TopDownDepth):
     """Encoder to 1/32, attention there, top-down fusion back to 1/2, bilinear to the input's size."""
 
     def __init__(
@@ -113,6 +85,7 @@ class LightDepth(DepthModel):
         if widths[-1] % heads:
             raise ValueError(f"LightDepth: heads must divide the last width, {widths[-1]}, got {heads}")
         super().__init__(info, preprocessing)
+        self._again = False
         self._architecture = {
             "widths": list(widths),
             "blocks": list(blocks),
@@ -127,37 +100,26 @@ class LightDepth(DepthModel):
             stages.append(nn.Sequential(down, *(Residual(widths[level + 1]) for _ in range(count))))
         self.stages = nn.ModuleList(stages)
         self.context = nn.Sequential(*(Attention(widths[-1], heads) for _ in range(attention)))
-        self.lateral = nn.ModuleList(nn.Conv2d(width, out, 1) for width, out in zip(widths[:-1], decoder, strict=True))
-        incoming = [*decoder[1:], widths[-1]]
-        self.reduce = nn.ModuleList(nn.Conv2d(width, out, 1) for width, out in zip(incoming, decoder, strict=True))
-        self.fuse = nn.ModuleList(Residual(width) for width in decoder)
-        self.head = nn.Sequential(ConvNormAct(decoder[0], decoder[0]), nn.Conv2d(decoder[0], 1, 1))
+        self.add_decoder(widths, decoder)
 
     @property
     def architecture(self) -> dict[str, Any]:
         return dict(self._architecture)
 
     def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
-        x = self.stem(self.normalise(images))
+        again = self._again
+        x = run_block(self.stem, self.normalise(images), again=again)
         levels = [x]
         for stage in self.stages:
-            x = stage(x)
+            x = run_block(stage, x, again=again)
             levels.append(x)
-        deepest = x = self.context(x)
-        for level in reversed(range(len(self.fuse))):
-            side = levels[level]
-            coarse = F.interpolate(self.reduce[level](x), side.shape[-2:], mode="bilinear", align_corners=False)
-            x = self.fuse[level](coarse + self.lateral[level](side))
-        logits = F.interpolate(self.head(x).float(), images.shape[-2:], mode="bilinear", align_corners=False)
-        return DepthOutput(torch.sigmoid(logits[:, 0]), {"encoder": deepest} if features else {})
+        for block in self.context:
+            x = run_block(block, x, again=again)
+        values = self.decode([*levels[:-1], x], images.shape[-2:], again=again)
+        return DepthOutput(values, {"encoder": x} if features else {})
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        encoder = [self.stem, self.stages, self.context]
-        decoder = [self.lateral, self.reduce, self.fuse, self.head]
-        return {
-            "encoder": [p for module in encoder for p in module.parameters()],
-            "decoder": [p for module in decoder for p in module.parameters()],
-        }
+    def enable_gradient_checkpointing(self) -> None:
+        self._again = True
 
 
 def build(architecture: dict[str, Any], info: ModelInfo, preprocessing: Preprocessing | None = None) -> LightDepth:

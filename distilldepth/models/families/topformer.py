@@ -26,6 +26,7 @@ from distilldepth.errors import did_you_mean
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.bounds import DEEPEST, WIDEST, listed, number, whole
 from distilldepth.models.preprocess import Preprocessing
+from distilldepth.models.recompute import run_block
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -198,6 +199,7 @@ class Encoder(nn.Module):
         self, blocks: Sequence[Sequence[Sequence[int]]], heads: int, injection: Sequence[int], drop_path: float
     ) -> None:
         super().__init__()
+        self.again = False
         self.stem = nn.Sequential(ConvNorm(3, 16, 3, 2), nn.ReLU())
         width, levels, self.token_widths = 16, [], []
         for rows in blocks:
@@ -219,14 +221,17 @@ class Encoder(nn.Module):
         _initialise(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = self.levels[0](self.stem(images))
+        again = self.again
+        x = run_block(self.levels[0], run_block(self.stem, images, again=again), again=again)
         tokens = []
         for level in self.levels[1:]:
-            x = level(x)
+            x = run_block(level, x, again=again)
             tokens.append(x)
         size = math.ceil(x.shape[-2] / 2), math.ceil(x.shape[-1] / 2)
-        pooled = torch.cat([F.adaptive_avg_pool2d(token, size) for token in tokens], 1)
-        parts = self.context(pooled).split(self.token_widths, 1)
+        x = torch.cat([F.adaptive_avg_pool2d(token, size) for token in tokens], 1)
+        for block in self.context:
+            x = run_block(block, x, again=again)
+        parts = x.split(self.token_widths, 1)
         return [inject(token, part) for inject, token, part in zip(self.injections, tokens, parts, strict=True)]
 
 
@@ -269,6 +274,7 @@ class Decoder(nn.Module):
 
     def __init__(self, widths: Sequence[int], decoder: Sequence[int], deepest: int) -> None:
         super().__init__()
+        self.again = False
         self.deepest = nn.Sequential(
             FeatureTransform(widths[-1], deepest), nn.Conv2d(deepest, decoder[-1], 3, padding=1)
         )
@@ -283,9 +289,9 @@ class Decoder(nn.Module):
         nn.init.normal_(last.weight, std=0.01)
 
     def forward(self, levels: Sequence[Tensor], half: Sequence[int]) -> Tensor:
-        x = self.deepest(levels[-1])
+        x = run_block(self.deepest, levels[-1], again=self.again)
         for fusion, lateral in zip(reversed(self.fusions), reversed(levels[:-1]), strict=True):
-            x = fusion(lateral, x)
+            x = run_block(fusion, lateral, x, again=self.again)
         return self.head(_resize(x, half))
 
 
@@ -356,6 +362,9 @@ class TopFormerDepth(DepthModel):
             logits = logits.float()
         disparity = _resize(logits.sigmoid(), (height, width))[:, 0]
         return DepthOutput(disparity, {"encoder": levels[-1]} if features else {})
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.encoder.again = self.decoder.again = True
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of the encoder, injection included, and of the decoder."""

@@ -18,6 +18,7 @@ from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.candidate import Candidate
 from distilldepth.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, resize
 from distilldepth.models.pretrained import load_pretrained, read_json
+from distilldepth.models.recompute import recompute_layers
 
 QUANTITIES = {
     "dpt": "disparity",
@@ -70,16 +71,16 @@ class TransformersDepth(DepthModel):
         if self.square and (size[0] != size[1] or size[0] % multiple):
             side = self.preprocessing.size
             pixels = resize(pixels, (side, side), self.preprocessing.interpolation)
-        elif size[0] % multiple or size[1] % multiple:
-            raise ValueError(
-                f"TransformersDepth.forward: sides of images must be multiples of {multiple}, got {size[0]}x{size[1]}; "
-                "use estimate() or predict() for images of any size"
-            )
+        else:
+            self.check_sides(size[0], size[1], multiple)
         values = self.network(pixel_values=pixels).predicted_depth
         if values.ndim == 3:
             values = values[:, None]
         # several networks answer at a size of their own
         return DepthOutput(resize(values, size, "bilinear")[:, 0])
+
+    def enable_gradient_checkpointing(self) -> None:
+        recompute_layers(self.network)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         parts = [getattr(self.network, name, None) for name in _ENCODERS]
