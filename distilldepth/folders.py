@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
+from typing import IO, Any
 
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError
@@ -94,7 +95,9 @@ class FolderKind:
         return items
 
     def _is_own(self, path: PurePath, is_folder: bool) -> bool:
-        if not is_folder and (str(path) in (MARK, LOCK) or fnmatchcase(path.name, _LEFT)):
+        if not is_folder and (
+            str(path) in (MARK, LOCK) or fnmatchcase(str(path), f"{LOCK}-*") or fnmatchcase(path.name, _LEFT)
+        ):
             return True
         for pattern in self.contents:
             parts = pattern.split("/")
@@ -104,11 +107,33 @@ class FolderKind:
         return False
 
 
+def lock_file(file: IO[Any], refusal: str) -> None:
+    """Keep other processes out of an open file until it is closed or this process ends.
+
+    Raises:
+        DistillDepthError: another process has it; `refusal` is what it says.
+    """
+    try:
+        import fcntl
+
+        # Not flock: the processes that decode images would inherit it, and outlive a killed run for seconds.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DistillDepthError(refusal) from None
+    except (ImportError, OSError):
+        pass  # This system or file system has no locks: go on without.
+
+
 @contextmanager
-def claim_folder(folder: Path, command: str) -> Iterator[None]:
+def claim_folder(folder: Path, command: str, part: str = "") -> Iterator[None]:
     """Make the folder and keep other processes out of it until the block ends or the process does.
 
     A folder that was made here and is still empty at the end is removed again.
+
+    Args:
+        folder: where the process writes.
+        command: for messages.
+        part: what of the folder is claimed, where several processes may write into it; empty for all of it.
 
     Raises:
         ValueError: it is a file.
@@ -118,19 +143,10 @@ def claim_folder(folder: Path, command: str) -> Iterator[None]:
         raise ValueError(f"{command}: --out must be a folder, {folder} is a file")
     made = not folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
+    path = folder / (f"{LOCK}-{part}" if part else LOCK)
     with path.open("a") as file:
-        try:
-            import fcntl
-
-            # Not flock: the processes that decode images would inherit it, and outlive a killed run for seconds.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DistillDepthError(
-                f"{command}: another run is writing into {folder}; wait for it, stop it, or choose another --out"
-            ) from None
-        except (ImportError, OSError):
-            pass  # This system or file system has no locks: go on without.
+        refusal = f"{command}: another run is writing into {folder}; wait for it, stop it, or choose another --out"
+        lock_file(file, refusal)
         try:
             yield
         finally:

@@ -42,7 +42,7 @@ th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; wh
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: 13px }
 .note { color: var(--warn); font-weight: 600 }
 .bad { color: var(--bad); font-weight: 600 }
-.quiet { color: var(--quiet) }
+.quiet { color: var(--quiet); font-weight: 400 }
 svg { display: block; width: 100%; height: auto }
 svg text { font: 12px system-ui, sans-serif; fill: var(--quiet) }
 svg .title { font-weight: 600; fill: var(--text) }

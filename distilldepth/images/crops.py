@@ -14,6 +14,9 @@ from torch.utils.data import default_collate
 
 from distilldepth.images.sources import Sample
 
+_WHOLE = 1 << 30
+"""A crop bound no photograph reaches: the largest region there is."""
+
 
 @dataclass(frozen=True)
 class CropConfig:
@@ -42,6 +45,10 @@ class CropConfig:
     flip: bool = True
     """Mirror half of the samples left to right."""
 
+    def whole(self) -> CropConfig:
+        """Return a crop of the largest region, without chance and windows: what held-out images are judged on."""
+        return CropConfig(size=self.size, patch_size=self.size, patches=0, min_crop=_WHOLE, flip=False)
+
     def __post_init__(self) -> None:
         for name in ("size", "patch_size"):
             value = getattr(self, name)
@@ -56,6 +63,18 @@ class CropConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"CropConfig: {name} must be above 0 and at most 1, got {value}")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a region was, in pixels of the photograph."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+    """Whether left and right were exchanged then."""
 
 
 @dataclass
@@ -78,6 +97,8 @@ class Regions:
     """How many images could not be read, for each that took their place."""
     errors: list[str] = field(default_factory=list)
     """What was wrong with them; empty texts where nothing was."""
+    cut: list[Cut] = field(default_factory=list)
+    """Of each region, where it was in its photograph."""
 
     @property
     def image_index(self) -> Tensor:
@@ -170,6 +191,7 @@ def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> R
         patches=_stack(patches, (3, *patch_size), torch.uint8),
         boxes=torch.from_numpy(_edges(boxes, (height, width), config.size, mirror)),
         name=[sample["name"]],
+        cut=[Cut(top, left, height, width, mirror)],
     )
     if depth is not None:
         crop.depth = _nearest(depth, region, config.size, mirror)

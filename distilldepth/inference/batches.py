@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distilldepth.capacity import is_out_of_memory
 from distilldepth.device import autocast
 from distilldepth.errors import DistillDepthError, one_line
 from distilldepth.models.base import DepthModel
@@ -131,7 +132,7 @@ def estimate_batch(
         return list(values.float())
     except FAILURES as error:
         if len(batch) == 1:
-            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):
+            if is_out_of_memory(error):
                 height, width = batch[0].image.shape[:2]
                 error = MemoryError(f"not enough memory for {height} x {width} pixels; try a smaller --size")
             return [error]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -17,13 +19,18 @@ class TeacherPool:
     def __init__(self, teachers: list[Teacher], seed: int) -> None:
         self.teachers = teachers
         self.seed = seed
-        weights = np.array([teacher.weight for teacher in teachers])
-        self._cumulative = np.cumsum(weights / weights.sum())
+        self._weights = [teacher.weight for teacher in teachers]
 
     def draw(self, step: int) -> Teacher:
         """Return the teacher of a step."""
-        point = np.random.default_rng([self.seed, 3, step]).random()
-        return self.teachers[min(int(np.searchsorted(self._cumulative, point, side="right")), len(self.teachers) - 1)]
+        return self.teachers[draw(self._weights, self.seed, step)]
+
+
+def draw(weights: Sequence[float], seed: int, step: int) -> int:
+    """Return which teacher labels the batch of a step: a pure function of weights, seed and step."""
+    cumulative = np.cumsum(np.array(weights) / np.sum(weights))
+    point = np.random.default_rng([seed, 3, step]).random()
+    return min(int(np.searchsorted(cumulative, point, side="right")), len(weights) - 1)
 
 
 def load_teachers(
@@ -34,8 +41,12 @@ def load_teachers(
     has_depth: bool,
     seed: int,
     precision: str = "float32",
+    offload: bool = False,
+    compiled: bool = False,
 ) -> TeacherPool:
     """Load every teacher of the list.
+
+    With `offload` they rest in the host's memory; on a CPU, where that is where they are, it changes nothing.
 
     Teachers that call themselves the same, such as two checkpoints of one family, go by what was asked for.
 
@@ -50,8 +61,9 @@ def load_teachers(
                 raise DistillDepthError("distill: teacher 'oracle' knows procedural scenes only; use --images scenes")
             teachers.append(Teacher(spec, None))
         else:
-            model = load_model(spec.model, device=device, offline=offline)
-            teachers.append(Teacher(spec, model, getattr(torch, precision)))
+            away = device if offload and device.type != "cpu" else None
+            model = load_model(spec.model, device=device if away is None else "cpu", offline=offline)
+            teachers.append(Teacher(spec, model, getattr(torch, precision), offload=away, compiled=compiled))
     called = [teacher.info.name for teacher in teachers]
     for place, (spec, teacher) in enumerate(zip(specs, teachers, strict=True)):
         if called.count(teacher.info.name) == 1:
@@ -70,4 +82,8 @@ def _same_weights(a: DepthModel | None, b: DepthModel | None) -> bool:
     if a is None or b is None:
         return False
     first, second = a.state_dict(), b.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return (
+        a.identity == b.identity
+        and first.keys() == second.keys()
+        and all(torch.equal(first[name], second[name]) for name in first)
+    )

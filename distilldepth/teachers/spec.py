@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distilldepth.errors import UsageError, refuse_url, shown
+from distilldepth.models.registry import PYTHON_PREFIX
 
 ORACLE = "oracle"
 """The teacher that is the renderer's own truth; works on procedural scenes only."""
@@ -19,13 +20,15 @@ class TeacherSpec:
     """One teacher of the list."""
 
     model: str
-    """What `load_model` is asked for: `name`, `name:variant`, `name@path`, a path or a hub id."""
+    """What `load_model` is asked for: `name`, `name:variant`, `name@path`, a path, a hub id or a callable."""
     weight: float
     """How often it is drawn, relative to the others."""
 
 
 def parse_teachers(text: str) -> list[TeacherSpec]:
-    """Read a comma-separated list of `name[:variant][=weight]` or `name@path[=weight]`.
+    """Read a comma-separated list of teachers, each perhaps with `=weight` behind it.
+
+    A teacher is `name[:variant]`, `name@path`, a path or hub id, or `python:module:function`.
 
     Raises:
         UsageError: an empty list, a repeated teacher, or a weight that is not a positive number.
@@ -38,7 +41,10 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
         item = item.strip()
         if not item:
             raise UsageError(f"distill: teachers must be a comma-separated list of names, got {shown(text)}")
-        model, equals, number = item.rpartition("=")
+        # A weight stands behind the last colon of a callable; in the path before it an = is any letter.
+        before, colon, last = item.rpartition(":") if item.startswith(PYTHON_PREFIX) else ("", "", item)
+        model, equals, number = last.rpartition("=")
+        model = f"{before}{colon}{model}"
         if not equals:
             model, number = item, "1"
         model = model.strip()
@@ -64,12 +70,20 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
 
 
 def check_known(specs: list[TeacherSpec]) -> None:
-    """Raise UsageError with the nearest name for a bare name that neither the registry nor a file carries."""
+    """Raise UsageError with the nearest name for a bare name that neither the registry nor a file carries.
+
+    A callable's module is imported here, so that what is wrong with it is heard of before anything else is loaded.
+    """
     from distilldepth.images.decode import path_exists
     from distilldepth.models.registry import teacher_names, what_else
 
     known = {ORACLE, *teacher_names()}
     for spec in specs:
+        if spec.model.startswith(PYTHON_PREFIX):
+            from distilldepth.models.families.python import find_callable
+
+            find_callable(spec.model)
+            continue
         refuse_url(spec.model.partition("@")[2] or spec.model)
         name = spec.model.partition("@")[0].partition(":")[0]
         bare = not any(mark in spec.model for mark in "/\\.@") and not path_exists(Path(spec.model))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distilldepth.depth import depth_to_inverse_depth, to_disparity
-from distilldepth.models.base import DepthModel, ModelInfo, run_resized
+from distilldepth.images.batches import SourceView
+from distilldepth.images.crops import Regions
+from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo, run_resized
+from distilldepth.teachers.offload import Resting
 from distilldepth.teachers.spec import ORACLE, TeacherSpec
 
 
@@ -30,12 +36,50 @@ class PseudoLabel:
     """Name of the teacher; chooses its projection where two teachers have equally wide features."""
     inverse_depth: bool = False
     """Whether the maps are inverse depth up to a scale, with no unknown shift."""
+    readable: Tensor | None = None
+    """bool `(B,)`, False for stored labels that cannot be read: not valid anywhere, and not for being not finite."""
+
+    def to(self, device: torch.device) -> PseudoLabel:
+        """Return it with all tensors on a device, without waiting for it."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PseudoLabel:
+        """Return it in memory from which a GPU copies by itself."""
+        return self._with_each(lambda tensor: tensor.pin_memory())
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> PseudoLabel:
+        changed: dict[str, Any] = {
+            item.name: change(value) for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **changed)
 
 
 class Teacher:
-    """A frozen model, or the renderer's truth (`oracle`)."""
+    """A frozen model, or the renderer's truth (`oracle`).
 
-    def __init__(self, spec: TeacherSpec, model: DepthModel | None, precision: torch.dtype = torch.float32) -> None:
+    Args:
+        spec: what it was asked for by.
+        model: the model; None for the oracle.
+        precision: in which it runs.
+        offload: the device to which a model that is on the CPU comes for each label; None for one that stays.
+        compiled: run it through `torch.compile`.
+    """
+
+    heldout: SourceView | None = None
+    """Held-out images of its own, on which alone it is asked; None for those of the run."""
+    parts: int
+    """In how many parts a batch is labelled, one after another."""
+
+    def __init__(
+        self,
+        spec: TeacherSpec,
+        model: DepthModel | None,
+        precision: torch.dtype = torch.float32,
+        *,
+        offload: torch.device | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.parts = 1
         self.weight = spec.weight
         self.precision = precision
         self.model = model
@@ -43,8 +87,17 @@ class Teacher:
             self.info = ModelInfo(ORACLE, ORACLE, "metric_depth", "Apache-2.0", "the renderer's depth buffer")
         else:
             self.model = model.eval().requires_grad_(False)
+            # A callable of a user's need not have parameters.
+            if next(model.buffers()).device.type == "cpu":
+                model.to(memory_format=model.memory_format)  # type: ignore[call-overload]  # torch tells of tensors only
             self.info = model.info
         self.name = self.info.name
+        self._resting = None if model is None or offload is None else Resting(model, offload)
+        self._compiled = torch.compile(model.forward) if compiled and model is not None else None
+
+    def used(self) -> AbstractContextManager[None]:
+        """Keep it on its device inside the block, over several labels."""
+        return nullcontext() if self._resting is None else self._resting.used()
 
     def label(self, images: Tensor, depth: Tensor | None, *, features: bool = False) -> PseudoLabel:
         """Label images `(B, 3, H, W)` in [0, 1]; `depth` `(B, H, W)` in metres is what the oracle reads.
@@ -56,9 +109,12 @@ class Teacher:
                 raise ValueError(f"Teacher.label: depth must be given to {self.name}, which reads it, got None")
             inverse = depth_to_inverse_depth(depth)
             return PseudoLabel(inverse, ~torch.isnan(inverse), teacher=self.name, inverse_depth=True)
+        if images.device.type == "cpu":
+            images = images.contiguous(memory_format=self.model.memory_format)
         reduced = self.precision != torch.float32
-        with torch.inference_mode(), torch.autocast(images.device.type, self.precision, enabled=reduced):
-            output = run_resized(self.model, images, features=features)
+        kind = images.device.type
+        with self.used(), torch.inference_mode(), torch.autocast(kind, self.precision, enabled=reduced):
+            output = self._run(images, features=features)
             values = output.values
             disparity = to_disparity(values, self.info.quantity)
         # Tensors made in inference mode may not enter a graph; a clone made outside it may.
@@ -71,4 +127,19 @@ class Teacher:
             {name: value.clone() for name, value in output.features.items()},
             teacher=self.name,
             inverse_depth=self.info.quantity == "metric_depth",
+        )
+
+    def label_whole(self, regions: Regions, images: Tensor, depth: Tensor | None) -> PseudoLabel:
+        """Label held-out images, whole; `regions` says which they are."""
+        return self.label(images, depth)
+
+    def _run(self, images: Tensor, *, features: bool) -> DepthOutput:
+        assert self.model is not None, "the oracle runs nothing"
+        pieces = images.tensor_split(max(1, min(self.parts, len(images))))
+        outputs = [run_resized(self.model, piece, features=features, network=self._compiled) for piece in pieces]
+        if len(outputs) == 1:
+            return outputs[0]
+        return DepthOutput(
+            torch.cat([output.values for output in outputs]),
+            {name: torch.cat([output.features[name] for output in outputs]) for name in outputs[0].features},
         )
