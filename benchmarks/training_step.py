@@ -6,6 +6,11 @@ The step is that of `distilldepth distill --preset demo`: light student, two tea
 region and on windows, gradient matching. The backends take turns step by step on the same batches. `loss` is the
 objective with its gradient to the student's map, `student` the student forward and backward. Memory is what a phase
 adds at its peak to what was there when it began, in a process of its own per backend.
+
+    python benchmarks/training_step.py --whole EARLIER . --json benchmarks/results/training-whole.json
+
+runs the job itself, as `distilldepth distill` does, from checkouts of several versions in turn: steps per second
+and the shares of the time as the run folder tells them, and the CPU time of all its processes.
 """
 
 from __future__ import annotations
@@ -14,13 +19,16 @@ import argparse
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,17 +36,18 @@ from torch import Tensor, nn
 from distilldepth.bench.memory import peak_since, reset_peak
 from distilldepth.bench.timing import quantile, synchronise
 from distilldepth.device import resolve_device
-from distilldepth.distill.batches import CropDataset, StepBatches, crop_config, loading, split_heldout
 from distilldepth.distill.config import load_config
+from distilldepth.distill.crops import crop_config
 from distilldepth.distill.labels import label_batch
 from distilldepth.distill.objective import make_objective
 from distilldepth.distill.optimiser import make_optimiser
 from distilldepth.distill.processes import make_accelerator, settle_precisions
 from distilldepth.distill.progress import PHASES
 from distilldepth.distill.step import DistillationStep
+from distilldepth.images.batches import CropDataset, StepBatches, loading, split_heldout
 from distilldepth.images.crops import Regions
 from distilldepth.images.sources import open_source
-from distilldepth.machine import command_line, load_average, machine
+from distilldepth.machine import command_line, keep_freed_memory, load_average, machine
 from distilldepth.models import create_student
 from distilldepth.models.base import DepthOutput
 from distilldepth.ops.backend import available_backends
@@ -160,6 +169,7 @@ class Step:
 def measure_time(settings: list[str], steps: int) -> tuple[Step, dict[str, list[dict[str, float]]]]:
     """Return the step and, by backend, the seconds of each phase of each counted step."""
     total = WARM_STEPS + steps
+    keep_freed_memory()  # As `distill` does; where memory is measured it would hide what is freed.
     step = Step(settings, total)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in backends(step.device)}
     for index in range(total):
@@ -215,10 +225,67 @@ def memory_in_another_process(settings: list[str], backend: str) -> dict[str, in
     return json.loads(done.stdout.splitlines()[-1])
 
 
+RUN = """
+import json, sys
+from distilldepth.distill.config import load_config
+from distilldepth.distill.trainer import distill
+distill(load_config(preset="demo", settings=json.loads(sys.argv[1])))
+"""
+
+
+def run_whole(checkout: Path, settings: list[str]) -> dict[str, Any]:
+    """Run the job once, from a checkout; the first line of its log, in which everything is loaded, does not count."""
+    with tempfile.TemporaryDirectory() as folder:
+        told = [*settings, f"out={folder}/run", "heldout=8", "agreement_every=0", "checkpoint_every=1000000"]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-W", "ignore", "-c", RUN, json.dumps(told)]
+        environment = {**os.environ, "PYTHONPATH": str(checkout)}
+        subprocess.run(command, env=environment, cwd=folder, check=True, stderr=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    seconds = [row["samples"] / row["images_per_second"] for row in rows[1:]]
+    shares = {
+        phase: sum(row["time"][phase] * each for row, each in zip(rows[1:], seconds, strict=True)) / sum(seconds)
+        for phase in PHASES
+    }
+    return {
+        "steps_per_second": (rows[-1]["step"] - rows[0]["step"]) / sum(seconds),
+        "shares": shares,
+        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "load_average": load_average(),
+    }
+
+
+def measure_whole(checkouts: list[Path], settings: list[str], steps: int, rounds: int) -> dict[str, Any]:
+    """Run the job from each checkout in turn, in rotating order, and print what was found."""
+    found: list[dict[str, Any]] = []
+    for number in range(rounds):
+        for place in range(len(checkouts)):
+            checkout = checkouts[(number + place) % len(checkouts)].resolve()
+            version = subprocess.run(
+                ["git", "-C", str(checkout), "describe", "--always", "--dirty"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+            row = {"commit": version} | run_whole(checkout, [*settings, f"steps={steps}"])
+            shares = " ".join(f"{phase} {share:.1%}" for phase, share in row["shares"].items())
+            print(
+                f"{version}: {row['steps_per_second']:.3f} steps/s, {row['cpu_seconds']:.0f} s of CPU; {shares}",
+                flush=True,
+            )
+            found.append(row)
+    return {"metadata": {**machine("cpu"), "command": command_line(), "steps": steps}, "results": found}
+
+
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="counted steps per backend (default 20)")
+    parser.add_argument("--steps", type=int, help="counted steps per backend (default 20), or of the job (120)")
+    parser.add_argument(
+        "--whole", nargs="+", type=Path, metavar="CHECKOUT", help="time the whole job of these versions"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="runs of the job per version (default 2)")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="as `distill`")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--memory-of", metavar="BACKEND", help=argparse.SUPPRESS)
@@ -226,7 +293,12 @@ def main() -> None:
     if arguments.memory_of:
         print(json.dumps(measure_memory(arguments.settings, arguments.memory_of)))
         return
-    step, found = measure_time(arguments.settings, arguments.steps)
+    if arguments.whole:
+        write(
+            arguments.json, measure_whole(arguments.whole, arguments.settings, arguments.steps or 120, arguments.rounds)
+        )
+        return
+    step, found = measure_time(arguments.settings, arguments.steps or 20)
     results = []
     for name, steps in found.items():
         runs = {op: name if name == "reference" else available_backends(op, step.device.type)[0] for op in OPS}
@@ -266,10 +338,14 @@ def main() -> None:
         spread = f"{row['p20_ms']:.1f} to {row['p80_ms']:.1f}"
         cells = [row["backend"], row["phase"], f"{row['median_ms']:.1f}", spread, f"{100 * row['share']:.1f} %", memory]
         print("| " + " | ".join(cells) + " |")
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"metadata": metadata, "results": results}, indent=2)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+    write(arguments.json, {"metadata": metadata, "results": results})
+
+
+def write(file: Path | None, found: dict[str, Any]) -> None:
+    """Write JSON, if there is where to."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

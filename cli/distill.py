@@ -16,6 +16,7 @@ import click
 
 from distilldepth.cli import options
 from distilldepth.distill.config import DistillConfig, blamed_on, load_config, preset_names
+from distilldepth.distill.launch import continuing
 from distilldepth.settings import keys, to_toml
 
 if TYPE_CHECKING:
@@ -40,23 +41,27 @@ def _flags(command: F) -> F:
             shown = f"{doc}  [default: {default}]" if default != "" else doc
             option = click.option(*names, type=_PLACEHOLDERS[hint], default=None, help=shown)
         else:
-            option = click.option(*names, multiple=True, help=f"{doc}  [default: {' '.join(default)}]")
+            shown = f"{doc}  [default: {' '.join(default)}]" if default else doc
+            option = click.option(*names, multiple=True, help=shown)
         command = option(command)
     return command
 
 
 _GROUPS = {
     "Models": ("teachers", "student", "initial_weights"),
-    "Data": ("images", "size", "heldout"),
+    "Data": ("images", "labels", "size", "heldout"),
     "Recipe": (
         "preset", "config_file", "settings", "print_config",
         "steps", "batch_size", "grad_accumulation", "seed", "max_skipped_share",
     ),
     "Output": (
-        "out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints", "log_every", "agreement_every",
+        "out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints", "log_every", "log", "agreement_every",
         "json_target",
     ),
-    "Machine": ("device", "precision", "teacher_precision", "compile", "workers", "threads", "offline"),
+    "Machine": (
+        "device", "precision", "teacher_precision", "compile", "compile_teachers", "gradient_checkpointing",
+        "teacher_offload", "micro_batch", "workers", "threads", "offline",
+    ),
 }  # fmt: skip
 
 
@@ -86,6 +91,7 @@ def distill(
     \b
     distilldepth distill --teachers dav2,genpercept
     distilldepth distill --images PHOTOS --preset photos --out runs/mine
+    distilldepth distill --labels LABELS --student light-mini --out runs/stored
     distilldepth distill --config runs/mine/config.toml --resume auto
     """
     flags = {key: list(value) if isinstance(value, tuple) else value for key, value in flags.items()}
@@ -128,8 +134,7 @@ def distill(
             result = run(config, command=command)
     except KeyboardInterrupt:
         if any(Path(config.out, "checkpoints").glob("step-*")) and os.environ.get("RANK", "0") == "0":
-            again = ["distilldepth", "distill", "--config", f"{config.out}/config.toml", "--resume", "auto"]
-            click.echo(f"\nto continue from the last checkpoint: {shlex.join(again)}", err=True)
+            click.echo(f"\nto continue from the last checkpoint: {continuing(config)}", err=True)
         raise
     if os.environ.get("RANK", "0") != "0":
         return

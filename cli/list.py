@@ -45,11 +45,13 @@ def _column(heading: str) -> Column:
 
 
 def _cell(heading: str, value: Any) -> str:
+    if value is None:
+        return ""
     if heading == "parameters":
         return f"{value / 1e6:.1f} M"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "" if value is None else str(value)
+    return str(value)
 
 
 def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
@@ -58,6 +60,8 @@ def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
     rows = []
     for described in inventory.describe(role):
         aliases = sorted(alias for alias, name in registry.ALIASES.items() if name == described["name"])
+        if registry.FAMILIES[described["family"]].samples:
+            aliases.append(f"{described['name']}:STEPSxMEMBERS")
         rows.append(
             {
                 "name": described["name"],
@@ -72,7 +76,7 @@ def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
             }
         )
     if role == "teacher":
-        oracle = {
+        oracle: dict[str, Any] = {
             "name": "oracle",
             "also": "",
             "family": "renderer",
@@ -83,7 +87,15 @@ def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
             "on_this_machine": True,
             "path": None,
         }
-        rows.insert(0, oracle)
+        own = oracle | {
+            "name": registry.PYTHON_FORM,
+            "family": "python",
+            "parameters": None,
+            "quantity": "as it declares",
+            "licence": "yours",
+            "source": "a callable of your own, or path/to/file.py:function; see docs/own-teacher.md",
+        }
+        rows[:0] = [oracle, own]
     headings = ["name", "quantity", "parameters", "on_this_machine", "licence", "also", "source", "family"]
     return headings, rows
 

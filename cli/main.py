@@ -22,6 +22,7 @@ from distilldepth.signals import Interrupted, raise_on_signals
 
 COMMANDS = {
     "distill": ("distilldepth.cli.distill:distill", "Train a student from teachers on unlabelled images."),
+    "label": ("distilldepth.cli.label:label", "Store what teachers say of many images."),
     "evaluate": ("distilldepth.cli.evaluate:evaluate", "Score a model on a benchmark or on your own RGB-D pairs."),
     "predict": ("distilldepth.cli.predict:predict", "Predict depth for images and folders."),
     "bench": ("distilldepth.cli.bench:bench", "Time the fused kernels against plain PyTorch."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -33,6 +34,26 @@ def total_memory(device: torch.device | str = "cpu") -> int:
     return min(found)
 
 
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes in use so far, without waiting: of a GPU by this process, else by the process itself.
+
+    0 where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        # Not `ru_maxrss`, which begins with what the process that started this one had.
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def check_memory(
     needed: int,
     what: str,
@@ -56,6 +77,11 @@ def check_memory(
             f"{what} would take at least {_gigabytes(needed)} of memory, and this machine has {_gigabytes(there)}"
             f"{f' on {device}' if torch.device(device).type == 'cuda' else ''}; {remedy}"
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of a device, or of the host, ran out."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def network_bytes(pixels: int, *, training: bool = False) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import os
 import platform
@@ -23,6 +25,8 @@ _CLEARLY = 1.2
 _ATTEMPTS = 6
 _HOPELESS = 4.0
 """A type that takes so many times as long is not measured again."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's `mallopt`, see malloc.h."""
 
 
 def resolve_precision(precision: str, device: torch.device, *, what: str = "the model") -> str:
@@ -86,6 +90,22 @@ def bfloat16_gain(kind: str) -> float:
             if best[torch.bfloat16] > _HOPELESS * best[torch.float32]:
                 break
     return best[torch.float32] / max(best[torch.bfloat16], 1e-9)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what tensors on the CPU free, for the next ones, instead of giving it back to the system.
+
+    Otherwise every activation above 32 MB, and what lies on top of the heap after each step, is mapped and cleared
+    anew, page by page. The process stays as large as it was at its peak. Only glibc has such a switch; elsewhere, and
+    where the environment says what is to be done, nothing changes.
+    """
+    if any(name.startswith("MALLOC_") and name.endswith("_") for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version  # noqa: B018  # Who lacks it means other things by the numbers.
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:

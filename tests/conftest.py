@@ -33,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ("COLUMNS", "LINES", "FORCE_COLOR", "CLICOLOR_FORCE", "DISTILLDEPTH_DEBUG"):
         # The look of what is printed is that of a pipe, whatever terminal the tests were started from.
         os.environ.pop(name, None)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in the background of a shell; what tests start would ignore it too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     backend = config.getoption("--backend")
     if backend == "emulated":
         if cuda_emulation.obstacle() is not None:

@@ -110,7 +110,7 @@ def test_without_a_command_it_shows_help(run):
     ("args", "hint"),
     [
         (["perdict", "x"], "did you mean 'predict'?"),
-        (["zzz"], "choose from distill, evaluate"),
+        (["zzz"], "choose from distill, label, evaluate"),
         (["predict", "--modle", "x"], "did you mean '--model'?"),
         (["predict", "x.png", "-o", "y", "--as", "pgn16"], "did you mean 'png16'?"),
         (["predict", "x.png", "-o", "y", "--colormap", "infreno"], "did you mean 'inferno'?"),

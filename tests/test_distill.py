@@ -22,20 +22,12 @@ from waiting import patience_s, wait_until
 
 import distilldepth as dd
 from distilldepth.distill.agreement import measure_agreement
-from distilldepth.distill.batches import (
-    CropDataset,
-    SourceView,
-    StepBatches,
-    crop_config,
-    loading,
-    next_batch,
-    split_heldout,
-)
 from distilldepth.distill.config import DistillConfig, load_config
+from distilldepth.distill.crops import crop_config
 from distilldepth.distill.ema import WeightAverage
 from distilldepth.distill.guard import watch_gradients
 from distilldepth.distill.labels import label_batch
-from distilldepth.distill.optimiser import make_optimiser, schedule_factor
+from distilldepth.distill.optimiser import make_optimiser, schedule_factor, set_learning_rate
 from distilldepth.distill.processes import make_accelerator
 from distilldepth.distill.progress import Stopwatch
 from distilldepth.distill.record.folder import find_start
@@ -44,6 +36,7 @@ from distilldepth.distill.step import DistillationStep
 from distilldepth.distill.trainer import distill
 from distilldepth.files import cache_folder
 from distilldepth.folders import claim_folder
+from distilldepth.images.batches import CropDataset, SourceView, StepBatches, loading, next_batch, split_heldout
 from distilldepth.images.crops import Regions
 from distilldepth.images.sources import open_source
 from distilldepth.losses import distill_any_depth_objective
@@ -202,25 +195,6 @@ def test_distils_photographs_from_a_model(tmp_path, finished_run):
     assert "warning: " in result.stderr
     assert "broken.jpg: is not an image" in result.stderr
     assert "held-out images (1 unreadable, another in its place): correlation" in result.stderr
-
-
-def test_two_processes_train_one_student(tmp_path):
-    result = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
-            "distilldepth.cli.main", "distill", "--teachers", "oracle", "--images", "scenes:24", "--steps", "4",
-            "--device", "cpu", "--set", "log_every=2", "--out", "run", *SMALL,
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("student: ") == 1
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["samples"] for row in rows] == [16, 16]  # 2 processes, 2 steps, batches of 4
-    assert dd.load_model(tmp_path / "run").info.quantity == "disparity"
 
 
 @pytest.mark.parametrize(
@@ -389,7 +363,7 @@ def test_what_fails_in_a_worker_is_one_line(tmp_path):
         loading(dataset, StepBatches(0, 1, 1), 1, pin=False) as loader,
         pytest.raises(dd.DistillDepthError, match=r"^3 images in a row cannot be read; the first: [^\n]*$"),
     ):
-        next_batch(loader)
+        next_batch(loader, "distill")
 
 
 def test_workers_that_nobody_ended_do_not_keep_python_from_ending(tmp_path):
@@ -398,7 +372,8 @@ def test_workers_that_nobody_ended_do_not_keep_python_from_ending(tmp_path):
     code = f"""
 from distilldepth.images.sources import open_source
 from distilldepth.distill.config import load_config
-from distilldepth.distill.batches import CropDataset, StepBatches, crop_config, loading, split_heldout
+from distilldepth.distill.crops import crop_config
+from distilldepth.images.batches import CropDataset, StepBatches, loading, split_heldout
 training, _ = split_heldout(open_source({str(tmp_path)!r}), 0)
 dataset = CropDataset(training, crop_config(load_config(settings=["size=32"])), seed=0)
 block = loading(dataset, StepBatches(0, 1000, 1), 1, pin=False)
@@ -514,7 +489,7 @@ def test_non_finite_teacher_output_is_skipped_counted_and_stops_the_run(tmp_path
 
     def poisoned(self, images, depth, *, features=False):
         label = original(self, images, depth, features=features)
-        if len(label.disparity) == 4:
+        if len(label.disparity) > 4:  # Regions, then their windows, in one pass.
             label.disparity[1, 3, 4] = float("nan")
             label.valid[1] = True
         return label
@@ -580,6 +555,26 @@ def test_schedule_rises_then_falls(schedule):
     assert max(factors) == pytest.approx(1, abs=0.02)
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[99] == 1 if schedule == "constant" else factors[99] < 0.05
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(100, 0.3), (37, 0.05), (10, 0.0), (7, 1.0), (1, 0.3)])
+def test_one_cycle_is_that_of_torch(steps, warmup):
+    settings = ["optimiser.schedule=one-cycle", f"optimiser.warmup={warmup}", "optimiser.final_lr_share=4e-6"]
+    config = load_config(settings=[*settings, "optimiser.lr=3e-3", f"steps={steps}", "optimiser.beta2=0.99"])
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    theirs = torch.optim.AdamW(weights[:1], betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(theirs, 3e-3, steps, pct_start=warmup)
+    described = [{"params": weights[:1], "lr_share": 1.0}, {"params": weights[1:], "lr_share": 0.1}]
+    ours = torch.optim.AdamW(described, betas=(0.9, 0.99))
+    for step in range(steps):
+        set_learning_rate(ours, config, step)
+        expected = theirs.param_groups[0]
+        for group, share in zip(ours.param_groups, (1, 0.1), strict=True):
+            assert group["lr"] == pytest.approx(share * expected["lr"], rel=1e-9)
+            assert group["betas"] == pytest.approx(expected["betas"], rel=1e-9)
+        theirs.step()
+        if step + 1 < steps:
+            schedule.step()
 
 
 def test_agreement_is_perfect_with_oneself_and_affine_invariant(tmp_path):
@@ -651,7 +646,9 @@ def test_training_and_prediction_bring_maps_back_in_one_way(way, quantity):
         label = Teacher(parse_teachers("x")[0], model).label(images, None)
     known = expected > 0 if quantity == "metric_depth" else torch.ones_like(expected, dtype=torch.bool)
     assert torch.equal(label.valid, known)
-    assert torch.equal(label.disparity[known], (1 / expected if quantity == "metric_depth" else expected)[known])
+    labelled = 1 / label.disparity if quantity == "metric_depth" else label.disparity
+    # In another layout in memory, and with a gradient, some processors round otherwise; another way is 0.2 away.
+    torch.testing.assert_close(labelled[known], expected[known], rtol=1e-4, atol=1e-5)
     seen = []
 
     def objective(student, label, regions):
@@ -660,7 +657,7 @@ def test_training_and_prediction_bring_maps_back_in_one_way(way, quantity):
 
     step = DistillationStep(model, objective, Stopwatch(torch.device("cpu")))
     step(whole(images), PseudoLabel(expected, torch.ones_like(expected, dtype=torch.bool)))
-    assert torch.equal(seen[0], expected)
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def whole(images):

@@ -48,6 +48,10 @@ def test_presets_are_valid_and_the_paper_weights_hold():
         2,
     )
     assert (paper.crop.min_crop, paper.height_width, paper.batch_size, paper.steps) == (644, (560, 560), 4, 20_000)
+    zipped = load_config(preset="zipdepth")
+    assert (zipped.height_width, zipped.batch_size, zipped.teachers) == ((384, 384), 96, "dav2:large")
+    assert (zipped.loss.shared_context, zipped.loss.normalisation_shared, zipped.loss.local_global) == (1, "global", 0)
+    assert (zipped.optimiser.lr, zipped.optimiser.schedule, zipped.precision) == (1e-3, "one-cycle", "auto")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,11 @@ def test_presets_are_valid_and_the_paper_weights_hold():
         ("images=", "no empty one"),
         ("out=a\0b", "text in UTF-8"),
         ("nope=1", "unknown key 'nope'"),
+        ("gradient_checkpointing=yes", "gradient_checkpointing in --set must be true or false"),
+        ("teacher_offload=1", "teacher_offload in --set must be true or false"),
+        ("compile_teachers=2", "compile_teachers in --set must be true or false"),
+        ("micro_batch=half", "micro_batch in --set must be a whole number"),
+        ("drop_share=0.1", "did you mean 'loss.drop_share'"),
         ("steps=1.5", "steps in --set must be a whole number"),
         ("batch_size=none", "whole number"),
         ("loss.anchor=-1", "loss.anchor must be at least 0"),
@@ -119,15 +128,22 @@ def test_bad_settings_name_the_key(setting, words):
         ("optimiser.ema=1", "optimiser.ema must be in [0, 1), got 1.0"),
         ("optimiser.beta2=-1", "optimiser.beta2 must be in [0, 1), got -1.0"),
         ("seed=9223372036854775808", "seed must be below 2^63, got 9223372036854775808"),
+        ("loss.drop_share=1", "loss.drop_share must be in [0, 1), got 1.0"),
+        ("loss.drop_share=-0.1", "loss.drop_share must be in [0, 1), got -0.1"),
+        ("micro_batch=-1", "micro_batch must be at least 0, got -1"),
+        ("micro_batch=65537", "micro_batch must be at most 65536, got 65537"),
         ("loss.feature=2e6", "loss.feature must be at most 1e+06, got 2000000.0"),
         (
             "loss.normalisation_shared=x",
             "loss.normalisation_shared must be one of hybrid, global, local, none, got 'x'",
         ),
-        ("initial_weights=x", "initial_weights must be one of random, pretrained, got 'x'"),
+        (
+            "initial_weights=x",
+            "initial_weights must be one of random, pretrained, encoder, or a file of encoder weights, got 'x'",
+        ),
         ("precision=int8", "precision must be one of auto, float32, bfloat16, float16, got 'int8'"),
         ("optimiser.algorithm=sgd", "optimiser.algorithm must be one of adamw, muon, got 'sgd'"),
-        ("optimiser.schedule=x", "optimiser.schedule must be one of poly, cosine, constant, got 'x'"),
+        ("optimiser.schedule=x", "optimiser.schedule must be one of poly, cosine, constant, one-cycle, got 'x'"),
     ],
 )
 def test_bounds_and_choices_are_named(setting, words):
@@ -139,6 +155,7 @@ def test_bounds_and_choices_are_named(setting, words):
 @pytest.mark.parametrize(
     "setting",
     ["optimiser.encoder_lr_share=-1", "optimiser.encoder_lr_share=1", "optimiser.ema=0.999", "crop.patch_share=1",
+     "micro_batch=65536", "loss.drop_share=0.99",
      "seed=9223372036854775807", "loss.feature=1e6", "max_skipped_share=0", "workers=1024"],
 )  # fmt: skip
 def test_bounds_belong_to_what_is_allowed(setting):

@@ -580,7 +580,7 @@ def test_no_pickle_in_the_cache_explodes(bomb):
 
 @pytest.mark.parametrize("bomb", bombs())
 def test_no_pickle_in_a_latent_model_or_its_kept_prompts_explodes(bomb):
-    from distilldepth.models.families import latent
+    from distilldepth.models import diffusion
 
     for folder in ("m/unet", "m/vae"):
         Path(folder).mkdir(parents=True)
@@ -593,7 +593,7 @@ def test_no_pickle_in_a_latent_model_or_its_kept_prompts_explodes(bomb):
         Path("m/unet", name).unlink()
     refused(1, "m/", "predict", "a.png", "-o", "b.png", "--model", "genpercept@m")
     with pytest.raises(DistillDepthError):
-        latent._read_context(Path("m/context.safetensors"))
+        diffusion.read_context(Path("m/context.safetensors"))
     assert not Path("EXPLODED").exists()
 
 

@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 
 import distilldepth as dd
 from distilldepth.distill import trainer
-from distilldepth.distill.batches import split_heldout
 from distilldepth.distill.config import load_config
 from distilldepth.distill.record.checkpoint import Trained, list_checkpoints, read_tensors
 from distilldepth.distill.record.log import keep_lines_until
 from distilldepth.distill.trainer import distill
+from distilldepth.images.batches import split_heldout
 
 SETTINGS = {
     "teachers": "distilldepth-mini", "student": "light-mini", "size": "32x64", "batch_size": 2, "workers": 0,
@@ -398,6 +398,7 @@ def test_a_killed_decoding_process_is_one_line(tmp_path, finished):
     assert process.returncode == 1, told
     (line,) = [line for line in told.splitlines() if "error: " in line]
     assert "a process that decodes images ended" in line
+    assert line.count("; continue with: distilldepth distill --config") == 1
     assert "Traceback" not in told
 
 

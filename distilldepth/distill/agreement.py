@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from distilldepth.alignment import align
-from distilldepth.distill.batches import SourceView, whole_batches
 from distilldepth.distill.config import DistillConfig
+from distilldepth.distill.crops import whole_batches
 from distilldepth.distill.record.log import keep_lines_until
 from distilldepth.distill.record.state import Agreement, AgreementRow
+from distilldepth.distill.trackers import Trackers
 from distilldepth.documents import read_json_lines
 from distilldepth.files import write_atomically
+from distilldepth.images.batches import SourceView
 from distilldepth.inference.batches import without_relief
 from distilldepth.losses.normalise import normalise
 from distilldepth.metrics import depth_metrics
@@ -28,7 +30,7 @@ from distilldepth.teachers.teacher import Teacher
 
 PICTURES = 6
 """Held-out images kept as pictures."""
-_BETWEEN = 32
+BETWEEN = 32
 """Held-out images on which a student is measured in the middle of a run, at most."""
 AGREEMENT = "agreement.jsonl"
 """File of a run folder: a line per measurement, at step 0, every `agreement_every` steps and at the end."""
@@ -41,8 +43,13 @@ def measure_agreement(
     heldout: SourceView,
     config: DistillConfig,
     pictures: Path | None = None,
+    *,
+    most: int | None = None,
 ) -> Agreement:
     """Compare the student with every teacher, and with the truth where the images have it.
+
+    A teacher that brings held-out images of its own, with stored labels, is asked on those, all others on `heldout`;
+    of each collection `most` images at most are taken, None for all.
 
     Per teacher: `correlation` of the two disparity maps (Pearson, per image, averaged; affine-invariant, 1 is best) and
     `ssi_error`, the mean absolute difference after each map is normalised by its median and mean absolute deviation
@@ -51,40 +58,46 @@ def measure_agreement(
 
     Maps of the first images are written to `pictures`, if given, as arrays for the report.
     """
-    if len(heldout) == 0:
+    groups = _groups(teachers, heldout, most)
+    if not groups:
         return {"images": 0, "teachers": {}}
     was_training = student.training
     student.eval()
     device = next(student.parameters()).device
     sums: dict[str, dict[str, list[Tensor]]] = {}
     truth: dict[str, list[Tensor]] = {}
-    kept: dict[str, list[np.ndarray]] = {"image": [], "student": []}
+    kept: list[dict[str, np.ndarray]] = []
     replaced, constant = 0, torch.zeros((), dtype=torch.long, device=device)
-    for batch in whole_batches(heldout, config):
-        replaced += sum(count > 0 for count in batch.unreadable)
-        images = batch.image.to(device).float() / 255
-        depth = None if batch.depth is None else batch.depth.to(device)
-        predicted = predict_at(student, images)
-        constant += without_relief(predicted).sum()
-        kept["image"].append(batch.image.permute(0, 2, 3, 1).numpy())
-        kept["student"].append(predicted.cpu().numpy())
-        for teacher in teachers:
-            label = teacher.label(images, depth)
-            scores = sums.setdefault(teacher.name, {"correlation": [], "ssi_error": []})
-            scores["correlation"].append(_correlation(predicted, label.disparity, label.valid))
-            scores["ssi_error"].append(_ssi_error(predicted, label.disparity, label.valid))
-            kept.setdefault(teacher.name, []).append(label.disparity.cpu().numpy())
-        if depth is not None:
-            valid = torch.isfinite(depth) & (depth > 0)
-            aligned = align(predicted, depth, valid, space="disparity").depth
-            for name, values in depth_metrics(aligned, depth, valid).items():
-                if name in ("abs_rel", "delta1"):
-                    truth.setdefault(name, []).append(torch.as_tensor(values))
+    for view, judges in groups:
+        room = max(PICTURES // len(groups), 1)
+        for batch in whole_batches(view, config):
+            replaced += sum(count > 0 for count in batch.unreadable)
+            images = batch.image.to(device).float() / 255
+            depth = None if batch.depth is None else batch.depth.to(device)
+            predicted = predict_at(student, images)
+            constant += without_relief(predicted).sum()
+            maps = {"image": batch.image.permute(0, 2, 3, 1).numpy(), "student": predicted.cpu().numpy()}
+            for teacher in judges:
+                label = teacher.label_whole(batch, images, depth)
+                known = label.valid.flatten(1).any(1)
+                scores = sums.setdefault(teacher.name, {"correlation": [], "ssi_error": []})
+                for name, score in (("correlation", _correlation), ("ssi_error", _ssi_error)):
+                    found = score(predicted, label.disparity, label.valid)
+                    scores[name].append(torch.where(known, found, torch.nan))
+                maps[teacher.name] = label.disparity.cpu().numpy()
+            kept.append({name: values[: max(room, 0)] for name, values in maps.items()})
+            room -= len(images)
+            if depth is not None:
+                valid = torch.isfinite(depth) & (depth > 0)
+                aligned = align(predicted, depth, valid, space="disparity").depth
+                for name, values in depth_metrics(aligned, depth, valid).items():
+                    if name in ("abs_rel", "delta1"):
+                        truth.setdefault(name, []).append(torch.as_tensor(values))
     student.train(was_training)
     if pictures is not None:
         _keep_pictures(kept, pictures)
     result: Agreement = {
-        "images": len(heldout),
+        "images": sum(len(view) for view, _ in groups),
         "replaced": replaced,
         "constant": int(constant),
         "teachers": {k: _means(v) for k, v in sums.items()},
@@ -94,11 +107,36 @@ def measure_agreement(
     return result
 
 
-def _keep_pictures(kept: dict[str, list[np.ndarray]], folder: Path) -> None:
+def _groups(teachers: list[Teacher], heldout: SourceView, most: int | None) -> list[tuple[SourceView, list[Teacher]]]:
+    """Each collection of held-out images with the teachers that are asked on it."""
+    views: list[SourceView] = []
+    judges: list[list[Teacher]] = []
+    for teacher in teachers:
+        view = heldout if teacher.heldout is None else teacher.heldout
+        place = next((place for place, known in enumerate(views) if known is view), len(views))
+        if place == len(views):
+            views.append(view)
+            judges.append([])
+        judges[place].append(teacher)
+    return [
+        (view if most is None else SourceView(view, range(min(len(view), most))), who)
+        for view, who in zip(views, judges, strict=True)
+        if len(view)
+    ]
+
+
+def has_heldout(teachers: list[Teacher], heldout: SourceView) -> bool:
+    """Return whether there is anything to measure the agreement with a teacher on."""
+    return bool(_groups(teachers, heldout, None))
+
+
+def _keep_pictures(kept: list[dict[str, np.ndarray]], folder: Path) -> None:
+    """Write the maps of the first images; a teacher that was not asked on one is NaN there."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, arrays in kept.items():
+    for name in {name: None for maps in kept for name in maps}:
+        arrays = [maps[name] if name in maps else np.full_like(maps["student"], np.nan) for maps in kept]
         content = io.BytesIO()
-        np.save(content, np.concatenate(arrays)[:PICTURES])
+        np.save(content, np.concatenate(arrays))
         write_atomically(folder / f"{name.replace('/', '_')}.npy", content.getvalue())
 
 
@@ -108,10 +146,11 @@ class AgreementLog:
     Args:
         folder: the run folder; None in processes that do not write.
         start: step from which the run goes on; later lines of an interrupted run are dropped.
+        trackers: told too, below `agreement/`.
     """
 
-    def __init__(self, folder: Path | None, start: int) -> None:
-        self._path = None if folder is None else folder / AGREEMENT
+    def __init__(self, folder: Path | None, start: int, trackers: Trackers) -> None:
+        self._path, self._trackers = None if folder is None else folder / AGREEMENT, trackers
         self.rows: list[AgreementRow] = []
         """`step`, `images`, and per teacher `correlation` and `ssi_error`, in the order of steps."""
         if self._path is not None:
@@ -128,6 +167,7 @@ class AgreementLog:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+        self._trackers.tell(row["teachers"], step, "agreement")
         scores = ", ".join(f"{name} {values['correlation']:.3f}" for name, values in row["teachers"].items())
         return f"step {step}: correlation on {row['images']} held-out images: {scores}"
 
@@ -137,11 +177,6 @@ def _is_row(row: Mapping[str, object]) -> TypeGuard[AgreementRow]:
     return isinstance(teachers, dict) and all(
         isinstance(scores, dict) and isinstance(scores.get("correlation"), int | float) for scores in teachers.values()
     )
-
-
-def some_of(heldout: SourceView) -> SourceView:
-    """Return the held-out images on which a student is measured in the middle of a run."""
-    return SourceView(heldout, range(min(len(heldout), _BETWEEN)))
 
 
 def _means(columns: dict[str, list[Tensor]]) -> dict[str, float]:

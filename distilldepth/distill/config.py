@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.resources
 import re
+import shlex
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from distilldepth.distill.terms.table import TERMS, LossSection
+from distilldepth.distill.trackers import PACKAGES, tracker_names
 from distilldepth.documents import parse_toml, read_toml
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
 from distilldepth.settings import apply, check, get_key, option, set_key
-from distilldepth.teachers.spec import check_known, parse_teachers
+from distilldepth.teachers.spec import TeacherSpec, check_known, parse_teachers
 from distilldepth.words import MAX_SIDE, PRECISIONS
 
-INITIAL_WEIGHTS = ("random", "pretrained")
+INITIAL_WEIGHTS = ("random", "pretrained", "encoder")
+"""What `initial_weights` may be besides a file."""
 _MANY = 1_000_000_000
 """Upper bounds are far beyond any use: they keep a slip of the keyboard from filling memory or overflowing."""
 
@@ -89,13 +92,15 @@ class OptimiserSection:
     lr: float = option(
         0.0,
         "learning rate of the decoder and of everything that is not an encoder; 0 = what suits the student: 5e-5 for "
-        "trained weights, 2e-3 for random ones of light and topformer students, 3e-4 for other random ones",
+        "trained weights, 2e-3 for random ones of light, topformer and efficientnet-lite students, 3e-4 for other "
+        "random ones; a random decoder on a trained encoder counts as random",
         least=0,
         most=1000,
     )
     encoder_lr_share: float = option(
         -1.0,
-        "the encoder's learning rate as a share of lr; -1 = what suits the student: 0.1 if trained, 1 if random",
+        "the encoder's learning rate as a share of lr; -1 = what suits the student: 0.1 if the encoder is trained, 1 "
+        "if random",
         least=0,
         most=1,
         besides=-1,
@@ -106,11 +111,23 @@ class OptimiserSection:
     beta1: float = option(0.9, "decay of the first moment of adamw", least=0, below=1)
     beta2: float = option(0.999, "decay of the second moment of adamw", least=0, below=1)
     schedule: str = option(
-        "poly", "poly (power 0.9), cosine or constant, after the warm-up", choices=("poly", "cosine", "constant")
+        "poly",
+        "after the warm-up poly (power 0.9), cosine or constant; or one-cycle: torch's OneCycleLR, which rises from a "
+        "25th of lr over the warm-up and falls after it, both along a cosine, beta1 going from 0.95 to 0.85 and back",
+        choices=("poly", "cosine", "constant", "one-cycle"),
     )
-    warmup: float = option(0.02, "share of the steps in which the learning rate rises linearly", least=0, most=1)
+    warmup: float = option(
+        0.02, "share of the steps in which the learning rate rises, linearly for all but one-cycle", least=0, most=1
+    )
     final_lr_share: float = option(0.0, "learning rate at the last step as a share of lr", least=0, most=1)
     clip_norm: float = option(1.0, "largest norm of the gradient", least=0, most=1e12)
+    freeze_batch_norm: str = option(
+        "auto",
+        "on = batch normalisation in the encoder keeps the running statistics that it came with and normalises by "
+        "them in training too, while its scale and shift learn on; auto = on for a trained encoder under a random "
+        "decoder, else off",
+        choices=("auto", "on", "off"),
+    )
     ema: float = option(
         0.0,
         "decay of the moving average of the weights that becomes the student; 0 = the last weights",
@@ -129,11 +146,17 @@ class DistillConfig:
     student: str = option("dav2-small", "student: a name of `list students`, a run folder, a checkpoint or a hub id")
     initial_weights: str = option(
         "random",
-        f"what a student given by name starts from: {', '.join(INITIAL_WEIGHTS)}; a path or hub id has its own",
-        choices=INITIAL_WEIGHTS,
+        f"what a student given by name starts from: {', '.join(INITIAL_WEIGHTS)}, or FILE; a path or hub id has its "
+        "own. encoder = the trained weights of its encoder, by name or path, and random ones for the rest; FILE = the "
+        "same with the encoder's weights from a .safetensors or .pth",
     )
     images: list[str] = option(
         ["scenes"], "folder, glob, list file, tar shards, scenes or scenes:COUNT; may be given several times"
+    )
+    labels: list[str] = option(
+        [],
+        "labels that distilldepth label wrote, instead of teachers in memory: PATH[=WEIGHT], http(s)://... or "
+        "pipe:COMMAND PREFIX; may be given several times, and besides --teachers that label --images",
     )
     heldout: int = option(
         16,
@@ -146,6 +169,13 @@ class DistillConfig:
     steps: int = option(20_000, "optimiser steps", least=1, most=_MANY)
     batch_size: int = option(4, "images per step and process", least=1, most=65_536)
     grad_accumulation: int = option(1, "batches per optimiser step", least=1, most=65_536)
+    micro_batch: int = option(
+        0,
+        "images of a batch that go through the student at once, the step being that of the whole batch; 0 = all of "
+        "them. Halved where memory runs out, with a warning. Fewer than all cost a second forward pass",
+        least=0,
+        most=65_536,
+    )
     size: str = option("560", "size at which the student sees a region: SIDE or HxW, in pixels")
     device: str = option("auto", "auto, cpu, cuda, cuda:INDEX or mps")
     precision: str = option(
@@ -160,12 +190,25 @@ class DistillConfig:
         False,
         "run the student through torch.compile: a slow start, for some students faster steps; needs a compiler on CPUs",
     )
+    compile_teachers: bool = option(False, "the same for the teachers")
+    gradient_checkpointing: bool = option(
+        False,
+        "keep only what passes between the student's blocks, and compute their insides again in the backward pass: "
+        "less memory, the same weights, about a third more time for the student",
+    )
+    teacher_offload: bool = option(
+        False, "teachers rest in the host's memory; the one that is drawn comes to the device while it labels"
+    )
     seed: int = option(0, "seed of initial weights, order, crops and draws", least=0)
     workers: int = option(2, "processes that decode or render images; 0 = in the main process", least=0, most=1024)
     threads: int = option(0, "CPU threads of the training process; 0 = all", least=0, most=4096)
     checkpoint_every: int = option(500, "steps between checkpoints", least=1, most=_MANY)
     keep_checkpoints: int = option(2, "checkpoints kept", least=1, most=_MANY)
     log_every: int = option(20, "steps between lines of metrics.jsonl", least=1, most=_MANY)
+    log: str = option(
+        "tensorboard",
+        f"where every number of metrics.jsonl goes too: {', '.join(PACKAGES)}, several with commas; none = nowhere",
+    )
     agreement_every: int = option(
         250,
         "steps between measurements of the agreement with each teacher on held-out images; 0 = none in between",
@@ -184,9 +227,9 @@ class DistillConfig:
     optimiser: OptimiserSection = field(default_factory=OptimiserSection)
 
     def __post_init__(self) -> None:
-        given: object = self.images
-        if isinstance(given, str):  # As a caller may who has one alone.
-            self.images = [given]
+        for key in ("images", "labels"):  # As a caller may give who has one alone.
+            if isinstance(given := getattr(self, key), str):
+                setattr(self, key, [given])
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -203,14 +246,19 @@ class DistillConfig:
         """`crop.scene_size` as (height, width)."""
         return parse_size(self.crop.scene_size or self.size, "crop.scene_size")
 
+    @property
+    def teacher_specs(self) -> list[TeacherSpec]:
+        """The teachers that are loaded into memory; none where `labels` alone teach."""
+        return parse_teachers(self.teachers) if self.teachers.strip() or not self.labels else []
+
     def check_names(self) -> None:
         """Raise UsageError, with the nearest name, for a teacher or student that is neither known nor a path."""
         from distilldepth.images.decode import path_exists
         from distilldepth.models import registry
 
-        check_known(parse_teachers(self.teachers))
+        check_known(self.teacher_specs)
         name = self.student
-        for path in (name, self.out, self.resume, *self.images):
+        for path in (name, self.out, self.resume, self.initial_weights, *self.images):
             refuse_url(path)
         if re.fullmatch(r"[\w:-]+", name) and registry.lookup(name) is None and not path_exists(Path(name)):
             hint = registry.what_else(name, registry.student_names(), "students")
@@ -224,17 +272,40 @@ class DistillConfig:
         for key, what in (("out", "a folder"), ("student", "a student"), ("device", "a device")):
             if not get_key(self, key).strip():
                 raise UsageError(f"distill: {key} must name {what}, got an empty text")
-        parse_teachers(self.teachers)
+        _check_initial_weights(self.initial_weights)
+        tracker_names(self.log)
+        live = self.teacher_specs
+        if self.labels:
+            from distilldepth.teachers.location import parse_location
+
+            for text in self.labels:
+                parse_location(text)
         teaching = [name for name, row in TERMS.items() if row.teaches]
         if not any(getattr(self.loss, name) for name in teaching):
             *others, last = (f"loss.{name}" for name in teaching)
             raise UsageError(f"distill: {', '.join(others)} and {last} are all 0; nothing to learn from")
-        if not self.images or not all(image.strip() for image in self.images):
+        if live and self.labels and not self.images:
+            raise UsageError(
+                f"distill: teachers in memory ({self.teachers}) besides labels need --images; leave --teachers out to "
+                "train from the labels alone"
+            )
+        if not (self.images or self.labels) or not all(image.strip() for image in self.images):
             raise UsageError(
                 "distill: images must name at least one source, and no empty one; give a folder, or `scenes`"
             )
         _ = self.height_width, self.patch_height_width, self.scene_height_width
         return self
+
+
+def _check_initial_weights(text: str) -> None:
+    """Raise UsageError for what is no word that is known and does not look like a file."""
+    from distilldepth.images.decode import path_exists
+
+    if text not in INITIAL_WEIGHTS and not re.search(r"[./\\]", text) and not (text and path_exists(Path(text))):
+        raise UsageError(
+            f"distill: initial_weights must be one of {', '.join(INITIAL_WEIGHTS)}, or a file of encoder weights, got "
+            f"{shown(text)}{did_you_mean(text, INITIAL_WEIGHTS, otherwise='')}"
+        )
 
 
 def parse_size(text: str, name: str) -> tuple[int, int]:
@@ -283,14 +354,20 @@ def load_config(
     file: str | Path | None = None,
     settings: typing.Sequence[str] = (),
     flags: dict[str, Any] | None = None,
+    to_run: bool = True,
 ) -> DistillConfig:
     """Merge preset, file, `key=value` settings and flags, each overriding the one before.
+
+    With `labels`, how these were cut comes before all of them, and teachers and images count only if file, settings or
+    flags name them.
 
     Args:
         preset: name of a preset; None takes the one that the file names, if any.
         file: TOML file, for example the `config.toml` of an earlier run.
         settings: texts `key=value` with dotted keys.
         flags: values by key; None values are not set.
+        to_run: whether a run is to follow: labels are opened then to see how they were cut, and the file may name
+            nothing that runs code. Without, it is what a run said of itself.
 
     Returns:
         A configuration whose values make sense together.
@@ -300,13 +377,42 @@ def load_config(
         DistillDepthError: the same in the file, or the file cannot be read.
         FileNotFoundError: the file does not exist.
     """
-    config = DistillConfig()
     values: dict[str, Any] = {}
     if file is not None:
         refuse_url(file)
         if not Path(file).exists():
             raise FileNotFoundError(f"distill: config file not found: {file}")
         values = read_toml(Path(file), remedy="it must be a TOML file as --print-config shows it")
+    typed = [_split_setting(text) for text in settings]
+    typed += [(key, value, f"--{key.replace('_', '-')}") for key, value in (flags or {}).items() if value is not None]
+    config, of_file = _merge(DistillConfig(), preset, file, values, typed)
+    named = {key.replace("-", "_") for key, *_ in typed}
+    if file is not None and to_run and "teachers" not in named:
+        _refuse_callables(config.teachers, file)
+    if config.labels and to_run:
+        if "labels" not in named:
+            _refuse_commands(config.labels, file)
+        config, of_file = _merge(_as_labelled(config.labels), preset, file, values, typed)
+        for key, nothing in (("teachers", ""), ("images", [])):
+            if key not in named | values.keys():
+                setattr(config, key, nothing)
+    try:
+        return config.validate()
+    except UsageError as error:
+        if file is not None and _complaint(of_file) == str(error):
+            with blamed_on(file):
+                raise
+        raise
+
+
+def _merge(
+    config: DistillConfig,
+    preset: str | None,
+    file: str | Path | None,
+    values: dict[str, Any],
+    typed: list[tuple[str, Any, str]],
+) -> tuple[DistillConfig, DistillConfig]:
+    """The configuration with all that it is told, and what it is without what was typed."""
     if preset:
         apply(config, read_preset(preset), f"preset {preset}", "distill")
     if file is not None:
@@ -316,23 +422,59 @@ def load_config(
             apply(config, values, str(file), "distill")
     config.preset = preset or ""
     of_file = copy.deepcopy(config)
-    for text in settings:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"distill: --set needs key=value, got {shown(text)}")
-        if key.strip() == "preset":
-            raise UsageError(f"distill: a preset is chosen with --preset {value.strip()}, not with --set")
-        set_key(config, key.strip(), value.strip(), "--set", "distill")
-    for key, value in (flags or {}).items():
-        if value is not None:
-            set_key(config, key, value, f"--{key.replace('_', '-')}", "distill")
-    try:
-        return config.validate()
-    except UsageError as error:
-        if file is not None and _complaint(of_file) == str(error):
-            with blamed_on(file):
-                raise
-        raise
+    for key, value, origin in typed:
+        set_key(config, key, value, origin, "distill")
+    return config, of_file
+
+
+def _split_setting(text: str) -> tuple[str, str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"distill: --set needs key=value, got {shown(text)}")
+    if key.strip() == "preset":
+        raise UsageError(f"distill: a preset is chosen with --preset {value.strip()}, not with --set")
+    return key.strip(), value.strip(), "--set"
+
+
+def _refuse_commands(labels: list[str], file: str | Path | None) -> None:
+    """A file that somebody else wrote runs no command."""
+    for text in labels:
+        if text.strip().startswith("pipe:"):
+            raise UsageError(
+                f"distill: {file} names labels that a command prints ({shown(text)}); a command runs only if it is "
+                f"typed: add --labels {shlex.quote(text)}"
+            )
+
+
+def _refuse_callables(teachers: str, file: str | Path) -> None:
+    """A file that somebody else wrote runs no Python either."""
+    if any(item.strip().startswith("python:") for item in teachers.split(",")):
+        raise UsageError(
+            f"distill: {file} names a teacher that is Python code ({shown(teachers)}); code runs only if it is typed: "
+            f"add --teachers {shlex.quote(teachers)}"
+        )
+
+
+def _as_labelled(paths: list[str]) -> DistillConfig:
+    """The defaults of a run that is trained from labels: regions as these were cut."""
+    from distilldepth.teachers.location import parse_location
+    from distilldepth.teachers.stored import read_label_set
+
+    config = DistillConfig()
+    location = parse_location(paths[0])
+    labels = read_label_set(location)[0]
+    for key, value in labels.settings.items():
+        name = key.replace("-", "_")
+        if name == "size" or name.startswith("crop."):
+            try:
+                set_key(config, name, value, "labels.json", "distill")
+            except UsageError as error:
+                raise DistillDepthError(f"{location.url('labels.json')}: {error}") from error
+        elif name == "crop" and isinstance(value, dict):
+            apply(config, {"crop": value}, location.url("labels.json"), "distill")
+    # What was stored, which is less than what was set where the objective did not look at windows.
+    config.crop.patches = labels.crops["patches"]
+    return config
 
 
 @contextmanager

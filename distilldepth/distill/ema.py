@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from distilldepth.distill.sharding import here, part_like
+
 
 class WeightAverage:
     """Exponential moving average of a module's parameters and float buffers; other buffers are copied."""
@@ -20,8 +22,8 @@ class WeightAverage:
         floats: tuple[list[Tensor], list[Tensor]] = ([], [])
         for name, value in module.state_dict().items():
             if value.is_floating_point():
-                floats[0].append(self.tensors[name])
-                floats[1].append(value.detach())
+                floats[0].append(here(self.tensors[name]))
+                floats[1].append(here(value.detach()))
             else:
                 self.tensors[name].copy_(value)
         torch._foreach_lerp_(floats[0], floats[1], 1 - decay)
@@ -33,4 +35,4 @@ class WeightAverage:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the averaged tensors."""
         for name, value in state.items():
-            self.tensors[name].copy_(value)
+            self.tensors[name].copy_(part_like(value, self.tensors[name]))

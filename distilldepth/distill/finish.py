@@ -6,12 +6,14 @@ import dataclasses
 
 from distilldepth.distill.agreement import measure_agreement
 from distilldepth.distill.judge import judge
-from distilldepth.distill.prepare import Run
+from distilldepth.distill.optimiser import describe_groups
+from distilldepth.distill.prepare import Run, whole_student
 from distilldepth.distill.recipe import usual_rate
 from distilldepth.distill.record.card import model_card
 from distilldepth.distill.record.page import read_metrics, write_report
 from distilldepth.distill.record.result import RunResult, run_facts
 from distilldepth.models import save_model
+from distilldepth.teachers.stored import AbsentTeacher
 
 
 def finish(run: Run, command: str) -> RunResult:
@@ -23,19 +25,24 @@ def finish(run: Run, command: str) -> RunResult:
     """
     unreadable = run.log.state().unreadable
     if unreadable:
-        run.progress.write(f"unreadable images were replaced {unreadable} times; metrics.jsonl names them")
+        kept = any(isinstance(teacher, AbsentTeacher) for teacher in run.teachers.teachers)
+        what = "unreadable samples were left out" if kept else "unreadable images were replaced"
+        run.progress.write(f"{what} {unreadable} times; metrics.jsonl names them")
     run.progress.close()
-    student, average = run.learner.student, run.learner.trained.average
-    if average is not None:
-        student.load_state_dict(average.state_dict())
-    student.eval()
+    student = whole_student(run).eval()
     # What it was trained at is what it should be shown.
     side = max(min(run.config.height_width), student.preprocessing.multiple)
     student.preprocessing = dataclasses.replace(student.preprocessing, size=side)
     result = RunResult(run.folder, run.config.steps, run.before, run.before, run.log.state().seconds)
+    result.labels = [
+        f"{'; '.join(teacher.info.notes)}; licence {teacher.info.licence}"
+        for teacher in run.teachers.teachers
+        if isinstance(teacher, AbsentTeacher)
+    ]
     if run.accelerator.is_main_process:
         _judge(run, result)
         _save(run, result, command)
+    run.trackers.finish()
     run.accelerator.wait_for_everyone()
     return result
 
@@ -44,7 +51,7 @@ def _judge(run: Run, result: RunResult) -> None:
     """Measure the agreement at the end, and what is wrong with the student by it."""
     config = run.config
     pictures = run.folder / "samples" / "after"
-    result.after = measure_agreement(run.learner.student, run.teachers.teachers, run.images.heldout, config, pictures)
+    result.after = measure_agreement(run.judged, run.teachers.teachers, run.images.heldout, config, pictures)
     run.agreement.add(config.steps, result.after)
     result.curve = run.agreement.rows
     result.findings = judge(
@@ -53,13 +60,14 @@ def _judge(run: Run, result: RunResult) -> None:
         read_metrics(run.folder),
         steps=config.steps,
         settings=config.optimiser,
-        usual_lr=usual_rate(run.learner.student)[0],
+        usual_lr=usual_rate(run.judged)[0],
     )
 
 
 def _save(run: Run, result: RunResult, command: str) -> None:
-    student, teachers = run.learner.student, run.teachers.teachers
-    facts = run_facts(run.config, student, teachers, run.images.description, result, command, run.log.state())
+    student, teachers = run.judged, run.teachers.teachers
+    groups = describe_groups(run.learner.trained.optimiser, run.config)
+    facts = run_facts(run.config, student, teachers, run.images.description, result, command, run.log.state(), groups)
     taught = f"distilled from {', '.join(teacher.name for teacher in teachers)}"
     student.info = dataclasses.replace(student.info, source=taught)
     save_model(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distilldepth.distill.batches import CropDataset, StepBatches
 from distilldepth.distill.config import DistillConfig
+from distilldepth.distill.feed import Feed
+from distilldepth.distill.launch import continuing
 from distilldepth.distill.record.checkpoint import list_checkpoints
 from distilldepth.distill.record.state import MetricsRow
 from distilldepth.errors import DistillDepthError
@@ -24,11 +24,15 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the system says when a disk is full, or as much of it as the user may have."""
 
 
+_FEW = 100
+"""Stored samples that may be unreadable whatever share of the samples they are."""
+
+
 def stop_if_not_finite(
     config: DistillConfig,
     row: MetricsRow,
     bad_batch: int,
-    dataset: CropDataset,
+    feed: Feed,
     accelerator: Accelerator,
     folder: Path,
 ) -> None:
@@ -42,7 +46,27 @@ def stop_if_not_finite(
         else f"{row['skipped']} of the last {row['samples']} samples are not finite "
         f"(max_skipped_share {config.max_skipped_share})"
     )
-    raise stopped(config, row["step"], what, bad_batch, dataset, accelerator, folder)
+    raise stopped(config, row["step"], what, bad_batch, feed, accelerator, folder)
+
+
+def stop_if_unreadable(config: DistillConfig, unreadable: int, samples: int, row: MetricsRow) -> None:
+    """Stop a run from stored labels of which nothing at all, or far too much, could be read.
+
+    Args:
+        config: of the run.
+        unreadable: samples that were left out so far.
+        samples: all samples so far.
+        row: the last line of the log.
+    """
+    share = config.max_skipped_share
+    nothing_at_all = unreadable == samples and row["step"] == config.steps
+    if unreadable <= max(share * samples, _FEW) and not nothing_at_all:
+        return
+    first = next(iter(row.get("errors", [])), "metrics.jsonl names them")
+    raise DistillDepthError(
+        f"distill: stopped at step {row['step']}: {unreadable} of {samples} stored samples could not be read "
+        f"(max_skipped_share {share}); {first}; `distilldepth label --check` says what is wrong with a set"
+    )
 
 
 def stopped(
@@ -50,7 +74,7 @@ def stopped(
     step: int,
     what: str,
     bad_batch: int,
-    dataset: CropDataset,
+    feed: Feed,
     accelerator: Accelerator,
     folder: Path,
 ) -> DistillDepthError:
@@ -58,17 +82,12 @@ def stopped(
     where = ""
     if accelerator.is_main_process and bad_batch >= 0:
         path = folder / f"failed-step-{step:08d}.safetensors"
-        batches = StepBatches(bad_batch, bad_batch + 1, config.batch_size, processes=accelerator.num_processes)
-        images = torch.stack([dataset[ordinal].image for ordinal in next(iter(batches))])
         with atomic_path(path) as temporary:
-            save_file({"image": images}, temporary)
+            save_file({"image": feed.batch(bad_batch).image}, temporary)
         where = f"the batch is in {path}; "
     rate = f"optimiser.lr={config.optimiser.lr / 5:g}"
-    going_on = ["--resume", "auto"] if list_checkpoints(folder / "checkpoints") else ["--overwrite"]
-    again = ["distilldepth", "distill", "--config", str(folder / "config.toml"), *going_on, "--set", rate]
-    return DistillDepthError(
-        f"distill: stopped at step {step}: {what}; {where}with a smaller learning rate: {shlex.join(again)}"
-    )
+    again = continuing(config, "--set", rate, afresh=not list_checkpoints(folder / "checkpoints"))
+    return DistillDepthError(f"distill: stopped at step {step}: {what}; {where}with a smaller learning rate: {again}")
 
 
 def watch_gradients(accelerator: Accelerator, optimiser: torch.optim.Optimizer, device: torch.device) -> Tensor | None:

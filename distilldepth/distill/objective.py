@@ -10,16 +10,19 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from distilldepth.distill.batches import SourceView, whole_batches
 from distilldepth.distill.config import DistillConfig
+from distilldepth.distill.crops import whole_batches
 from distilldepth.distill.recipe import is_random
 from distilldepth.distill.terms.base import Measured, Term
 from distilldepth.distill.terms.table import OPTIONS, TERMS, LossSection, TermRow
 from distilldepth.errors import did_you_mean
+from distilldepth.images.batches import SourceView
 from distilldepth.images.crops import Regions
+from distilldepth.losses.largest_errors import without_largest_errors
 from distilldepth.losses.normalise import center_and_spread
 from distilldepth.models import DepthModel
 from distilldepth.models.base import DepthOutput, predict_at
+from distilldepth.ops import sample_crops
 from distilldepth.teachers.teacher import PseudoLabel, Teacher
 
 
@@ -30,13 +33,16 @@ class DistillationObjective(nn.Module):
 
     Args:
         terms: in the order in which they are reported; names must differ.
+        drop_share: share of each map's pixels, those with the largest error, that no term looks at; see
+            `without_largest_errors`. Of the region and of each window by itself.
 
     Raises:
         ValueError: two terms of one name.
     """
 
-    def __init__(self, terms: Iterable[Term]) -> None:
+    def __init__(self, terms: Iterable[Term], drop_share: float = 0.0) -> None:
         super().__init__()
+        self.drop_share = drop_share
         self.terms = nn.ModuleList(terms)
         names = [term.name for term in self._terms()]
         if len(set(names)) != len(names):
@@ -50,6 +56,11 @@ class DistillationObjective(nn.Module):
         """What any term can make use of: `patches`, `features`, `inverse_depth`."""
         return frozenset(need for term in self._terms() for need in term.needs)
 
+    def join(self, processes: int) -> None:
+        """Take as one batch what so many processes see; see `Term.join`."""
+        for term in self._terms():
+            term.join(processes)
+
     def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum and the unweighted, detached value of each term that this batch can feed.
 
@@ -61,12 +72,24 @@ class DistillationObjective(nn.Module):
         device = student.values.device
         total = torch.zeros((), device=device) + student.values.reshape(-1)[:0].float().sum()
         with torch.autocast(device.type, enabled=False):
+            if self.drop_share:
+                label = _without_largest_errors(student.values.detach(), label, regions, self.drop_share)
             for term in self._terms():
                 if term.is_met(student, label):
                     value = term(student, label, regions)
                     values[term.name] = value.detach()
                     total = total + term.weight * value
         return total, values
+
+
+def _without_largest_errors(prediction: Tensor, label: PseudoLabel, regions: Regions, share: float) -> PseudoLabel:
+    """A label that is valid only where the student's map, and its windows, are not among the worst."""
+    valid = without_largest_errors(prediction, label.disparity, label.valid, share=share)
+    patches, patch_valid = label.patch_disparity, label.patch_valid
+    if patches is not None:
+        crops = sample_crops(prediction, regions.boxes.flatten(0, 1), regions.image_index, patches.shape[-2:])
+        patch_valid = without_largest_errors(crops, patches, patch_valid, share=share)
+    return dataclasses.replace(label, valid=valid, patch_valid=patch_valid)
 
 
 def distill_any_depth_objective(
@@ -92,7 +115,8 @@ def distill_any_depth_objective(
         options: any other key of the configuration's `loss` section. `normalisation_shared` and
             `normalisation_local_global`: `hybrid`, `global`, `local` or `none` (plain L1: only for teachers of one
             scale). `contexts`: `range`, `quantile` or `spatial`. `aligned_log_knee`: error that counts half in
-            aligned_log; None for errors as they are.
+            aligned_log; None for errors as they are. `drop_share`: share of the pixels with the largest error that is
+            left out.
 
     Raises:
         ValueError: unknown term or normalisation, negative weight, no term left.
@@ -125,7 +149,7 @@ def distill_any_depth_objective(
     terms = [term for term in made if term is not None]
     if not terms:
         raise ValueError(f"{function}: weights must leave at least one term, got {given}")
-    return DistillationObjective(terms)
+    return DistillationObjective(terms, values["drop_share"])
 
 
 def _term_class(name: str, row: TermRow) -> type[Term]:
@@ -181,7 +205,7 @@ def feature_width(model: DepthModel | None) -> int | None:
     if model is None:
         return None
     was_training = model.training
-    device = next(model.parameters()).device
+    device = next(model.buffers()).device  # Every model has some; a callable has no parameters.
     side = max(-(-64 // model.preprocessing.multiple), 1) * model.preprocessing.multiple
     with torch.inference_mode():
         features = model.eval()(torch.zeros(1, 3, side, side, device=device), features=True).features

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from tqdm import tqdm
 
+from distilldepth.teachers.stored import LEFT_OUT
+
 PHASES = ("data", "teacher", "student", "loss", "optimiser")
 
 
@@ -119,11 +121,12 @@ class ProgressLine:
             (tqdm.write if self._bar is not None else print)(text, file=sys.stderr)
 
     def warn_of_unreadable(self, errors: Iterable[str]) -> None:
-        """Name images that could not be read, each once and the first few only."""
+        """Name images and labels that could not be read, each once and the first few only."""
         for text in errors:
             if len(self._unreadable) < _TOLD and text not in self._unreadable:
                 self._unreadable.add(text)
-                self.write(f"distilldepth: warning: {text}; another image takes its place")
+                instead = "" if text.endswith(LEFT_OUT) else "; another image takes its place"
+                self.write(f"distilldepth: warning: {text}{instead}")
 
     def close(self) -> None:
         """Leave the line."""

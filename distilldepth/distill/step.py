@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from distilldepth.distill.objective import DistillationObjective
 from distilldepth.distill.progress import Stopwatch
 from distilldepth.images.crops import Regions
 from distilldepth.models import DepthModel
+from distilldepth.models.base import DepthOutput
 from distilldepth.models.preprocess import nearest_size, resize, restore
+from distilldepth.models.recompute import recompute
 from distilldepth.teachers.teacher import PseudoLabel
 
 _SHORT_SEQUENCE_PIXELS = 128 * 14 * 14
@@ -41,7 +44,15 @@ class DistillationStep(nn.Module):
     """Student and objective together, so that one wrapper (DDP, FSDP) serves both.
 
     With `compiled` the student's pass goes through `torch.compile`; the module itself stays as it is.
+
+    `at_once` images go through the student at a time, None for all of a batch. The objective sees the maps of all of
+    them whatever that is, so that a loss over the batch, its counts and its means are those of the whole batch, and so
+    is the gradient, to the rounding of its sums. For that the student runs over each part twice: once without keeping
+    anything but the map, once more in the backward pass, with what that needs. Batch normalisation alone can tell: it
+    normalises by the statistics of each part, and its running ones move once per part.
     """
+
+    at_once: int | None
 
     def __init__(
         self, student: DepthModel, objective: DistillationObjective, stopwatch: Stopwatch, *, compiled: bool = False
@@ -49,19 +60,15 @@ class DistillationStep(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective
+        self.at_once = None
         self._watch = stopwatch
         self._compiled = torch.compile(student.forward) if compiled else None
 
     def forward(self, regions: Regions, label: PseudoLabel) -> StepOutputs:
         """Run the student on the regions' images, and weigh what it says against the label."""
-        height, width = regions.image.shape[-2:]
         with self._watch("student"):
-            preprocessing = self.student.preprocessing
-            inner = nearest_size(height, width, preprocessing.multiple)
-            images = resize(regions.image, inner, preprocessing.interpolation)
-            with _fastest_attention(images):
-                output = (self._compiled or self.student)(images, features=bool(label.features))
-            prediction = restore(output.values, (height, width), preprocessing)
+            output = self.run_student(regions.image, features=bool(label.features))
+            prediction = output.values
         with self._watch("loss"):
             batch = len(prediction)
             finite = torch.isfinite(prediction.detach()).flatten(1).all(1)
@@ -75,9 +82,33 @@ class DistillationStep(nn.Module):
             loss, terms = self.objective(replace(output, values=prediction), label, regions)
             detached = prediction.detach()
             center = detached.mean()
+            # What could not be read is counted as that.
+            skipped = ~usable if label.readable is None else ~usable & label.readable
             return StepOutputs(
-                loss, terms, (~usable).sum(), center, (detached - center).abs().mean(), detached.abs().amax()
+                loss, terms, skipped.sum(), center, (detached - center).abs().mean(), detached.abs().amax()
             )
+
+    def run_student(self, images: Tensor, *, features: bool) -> DepthOutput:
+        """Return what the student says of images `(B, 3, H, W)` in [0, 1] of any size, its map at that size."""
+        height, width = images.shape[-2:]
+        preprocessing = self.student.preprocessing
+        inner = nearest_size(height, width, preprocessing.multiple)
+        images = resize(images, inner, preprocessing.interpolation)
+        with _fastest_attention(inner, images.device):
+            output = self._run_in_parts(images, features=features)
+        return replace(output, values=restore(output.values, (height, width), preprocessing))
+
+    def _run_in_parts(self, images: Tensor, *, features: bool) -> DepthOutput:
+        run = partial(self._compiled or self.student, features=features)
+        count = len(images)
+        if self.at_once is None or self.at_once >= count:
+            return run(images)
+        parts = [recompute(run, part, module=self.student) for part in images.tensor_split(-(-count // self.at_once))]
+        return DepthOutput(
+            torch.cat([part.values for part in parts]),
+            {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].features},
+            {name: torch.cat([part.extras[name] for part in parts]) for name in parts[0].extras},
+        )
 
 
 def _labelled(labels: Tensor, valid: Tensor) -> Tensor:
@@ -86,10 +117,14 @@ def _labelled(labels: Tensor, valid: Tensor) -> Tensor:
     return good.flatten(1).all(1) & valid.flatten(1).any(1)
 
 
-def _fastest_attention(images: Tensor) -> AbstractContextManager[None]:
+def _fastest_attention(size: tuple[int, int], device: torch.device) -> AbstractContextManager[None]:
     """Plain matrix products for short sequences on a CPU, where fused attention's backward takes seven times as long.
 
     Measured with bfloat16, 63 tokens: 39 ms against 6 ms. From a few hundred tokens on the fused kernel wins.
+
+    Args:
+        size: (height, width) at which the student sees images.
+        device: where it is.
     """
-    short = images.device.type == "cpu" and images.shape[-2] * images.shape[-1] <= _SHORT_SEQUENCE_PIXELS
+    short = device.type == "cpu" and size[0] * size[1] <= _SHORT_SEQUENCE_PIXELS
     return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()

@@ -4,29 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from distilldepth.capacity import is_out_of_memory
 from distilldepth.device import resolve_device
-from distilldepth.distill.agreement import measure_agreement, some_of
-from distilldepth.distill.batches import is_ended_process, loading, next_batch, process_ended
+from distilldepth.distill.agreement import BETWEEN, has_heldout, measure_agreement
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.finish import finish
-from distilldepth.distill.guard import FULL, stop_if_not_finite, stopped
+from distilldepth.distill.guard import FULL, stop_if_not_finite, stop_if_unreadable, stopped
 from distilldepth.distill.labels import label_batch
-from distilldepth.distill.optimiser import set_learning_rate
-from distilldepth.distill.prepare import Run, prepare, step_batches
+from distilldepth.distill.micro_batch import out_of_memory
+from distilldepth.distill.optimiser import rates, set_learning_rate
+from distilldepth.distill.peers import (
+    ECHO_S,
+    StopVote,
+    end_in_peace,
+    is_lost_peer,
+    last_checkpoint,
+    lost_peer,
+    never_stuck,
+)
+from distilldepth.distill.prepare import Run, prepare, settle_micro_batch, whole_student
 from distilldepth.distill.processes import make_accelerator, seed_step, settle_precisions
 from distilldepth.distill.record.checkpoint import save_checkpoint
 from distilldepth.distill.record.folder import recorded_precisions
 from distilldepth.distill.record.result import RunResult
+from distilldepth.distill.sharding import whole
 from distilldepth.distill.step import StepOutputs
+from distilldepth.distill.trackers import check_trackers
 from distilldepth.errors import DistillDepthError
 from distilldepth.folders import claim_folder
+from distilldepth.images.batches import is_ended_process, next_batch, process_ended
 from distilldepth.images.crops import Regions
+from distilldepth.machine import keep_freed_memory
 from distilldepth.signals import Interrupted, StopRequest
-from distilldepth.teachers.spec import check_known, parse_teachers
+from distilldepth.teachers.spec import check_known
+from distilldepth.teachers.teacher import Teacher
 
 
 def distill(config: DistillConfig, *, command: str = "") -> RunResult:
@@ -43,11 +59,13 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
         ValueError: the configuration makes no sense for these images, teachers or student.
         DistillDepthError: a checkpoint, an image source or a model cannot be used, or too many samples are not finite.
     """
-    specs = parse_teachers(config.teachers)
+    specs = config.teacher_specs
     check_known(specs)
+    check_trackers(config.log)
     folder = Path(config.out)
     if config.threads:
         torch.set_num_threads(config.threads)
+    keep_freed_memory()
     precisions = settle_precisions(config, resolve_device(config.device), recorded_precisions(config, folder))
     accelerator = make_accelerator(config, precisions["student"])
     try:
@@ -55,10 +73,14 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
             run = prepare(config, specs, folder, accelerator, precisions)
             _train(run)
             return finish(run, command)
-    except RuntimeError as error:
-        if not is_ended_process(error):
-            raise
-        raise process_ended(error) from error
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(config, error) from error
+        if isinstance(error, RuntimeError) and is_ended_process(error):
+            raise process_ended(error, "distill", last_checkpoint(config)) from error
+        if isinstance(error, RuntimeError) and is_lost_peer(error):
+            raise lost_peer(config, error) from error
+        raise
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -68,78 +90,109 @@ def distill(config: DistillConfig, *, command: str = "") -> RunResult:
 
 
 def _train(run: Run) -> None:
-    config, learner, stop = run.config, run.learner, StopRequest()
-    average = learner.trained.average
+    learner, processes = run.learner, run.accelerator.num_processes
     learner.module.train()
     pin = run.accelerator.device.type == "cuda"
-    with stop.listening(), loading(run.dataset, step_batches(run), config.workers, pin=pin) as loader:
-        for step in range(run.start, config.steps):
-            seed_step(config.seed, step, run.accelerator.process_index)
-            set_learning_rate(learner.optimiser, config, step)
-            for part in range(config.grad_accumulation):
-                _learn(run, loader, step, part)
-            done = step + 1
-            if average is not None:
-                with learner.stopwatch("optimiser"):
-                    average.update(learner.student, step)
-            run.progress.advance()
-            # Several processes must agree on where to end, which they can where the log waits for all of them.
-            signum = stop.signum if run.accelerator.num_processes == 1 else 0
-            if done % config.log_every == 0 or done == config.steps:
-                signum = _report(run, done, stop.signum)
-            if config.agreement_every and done % config.agreement_every == 0 and done < config.steps:
-                _measure(run, done)
-            if signum or done % config.checkpoint_every == 0 or done == config.steps:
-                _save(run, done)
-            if signum and done < config.steps:
-                raise Interrupted(signum)
+    stop = StopRequest(ECHO_S if processes > 1 else 0.0)
+    watch = never_stuck(lambda: last_checkpoint(run.config)) if processes > 1 else nullcontext()
+    first, behind = (step * run.config.grad_accumulation for step in (run.start, run.config.steps))
+    with watch, stop.listening(), run.feed.open(first, behind, run.config.workers, pin=pin) as loader:
+        try:
+            settle_micro_batch(run)
+            _steps(run, loader, stop)
+        except (RuntimeError, Interrupted) as error:
+            if processes > 1 and (isinstance(error, Interrupted) or is_lost_peer(error)):
+                end_in_peace()
+            raise
 
 
-def _learn(run: Run, loader: Iterator[Regions], step: int, part: int) -> None:
-    """One batch: data, teacher, student with the objective, and with the last part of a step the optimiser."""
-    config, accelerator, learner = run.config, run.accelerator, run.learner
-    stopwatch = learner.stopwatch
-    with stopwatch("data", host=True):
-        batch = next_batch(loader)
-    teacher = run.teachers.draw(step)
-    with stopwatch("teacher"):
-        regions, label = label_batch(batch, teacher, config.augment, accelerator.device, features=learner.features)
+def _steps(run: Run, loader: Iterator[Regions], stop: StopRequest) -> None:
+    config, learner, vote = run.config, run.learner, StopVote(run.accelerator.num_processes)
+    average = learner.trained.average
+    for step in range(run.start, config.steps):
+        set_learning_rate(learner.optimiser, config, step)
+        _learn(run, loader, step)
+        done = step + 1
+        if average is not None:
+            with learner.stopwatch("optimiser"):
+                average.update(learner.student, step)
+        run.progress.advance()
+        signum = vote.agree(stop.signum)
+        if done % config.log_every == 0 or done == config.steps:
+            _report(run, done)
+        if config.agreement_every and done % config.agreement_every == 0 and done < config.steps:
+            _measure(run, done)
+        if signum or done % config.checkpoint_every == 0 or done == config.steps:
+            _save(run, done)
+        if signum and done < config.steps:
+            raise Interrupted(signum)
+    vote.close()
+
+
+def _learn(run: Run, loader: Iterator[Regions], step: int) -> None:
+    """One step of the optimiser; repeated, with fewer images at once, where memory runs out."""
+    config, learner = run.config, run.learner
+    with learner.stopwatch("data", host=True):
+        batches = _read(loader, config)
+    teacher, done = run.teachers.draw(step), list[StepOutputs]()
+    while not done:
+        seed_step(config.seed, step, run.accelerator.process_index)
+        run.accelerator.step = 0  # A repeated step counts its batches anew.
+        with run.micro_batch.attempt(step):
+            done = [_gradient(run, batch, teacher) for batch in batches]
+    with learner.stopwatch("optimiser"):
+        largest = config.optimiser.clip_norm or float("inf")
+        norm = whole(run.accelerator.clip_grad_norm_(learner.module.parameters(), largest))
+        if learner.found_infinite is not None:
+            learner.found_infinite.copy_(~torch.isfinite(norm))
+        learner.optimiser.step()
+        learner.optimiser.zero_grad()
+    for part, (outputs, batch) in enumerate(zip(done, batches, strict=True)):
+        last = part == len(done) - 1
+        run.log.add(outputs, norm if last else None, batch, teacher.name, step * config.grad_accumulation + part)
+
+
+def _read(loader: Iterator[Regions], config: DistillConfig) -> list[Regions]:
+    """The batches of a step; where they can no longer be had, the error says how to go on once they can."""
+    try:
+        return [next_batch(loader, "distill") for _ in range(config.grad_accumulation)]
+    except DistillDepthError as error:
+        raise DistillDepthError(f"{error}; {last_checkpoint(config)}") from error
+
+
+def _gradient(run: Run, batch: Regions, teacher: Teacher) -> StepOutputs:
+    """Add the gradient of one batch: teacher, student with the objective."""
+    accelerator, learner = run.accelerator, run.learner
+    stopwatch, settings = learner.stopwatch, run.config.augment
+    with stopwatch("teacher"), teacher.used():
+        regions, label = label_batch(batch, teacher, settings, accelerator.device, features=learner.features)
     with accelerator.accumulate(learner.module):
         outputs: StepOutputs = learner.module(regions, label)
         with stopwatch("student"):
             accelerator.backward(outputs.loss)
-        with stopwatch("optimiser"):
-            norm = None
-            if accelerator.sync_gradients:
-                largest = config.optimiser.clip_norm or float("inf")
-                norm = accelerator.clip_grad_norm_(learner.module.parameters(), largest)
-                if learner.found_infinite is not None:
-                    learner.found_infinite.copy_(~torch.isfinite(norm))
-            learner.optimiser.step()
-            learner.optimiser.zero_grad()
-    run.log.add(outputs, norm, batch, teacher.name, step * config.grad_accumulation + part)
+    return replace(outputs, loss=outputs.loss.detach())
 
 
-def _report(run: Run, done: int, signum: int) -> int:
-    """Write a line of the log, show it, and end a run whose numbers are not finite.
-
-    Returns:
-        The signal that asked any process to end, 0 if none did.
-    """
-    row = run.log.flush(done, run.learner.optimiser.param_groups[-1]["lr"], run.learner.stopwatch.shares(), signum)
+def _report(run: Run, done: int) -> None:
+    """Write a line of the log, show it, and end a run whose numbers are not finite."""
+    row = run.log.flush(done, rates(run.learner.optimiser), run.learner.stopwatch.shares())
     run.progress.report(done, row["terms"], row["time"])
     run.progress.warn_of_unreadable(row.get("errors", []))
-    stop_if_not_finite(run.config, row, run.log.bad_batch, run.dataset, run.accelerator, run.folder)
-    return run.log.signum
+    if run.feed.photographs is None:
+        config = run.config
+        each = config.batch_size * config.grad_accumulation * run.accelerator.num_processes
+        stop_if_unreadable(config, run.log.state().unreadable, done * each, row)
+    stop_if_not_finite(run.config, row, run.log.bad_batch, run.feed, run.accelerator, run.folder)
 
 
 def _measure(run: Run, done: int) -> None:
     """Measure the agreement in the middle of the run."""
-    if not (run.accelerator.is_main_process and len(run.images.heldout)):
+    if not has_heldout(run.teachers.teachers, run.images.heldout):
         return
-    if run.learner.trained.average is not None:
-        run.judged.load_state_dict(run.learner.trained.average.state_dict())
-    measured = measure_agreement(run.judged, run.teachers.teachers, some_of(run.images.heldout), run.config)
+    student = whole_student(run)
+    if not run.accelerator.is_main_process:
+        return
+    measured = measure_agreement(student, run.teachers.teachers, run.images.heldout, run.config, most=BETWEEN)
     run.progress.write(run.agreement.add(done, measured))
 
 
@@ -147,11 +200,10 @@ def _save(run: Run, done: int) -> None:
     """Write a checkpoint; numbers that are not finite end the run instead."""
     config, log = run.config, run.log
     checkpoints = run.folder / "checkpoints"
-    if save_checkpoint(
-        run.accelerator, run.learner.trained, checkpoints, done, log.state(), keep=config.keep_checkpoints
-    ):
+    state = replace(log.state(), micro_batch=run.micro_batch.kept)
+    if save_checkpoint(run.accelerator, run.learner.trained, checkpoints, done, state, keep=config.keep_checkpoints):
         return
     if log.has_samples:
-        log.flush(done, run.learner.optimiser.param_groups[-1]["lr"], run.learner.stopwatch.shares())
+        log.flush(done, rates(run.learner.optimiser), run.learner.stopwatch.shares())
     what = "a weight or the optimiser's state is not finite"
-    raise stopped(run.config, done, what, log.bad_batch, run.dataset, run.accelerator, run.folder)
+    raise stopped(run.config, done, what, log.bad_batch, run.feed, run.accelerator, run.folder)

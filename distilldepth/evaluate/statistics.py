@@ -50,15 +50,24 @@ def bootstrap_interval(
     if len(columns) < 2:
         low = high = np.full(columns.shape[1], np.nan)
     else:
-        means = _resampled_means(columns, seed, resamples)
+        means = resampled_means(columns, seed, resamples)
         low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
         finite = np.isfinite(columns).all(0)
         low, high = np.where(finite, low, np.nan), np.where(finite, high, np.nan)
     return (low, high) if array.ndim == 2 else (float(low[0]), float(high[0]))
 
 
-def _resampled_means(columns: np.ndarray, seed: int, resamples: int) -> np.ndarray:
-    """Means `(resamples, m)` of images drawn with replacement."""
+def resampled_means(columns: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+    """Return the means of images drawn with replacement: what a bootstrap interval is made of.
+
+    Args:
+        columns: `(n, m)`, n images and m metrics, which share their draws; a value that is not finite counts as 0.
+        seed: of the draws.
+        resamples: how many means are drawn.
+
+    Returns:
+        float64 `(resamples, m)`.
+    """
     count = len(columns)
     random = np.random.default_rng(seed)
     # A value that is not finite would spoil the other columns of the product too.

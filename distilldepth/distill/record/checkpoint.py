@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from distilldepth.distill.ema import WeightAverage
 from distilldepth.distill.record.state import RunState
+from distilldepth.distill.sharding import here, part_like, parts_like, whole_on_cpu
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError, first_line
 from distilldepth.files import file_digest
@@ -54,14 +55,18 @@ class Trained:
         files = {_WEIGHTS: self.module.state_dict(), _OPTIMISER: moments}
         return files if self.average is None else {**files, _AVERAGE: self.average.state_dict()}
 
+    def whole_tensors(self, *, keep: bool) -> dict[str, dict[str, Tensor]]:
+        """The same with none in parts; all processes must ask together, those that do not `keep` them get nothing."""
+        return {name: whole_on_cpu(tensors, keep=keep) for name, tensors in self.tensors().items()}
+
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters in the order of the optimiser's numbers."""
         return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
 
     def is_finite(self) -> bool:
-        """Whether every number is finite; waits for the device."""
+        """Whether every number that this process holds is finite; waits for the device."""
         flags = [
-            torch.isfinite(value).all().cpu()
+            torch.isfinite(here(value)).all().cpu()
             for file in self.tensors().values()
             for value in file.values()
             if value.is_floating_point()
@@ -80,7 +85,7 @@ class Trained:
                 raise ValueError("it has no moving average")
             _check_same(self.average.state_dict(), files[_AVERAGE])
         moments = self._moments(files[_OPTIMISER])
-        self.module.load_state_dict(files[_WEIGHTS])
+        self.module.load_state_dict(parts_like(files[_WEIGHTS], self.module.state_dict()))
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         if self.average is not None:
@@ -98,7 +103,7 @@ class Trained:
                 if value.shape != parameter.shape:
                     raise ValueError(f"{key} is {tuple(value.shape)} instead of {tuple(parameter.shape)}")
                 # In the parameter's own memory order, which the file does not keep.
-                value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+                value = torch.empty_like(parameter, requires_grad=False).copy_(part_like(value, parameter))
             moments.setdefault(int(index), {})[name] = value
         return moments
 
@@ -122,14 +127,16 @@ def save_checkpoint(
     Raises:
         DistillDepthError: it cannot be written.
     """
-    if not trained.is_finite():
+    finite = torch.tensor([int(trained.is_finite())], device=accelerator.device)
+    if not bool(accelerator.gather(finite).all()):
         return False
+    files = trained.whole_tensors(keep=accelerator.is_main_process)
     if accelerator.is_main_process:
         final, partial = folder / f"step-{step:08d}", folder / f".partial-{step:08d}"
         for left in folder.glob(".partial-*"):
             _remove(left)
         try:
-            _write(trained, partial, dataclasses.replace(state, step=step))
+            _write(trained, files, partial, dataclasses.replace(state, step=step))
         except (RuntimeError, SafetensorError) as error:
             # How torch and safetensors report a full disk.
             raise DistillDepthError(
@@ -148,10 +155,10 @@ def save_checkpoint(
     return True
 
 
-def _write(trained: Trained, folder: Path, state: RunState) -> None:
+def _write(trained: Trained, files: dict[str, dict[str, Tensor]], folder: Path, state: RunState) -> None:
     folder.mkdir(parents=True)
     digests = {}
-    for name, tensors in trained.tensors().items():
+    for name, tensors in files.items():
         # Copies, since the format refuses tensors that share memory.
         save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, folder / name)
         digests[name] = file_digest(folder / name)
@@ -254,10 +261,20 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "changes": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
     "processes": lambda value: value is None or (_is_count(value) and value > 0),
     "images": lambda value: value is None or isinstance(value, str),
+    "labels": lambda value: isinstance(value, str),
     "precisions": lambda value: isinstance(value, dict) and all(item in PRECISIONS for item in value.values()),
+    "micro_batch": _is_count,
 }
 """What a state must hold, and what of it makes sense."""
-_DEFAULTS: dict[str, Any] = {"files": {}, "changes": [], "processes": None, "images": None, "precisions": {}}
+_DEFAULTS: dict[str, Any] = {
+    "files": {},
+    "changes": [],
+    "processes": None,
+    "images": None,
+    "labels": "",
+    "precisions": {},
+    "micro_batch": 0,
+}
 """What earlier versions did not keep."""
 
 

@@ -16,6 +16,7 @@ from distilldepth.distill.record.checkpoint import (
     read_state,
     read_tensors,
 )
+from distilldepth.distill.trackers import CONTENTS as TRACKED
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
 from distilldepth.folders import LOCK, FolderKind
@@ -39,19 +40,20 @@ RUN = FolderKind(
         "student/model.safetensors",
         "student/config.json",
         "student/README.md",
+        *TRACKED,
     ),
 )
 """What carries our mark, and all that a run writes."""
 
 _NOT_OF_TRAINING = {
-    "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "agreement_every", "resume",
-    "overwrite", "offline", "out", "device", "max_skipped_share",
+    "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "log", "agreement_every", "resume",
+    "overwrite", "offline", "out", "device", "max_skipped_share", "gradient_checkpointing", "teacher_offload",
 }  # fmt: skip
 """Keys that a resumed run may change and that do not touch what is learned."""
 _MAY_CHANGE = {
     "steps", "optimiser.lr", "optimiser.encoder_lr_share", "optimiser.weight_decay", "optimiser.beta1",
     "optimiser.beta2", "optimiser.schedule", "optimiser.warmup", "optimiser.final_lr_share", "optimiser.clip_norm",
-    "loss.anchor",
+    "loss.anchor", "micro_batch",
 }  # fmt: skip
 """Keys that a resumed run may change too, and that are told and recorded; any other makes it another run."""
 
@@ -157,7 +159,7 @@ def _changes(config: DistillConfig, folder: Path) -> list[str]:
     saved_file = folder / CONFIG
     if not saved_file.is_file():
         raise ValueError(f"distill: {folder} has no config.toml to continue with; name the run's own folder with --out")
-    saved = load_config(file=saved_file)
+    saved = load_config(file=saved_file, to_run=False)
     changes = []
     for key in keys(DistillConfig):
         old, new = get_key(saved, key), get_key(config, key)

@@ -12,8 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from distilldepth.capacity import peak_memory
 from distilldepth.distill.record.state import MetricsRow, RunState
 from distilldepth.distill.step import StepOutputs
+from distilldepth.distill.trackers import Trackers
 from distilldepth.documents import parse_json
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
@@ -26,11 +28,11 @@ class RunLog:
     After it, `bad_batch` is the number of the last batch with anything not finite, or -1.
     """
 
-    def __init__(self, path: Path | None, state: RunState, accelerator: Accelerator) -> None:
-        self._path, self._state, self._accelerator = path, state, accelerator
+    def __init__(self, path: Path | None, state: RunState, accelerator: Accelerator, trackers: Trackers) -> None:
+        self._path, self._state, self._accelerator, self._trackers = path, state, accelerator, trackers
         self.bad_batch = -1
-        self.signum = 0
-        """Signal that asked any process to end, as of the last line."""
+        if path is not None:
+            keep_lines_until(path, state.step)
         self._began = time.monotonic()
         self._earlier = state.seconds
         self._reset()
@@ -68,10 +70,13 @@ class RunLog:
         self._unreadable += sum(batch.unreadable)
         self._errors += [text for text in batch.errors if text]
 
-    def flush(self, step: int, lr: float, shares: dict[str, float], signum: int = 0) -> MetricsRow:
+    def flush(self, step: int, rates: dict[str, float], shares: dict[str, float]) -> MetricsRow:
         """Write and return the line of the steps since the last one, of all processes together.
 
-        `signum` is the signal that asked this process to end, 0 if none did.
+        Args:
+            step: steps that are done.
+            rates: learning rate of each part of the student, the decoder's last.
+            shares: share of each phase in the time.
         """
         processes = self._accelerator.num_processes
         names = sorted(self._sums)
@@ -83,12 +88,12 @@ class RunLog:
         skipped_here, bad = self._skipped, self._bad
         assert skipped_here is not None, "a line is of one batch at least"
         assert bad is not None
-        here = [skipped_here, bad, *(torch.tensor(n) for n in (self._samples, self._unreadable, signum))]
+        memory = peak_memory(self._accelerator.device)
+        here = [skipped_here, bad, *(torch.tensor(n) for n in (self._samples, self._unreadable, memory))]
         whole = self._gather(torch.stack([value.to(bad.device, torch.int64) for value in here]))
         skipped, _, samples, unreadable, _ = (int(sum(column)) for column in zip(*whole, strict=True))
         now = time.monotonic()
         self.bad_batch = int(max(row[1] for row in whole))
-        self.signum = int(max(row[4] for row in whole))
         self._state = dataclasses.replace(
             self._state,
             seconds=self._earlier + now - self._began,
@@ -103,7 +108,9 @@ class RunLog:
             "output_center": means["output_center"],
             "output_peak": means["output_peak"],
             "output_spread": means["output_spread"],
-            "lr": lr,
+            "lr": list(rates.values())[-1],
+            "rates": rates,
+            "memory": int(max(row[4] for row in whole)),
             "samples": samples,
             "skipped": skipped,
             "unreadable": unreadable,
@@ -117,6 +124,7 @@ class RunLog:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
+        self._trackers.tell(row, step)
         self._reset()
         return row
 

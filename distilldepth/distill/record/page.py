@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
@@ -16,6 +17,9 @@ from distilldepth.documents import read_json_lines
 from distilldepth.files import write_atomically
 from distilldepth.formats.colormaps import colorize
 from distilldepth.pages import COLOURS, data_url, make_page, png
+
+_POINTS = 1000
+"""Of a line of a chart, at most: a page of a million steps is still a page."""
 
 
 def write_report(folder: Path, facts: RunFacts) -> Path:
@@ -46,8 +50,12 @@ def _is_row(row: Mapping[str, object]) -> TypeGuard[MetricsRow]:
         return isinstance(value, dict) and all(map(is_number, value.values()))
 
     numbers = ("step", "loss", "lr", "output_center", "output_spread", "output_peak")
+    tables = [row.get("terms"), row.get("time"), row.get("teachers", {}), row.get("rates", {})]
+    # What earlier versions did not write may be missing.
     return (
-        all(is_number(row.get(name)) for name in numbers) and is_table(row.get("terms")) and is_table(row.get("time"))
+        all(is_number(row.get(name)) for name in numbers)
+        and all(map(is_table, tables))
+        and all(is_number(row.get(name, 0)) for name in ("samples", "memory", "images_per_second", "grad_norm"))
     )
 
 
@@ -68,9 +76,11 @@ unreadable images replaced {facts.unreadable_images} times.</p>
 <h2>Held-out images before and after</h2>
 {pictures}
 <h2>Training</h2>
-<div class="charts">{_charts(rows)}</div>
+<div class="charts">{_charts(facts, rows)}</div>
 <h2>Teachers</h2>
-{_teachers(facts)}
+{_teachers(facts, rows)}
+<h2>Optimiser</h2>
+{_groups(facts)}
 <h2>Command and configuration</h2>
 <pre>{html.escape(facts.command or "(called from Python)")}</pre>
 <pre>{html.escape(facts.config)}</pre>
@@ -120,19 +130,63 @@ def _agreement(facts: RunFacts) -> str:
     return f'<div class="wide"><table>{head}{body}</table></div>'
 
 
-def _teachers(facts: RunFacts) -> str:
+def _teachers(facts: RunFacts, rows: list[MetricsRow]) -> str:
+    """The teachers, and how much of the run each of them taught."""
+    steps, samples = _taught(rows, "steps"), _taught(rows, "samples")
+    weights = sum(teacher.weight for teacher in facts.teachers)
+
+    def share(parts: dict[str, float], name: str) -> str:
+        whole = sum(parts.values())
+        return f"{parts.get(name, 0) / whole:.1%}" if whole else ""
+
     body = "".join(
-        f"<tr><td>{html.escape(t.name)}</td><td class='number'>{t.weight:g}</td><td>{t.quantity}</td>"
-        f"<td>{html.escape(t.licence)}</td><td>{html.escape(t.source)}</td></tr>"
+        f"<tr><td>{html.escape(t.name)}</td><td class='number'>{t.weight:g}</td>"
+        f"<td class='number'>{t.weight / weights:.1%}</td><td class='number'>{share(steps, t.name)}</td>"
+        f"<td class='number'>{samples.get(t.name, 0):,.0f}</td><td class='number'>{share(samples, t.name)}</td>"
+        f"<td>{t.quantity}</td><td>{html.escape(t.licence)}</td><td>{html.escape(t.source)}</td></tr>"
         for t in facts.teachers
     )
-    head = "<tr><th>name</th><th>weight</th><th>quantity</th><th>licence</th><th>source</th></tr>"
+    head = (
+        "<tr><th>name</th><th class='number'>weight</th><th class='number'>asked</th><th class='number'>of steps</th>"
+        "<th class='number'>samples</th><th class='number'>of samples</th>"
+        "<th>quantity</th><th>licence</th><th>source</th></tr>"
+    )
     return f'<div class="wide"><table>{head}{body}</table></div>'
 
 
-def _charts(rows: list[MetricsRow]) -> str:
+def _taught(rows: list[MetricsRow], what: str) -> dict[str, float]:
+    """Steps or samples by teacher; a batch of every teacher has equally many samples."""
+    taught: dict[str, float] = {}
+    for row in rows:
+        drawn = row.get("teachers", {})
+        each = row.get("samples", 0) / (sum(drawn.values()) or 1) if what == "samples" else 1
+        for name, count in drawn.items():
+            taught[name] = taught.get(name, 0) + count * each
+    return taught
+
+
+def _groups(facts: RunFacts) -> str:
+    """The groups of parameters that the optimiser treats alike."""
+    body = "".join(
+        f"<tr><td>{group.part}</td><td>{group.rule}</td><td class='number'>{group.lr:g}</td>"
+        f"<td class='number'>{group.weight_decay:g}</td><td class='number'>{group.tensors:,}</td>"
+        f"<td class='number'>{group.parameters:,}</td></tr>"
+        for group in facts.groups
+    )
+    head = (
+        "<tr><th>part</th><th>rule</th><th class='number'>largest learning rate</th><th class='number'>decay</th>"
+        "<th class='number'>tensors</th><th class='number'>parameters</th></tr>"
+    )
+    return f'<div class="wide"><table>{head}{body}</table></div>'
+
+
+def _charts(facts: RunFacts, rows: list[MetricsRow]) -> str:
     if not rows:
         return "<p>metrics.jsonl has no lines.</p>"
+    # Counted from the end, so that the last line is there.
+    stride = -(-len(rows) // _POINTS)
+    samples = _running_samples(rows)[::-stride][::-1]
+    rows = rows[::-stride][::-1]
     steps = [row["step"] for row in rows]
     charts = [_chart("loss, weighted sum", steps, {"loss": [row["loss"] for row in rows]})]
     for term in sorted({name for row in rows for name in row["terms"]}):
@@ -144,20 +198,43 @@ def _charts(rows: list[MetricsRow]) -> str:
     }
     charts.append(_chart("student's output", steps, magnitude))
     charts.append(_chart("gradient norm", steps, {"norm": [row.get("grad_norm") for row in rows]}))
-    charts.append(_chart("learning rate", steps, {"lr": [row["lr"] for row in rows]}))
-    shares = {phase: [row["time"][phase] for row in rows] for phase in rows[-1]["time"]}
-    charts.append(_chart("time shares", steps, shares))
+    parts = sorted({part for row in rows for part in row.get("rates", {})}, reverse=True)
+    lines: dict[str, list[float | None]] = {part: [row.get("rates", {}).get(part) for row in rows] for part in parts}
+    if len({tuple(line) for line in lines.values()}) < 2:
+        # Of one line over the other only one would be seen.
+        lines = {"lr": [row["lr"] for row in rows]}
+    charts.append(_chart("learning rate", steps, lines))
+    names = dict.fromkeys([*(teacher.name for teacher in facts.teachers), *(name for part in samples for name in part)])
+    charts.append(_chart("samples of each teacher", steps, {name: [p.get(name, 0) for p in samples] for name in names}))
+    phases = dict.fromkeys(phase for row in rows for phase in row["time"])
+    charts.append(_chart("time shares", steps, {phase: [row["time"].get(phase) for row in rows] for phase in phases}))
+    charts.append(_chart("images per second", steps, {"speed": [row.get("images_per_second") for row in rows]}))
+    memory = [row["memory"] / 2**30 if row.get("memory") else None for row in rows]
+    charts.append(_chart("peak memory of a process, GiB", steps, {"memory": memory}, from_zero=True))
     return "".join(charts)
 
 
-def _chart(title: str, steps: Sequence[int], series: Mapping[str, Sequence[float | None]]) -> str:
+def _running_samples(rows: list[MetricsRow]) -> list[dict[str, float]]:
+    """Samples that each teacher has labelled up to every line."""
+    total: dict[str, float] = {}
+    running = []
+    for row in rows:
+        for name, count in _taught([row], "samples").items():
+            total[name] = total.get(name, 0) + count
+        running.append(dict(total))
+    return running
+
+
+def _chart(
+    title: str, steps: Sequence[int], series: Mapping[str, Sequence[float | None]], *, from_zero: bool = False
+) -> str:
     """A line chart as SVG, the names of several lines below it; values missing or not finite leave a gap."""
     width, height, left, bottom, top = 420, 220, 66, 24, 28
     values = [v for line in series.values() for v in line if v is not None and np.isfinite(v)]
     if not values:
         return ""
     low, high = min(values), max(values)
-    if low >= 0 and low < 0.5 * high:
+    if low >= 0 and (from_zero or low < 0.5 * high):
         low = 0.0
     span = (high - low) or 1.0
     first, last = steps[0], max(steps[-1], steps[0] + 1)
@@ -167,7 +244,7 @@ def _chart(title: str, steps: Sequence[int], series: Mapping[str, Sequence[float
         return f"{x:.1f},{height - bottom - (height - bottom - top) * (value - low) / span:.1f}"
 
     lines, legend = [], []
-    for colour, (name, line) in zip(COLOURS, series.items(), strict=False):
+    for colour, (name, line) in zip(itertools.cycle(COLOURS), series.items(), strict=False):
         points = [place(s, v) for s, v in zip(steps, line, strict=True) if v is not None and np.isfinite(v)]
         # A short run has one point: drawn twice, its round cap is a dot.
         points, width_px = (points * 2, 6) if len(points) == 1 else (points, 1.6)

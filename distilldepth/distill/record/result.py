@@ -10,7 +10,7 @@ import torch
 import distilldepth
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.judge import Finding
-from distilldepth.distill.record.state import Agreement, AgreementRow, RunState
+from distilldepth.distill.record.state import Agreement, AgreementRow, GroupFacts, RunState
 from distilldepth.models import DepthModel
 from distilldepth.settings import to_toml
 from distilldepth.teachers.teacher import Teacher
@@ -34,6 +34,8 @@ class RunResult:
     """Agreement in the course of the run: `step`, `images`, `teachers` with scores by name."""
     findings: list[Finding] = field(default_factory=list)
     """What is wrong with the student, the worst first; empty if it is as it should be."""
+    labels: list[str] = field(default_factory=list)
+    """Of each teacher that was not in memory: its set of labels, its licence, and the digests of both."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class RunFacts:
     agreement: list[AgreementRow]
     changes: list[str]
     findings: list[Finding]
+    groups: list[GroupFacts]
+    """Of the optimiser."""
     config: str
     """As a TOML file."""
 
@@ -89,6 +93,7 @@ def run_facts(
     result: RunResult,
     command: str,
     state: RunState,
+    groups: list[GroupFacts],
 ) -> RunFacts:
     """Collect what the model card and the page say."""
     return RunFacts(
@@ -124,5 +129,6 @@ def run_facts(
         agreement=result.curve,
         changes=state.changes,
         findings=result.findings,
+        groups=groups,
         config=to_toml(config),
     )

@@ -38,6 +38,11 @@ class MetricsRow(TypedDict, total=False):
     output_spread: float
     output_peak: float
     lr: float
+    """Of the decoder and of everything that is not an encoder."""
+    rates: dict[str, float]
+    """Learning rate of each part of the student: `encoder`, `decoder`."""
+    memory: int
+    """Most bytes that any process had in use since it began: of the device on CUDA, of the process elsewhere."""
     samples: int
     skipped: int
     unreadable: int
@@ -48,6 +53,21 @@ class MetricsRow(TypedDict, total=False):
     """How often each was drawn."""
     seconds: float
     errors: list[str]
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """What is said of a group of parameters that the optimiser treats alike."""
+
+    part: str
+    """`encoder` or `decoder`, which stands for everything else too."""
+    rule: str
+    """`adamw` or `muon`."""
+    tensors: int
+    parameters: int
+    lr: float
+    """The largest of the run."""
+    weight_decay: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,11 @@ class RunState:
     """How many train together; None if it was not kept."""
     images: str | None = None
     """Fingerprint of the images, likewise."""
+    labels: str = ""
+    """Identity of the sets of labels; empty if there are none."""
     precisions: dict[str, str] = field(default_factory=dict)
     """Of student, teachers and Muon's iteration."""
     step: int = 0
     """Steps that are done."""
+    micro_batch: int = 0
+    """Images that go through the student at once, 0 for all of a batch."""

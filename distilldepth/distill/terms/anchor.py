@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 
 from distilldepth.distill.terms.base import Measured, Term
@@ -19,10 +21,21 @@ class AnchorTerm(Term):
     def __init__(self, weight: float, center: float, spread: float) -> None:
         super().__init__("anchor", weight)
         self.center, self.spread = center, spread
+        self._together: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def make(cls, weight: float, options: dict[str, Any], measured: Measured) -> Term | None:
         return cls(weight, measured.center, measured.spread, **options)
 
     def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
-        return anchor_loss(student.values, label.valid, center=self.center, spread=self.spread)
+        return anchor_loss(student.values, label.valid, center=self.center, spread=self.spread, together=self._together)
+
+    def join(self, processes: int) -> None:
+        def together(sums: Tensor) -> Tensor:
+            everyone = sums.detach().clone()
+            dist.all_reduce(everyone)
+            # The gradients of the processes are averaged, where this sum wants their sum.
+            own = sums * processes
+            return everyone + (own - own.detach())
+
+        self._together = together

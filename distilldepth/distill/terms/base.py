@@ -68,5 +68,12 @@ class Term(nn.Module):
         """
         raise NotImplementedError
 
+    def join(self, processes: int) -> None:
+        """Take as one batch what so many processes see, each of which must call this term equally often.
+
+        Means of images, or of what all images have equally many of, are what they are of one batch when the gradients
+        of the processes are averaged; nothing is done for those.
+        """
+
     def extra_repr(self) -> str:
         return f"{self.name}, weight={self.weight:g}"

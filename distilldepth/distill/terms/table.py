@@ -57,6 +57,13 @@ class LossSection:
         most=_LARGEST,
     )
     anchor: float = _term(0.1, "weight of the pull of the output's centre and spread to fixed values", "AnchorTerm")
+    drop_share: float = option(
+        0.0,
+        "share of each map's pixels, those with the largest error, that no term looks at (Depth Anything: 0.1); 0 = "
+        "none",
+        least=0,
+        below=1,
+    )
     normalisation_shared: str = option("hybrid", f"one of {', '.join(NORMALISATIONS)}", choices=NORMALISATIONS)
     normalisation_local_global: str = option("hybrid", f"one of {', '.join(NORMALISATIONS)}", choices=NORMALISATIONS)
     contexts: str = option(
