@@ -38,7 +38,7 @@ LAYERS = (
     {"datasets"},
     {"models"},
     {"inference", "teachers"},
-    {"distill", "evaluate", "predict"},
+    {"distill", "evaluate", "label", "predict"},
     {"cli"},
     {"__main__"},
 )
