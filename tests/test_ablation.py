@@ -22,7 +22,7 @@ from benchmarks.ablation.intervals import FAILS, HOLDS, UNKNOWN, estimate
 from benchmarks.ablation.jobs import Places, changes, plan, prepare
 from benchmarks.ablation.pool import Clock, run_jobs
 from benchmarks.ablation.report import above_ramp, judge, make_markdown
-from benchmarks.ablation.result import FORMAT, read_result, write_result
+from benchmarks.ablation.result import FORMAT, read_result, recall, write_result
 from benchmarks.ablation.table import find_table, read_table, table_names
 from benchmarks.ablation.worker import training_config, work
 from distilldepth.errors import DistillDepthError, UsageError
@@ -397,6 +397,19 @@ def test_killed_and_run_again_it_goes_on_and_a_failing_cell_is_named(tmp_path, c
     assert (tmp_path / "results" / "two.md").read_text() == said.out
     assert "FAILED: bad, seed 0: distill: batch_size 99" in said.out
     assert (tmp_path / "results" / "two.png").read_bytes().startswith(b"\x89PNG")
+
+    # Elsewhere: what the results hold is not run again, other settings are, and a file that is no result is passed over.
+    (tmp_path / "results" / "other.json").write_text('{"results": 3}')
+    elsewhere = plan(read_table(path), Places(tmp_path / "elsewhere"))
+    assert recall(elsewhere, tmp_path / "results") == 3
+    assert [job.scores.is_file() for job in elsewhere] == [True, True, True, False]
+    assert recall(elsewhere, tmp_path / "results") == 0
+    again = json.loads(elsewhere[2].scores.read_text())
+    first = json.loads(job.scores.read_text())
+    assert again["datasets"] == first["datasets"]
+    assert again["training"] == first["training"]
+    shorter = plan(read_table(path, steps=95), Places(tmp_path / "elsewhere"))
+    assert recall(shorter, tmp_path / "results") == 0
 
 
 # Intervals and verdicts.

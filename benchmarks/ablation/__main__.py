@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.ablation.jobs import Places, changes, plan
 from benchmarks.ablation.pool import in_words, run_jobs
 from benchmarks.ablation.report import make_markdown
-from benchmarks.ablation.result import collect, read_result, write_result
+from benchmarks.ablation.result import collect, read_result, recall, write_result
 from benchmarks.ablation.table import Table, find_table, read_table, table_names
 from distilldepth.cli.main import EXPECTED_ERRORS, error_message
 from distilldepth.errors import DistillDepthError, UsageError, one_line
@@ -21,7 +21,8 @@ from distilldepth.signals import Interrupted, raise_on_signals
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablation"
 _EPILOG = """Stopped or killed, the same command goes on where it was. Runs lie in OUT/runs, each under a digest of its
-settings: one whose settings change is trained anew, and the earlier one stays. Exit code 0 done, 1 a run failed,
+settings: one whose settings change is trained anew, and the earlier one stays. A run whose scores stand in a file of
+--results is not run again. Exit code 0 done, 1 a run failed,
 2 wrong usage, 128 + signal stopped."""
 
 
@@ -116,6 +117,8 @@ def _run(table: Table, places: Places, results: Path, width: int, command: str) 
     tell(f"{table.name}: {trained} runs in {places.out}, {width} side by side")
     for line in changes(table, jobs, places.out):
         tell(f"{table.name}: {line}; that is another run, and what was trained before stays in {places.out / 'runs'}")
+    if taken := recall(jobs, results):
+        tell(f"{table.name}: {taken} runs are known from {results}")
     failed = run_jobs(jobs, width, table.seconds, lambda text: tell(f"{table.name}: {text}"))
     if all(job.folder in failed for job in jobs):
         tell(f"{table.name}: every run failed, so there is no result")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation.jobs import PROTOCOL, Job
+from benchmarks.ablation.jobs import PROTOCOL, Job, prepare
 from benchmarks.ablation.table import Cell, Pair, Table
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError
@@ -90,6 +90,7 @@ def collect(
                 "cell": job.cell,
                 "seed": job.seed,
                 "digest": job.folder.name,
+                "score": job.score,
                 "training_s": training.get("seconds"),
                 "scoring_s": scored["seconds"],
                 "commit": training.get("commit") or scored["commit"],
@@ -104,6 +105,40 @@ def collect(
         "failures": {job.name: failed[job.folder].partition(" (see ")[0] for job in jobs if job.folder in failed},
         "results": results,
     }
+
+
+def recall(jobs: Sequence[Job], folder: Path) -> int:
+    """Take over what results say of runs that are not here, so that a run scored elsewhere is not run again.
+
+    A run is the same if all that decides its numbers is, down to the digests of its teachers and of what it is scored
+    on; the commit that it was scored with stays with it.
+
+    Args:
+        jobs: runs that are wanted.
+        folder: where results lie; files that are none are passed over.
+
+    Returns:
+        How many runs were taken over.
+    """
+    wanted = {(job.folder.name, job.score): job for job in jobs if not job.scores.is_file()}
+    taken = 0
+    for path in sorted(folder.glob("*.json")) if wanted else ():
+        try:
+            read_result(path)
+        except DistillDepthError:
+            continue
+        for row in read_json(path)["results"]:
+            job = wanted.pop((row.get("digest"), row.get("score")), None)
+            if job is None:
+                continue
+            scored = {"datasets": row["datasets"], "seconds": row.get("scoring_s"), "commit": row["commit"]}
+            if job.seed is not None:
+                known = {"seconds": row.get("training_s"), "commit": row["commit"], "findings": row.get("findings", [])}
+                scored["training"] = known
+            prepare(job)
+            write_atomically(job.scores, json.dumps(scored) + "\n")
+            taken += 1
+    return taken
 
 
 def write_result(values: Mapping[str, Any], path: Path) -> None:
