@@ -398,7 +398,7 @@ def test_killed_and_run_again_it_goes_on_and_a_failing_cell_is_named(tmp_path, c
     assert "FAILED: bad, seed 0: distill: batch_size 99" in said.out
     assert (tmp_path / "results" / "two.png").read_bytes().startswith(b"\x89PNG")
 
-    # Elsewhere: what the results hold is not run again, other settings are, and a file that is no result is passed over.
+    # Elsewhere: what the results hold is not run again, other settings are; a file that is no result is passed over.
     (tmp_path / "results" / "other.json").write_text('{"results": 3}')
     elsewhere = plan(read_table(path), Places(tmp_path / "elsewhere"))
     assert recall(elsewhere, tmp_path / "results") == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -16,10 +17,11 @@ from torch.nn import functional as F
 from distilldepth.distill.config import load_config
 from distilldepth.distill.trainer import distill
 from distilldepth.errors import DistillDepthError, UsageError
-from distilldepth.models import ModelInfo, count_parameters, create_student, load_model, save_model
+from distilldepth.models import DepthModel, ModelInfo, count_parameters, create_student, load_model, save_model
 from distilldepth.models.encoder import keep_encoder, load_encoder
 from distilldepth.models.families.efficientnet_lite import VARIANTS, ConvNorm, build
 from distilldepth.models.load import CheckpointWarning
+from distilldepth.models.narrow import state_that_fits
 from distilldepth.models.registry import ENTRIES, lookup
 
 INFO = ModelInfo("efficientnet-lite-test", "efficientnet-lite", "disparity", "Apache-2.0", "random")
@@ -165,6 +167,37 @@ def test_a_saved_folder_is_the_same_network(small, tmp_path):
     assert loaded.architecture == small.architecture
     assert loaded.preprocessing == small.preprocessing
     assert torch.equal(loaded(images).values, small.eval()(images).values)
+
+
+def test_variances_beyond_float16_are_saved_with_the_convolution_before_them(small, tmp_path):
+    """Variances of one normalisation from 1e-2 to 1e8: what float16 holds stays, the others give what they gave."""
+    small.eval()
+    convolution, norm = small.fuse[0].first[0], small.fuse[0].first[1]
+    scale = torch.logspace(-1, 4, len(norm.running_var), dtype=torch.float64).float()
+    with torch.no_grad():
+        convolution.weight.mul_(scale[:, None, None, None])
+        norm.running_mean.copy_(scale * torch.randn(len(scale), generator=seeded(5)))
+        norm.running_var.copy_(scale**2 * (1 + torch.rand(len(scale), generator=seeded(6))))
+    images = torch.rand(2, 3, 45, 70, generator=seeded(4))
+    before = {key: tensor.clone() for key, tensor in small.state_dict().items()}
+    loaded = load_model(save_model(small, tmp_path / "half", dtype=torch.float16))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in small.state_dict().items()), "the model is unchanged"
+    saved = loaded.state_dict()
+    fits = before["fuse.0.first.1.running_var"] < torch.finfo(torch.float16).max
+    assert 0 < fits.sum() < len(fits)
+    for key in ("fuse.0.first.0.weight", "fuse.0.first.1.running_var"):
+        assert torch.equal(saved[key][fits], before[key][fits].half().float())
+        assert not torch.isclose(saved[key][~fits], before[key][~fits]).any()
+    torch.testing.assert_close(loaded(images).values, small(images).values, atol=2e-3, rtol=0)
+    exact = reload(state_that_fits(small, torch.float16), small)
+    torch.testing.assert_close(exact(images).values, small(images).values, atol=1e-6, rtol=0)
+
+
+def reload(state: dict[str, torch.Tensor], model: DepthModel) -> DepthModel:
+    """A copy of a model with other weights."""
+    other = copy.deepcopy(model)
+    other.load_state_dict(state)
+    return other
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from distilldepth.models.base import DepthModel, ModelInfo
 from distilldepth.models.bounds import check_architecture
 from distilldepth.models.candidate import FORMAT
 from distilldepth.models.families import find_family
+from distilldepth.models.narrow import state_that_fits
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.models.pretrained import read_json
 from distilldepth.models.state_dict import MISFITS, briefly, build_to_fit, check_state, read_state
@@ -39,7 +40,9 @@ def save_model(
         folder: made if it does not exist.
         card: model card, Markdown.
         extra: further JSON-able keys of `config.json`.
-        dtype: floating dtype of the file, for example `torch.float16` to ship it; None for the model's own.
+        dtype: floating dtype of the file, for example `torch.float16` to ship it; None for the model's own. Where a
+            batch normalisation's variances are too large for it, the convolution before it is made smaller with them,
+            which changes no output.
 
     Returns:
         The folder.
@@ -64,7 +67,7 @@ def save_model(
     if clash := sorted(set(config) & set(extra or {})):
         raise ValueError(f"save_model: extra must not have the keys {', '.join(clash)}, they belong to the format")
     state = {}
-    for key, tensor in model.state_dict().items():
+    for key, tensor in state_that_fits(model, dtype).items():
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point():
             tensor = tensor.to(dtype or tensor.dtype)
