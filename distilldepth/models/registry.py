@@ -116,7 +116,7 @@ class Entry:
 
 def _bundled() -> Iterator[Entry]:
     mini = partial(Entry, role="both", quantity="disparity", licence="Apache-2.0", variant="mini", bundled=True)
-    yield mini("distilldepth-mini", "light", parameters=3_894_873)
+    yield mini("distilldepth-mini", "efficientnet-lite", parameters=3_423_953, variant="lite0")
     yield mini("dav2-mini", "depth-anything", parameters=4_079_049)
     yield mini("genpercept-mini", "latent", parameters=3_584_768)
 
