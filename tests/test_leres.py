@@ -464,9 +464,10 @@ def test_a_teacher_says_minus_depth(model, images):
 
 def test_two_steps_of_a_run(model, tmp_path):
     arguments = [
-        "distill", "--teachers", "leres@small.pth", "--student", "light-mini", "--images", "scenes:8", "--size", "64x96",
-        "--batch-size", "2", "--workers", "0", "--heldout", "2", "--steps", "2", "--agreement-every", "0",
-        "--device", "cpu", "--precision", "float32", "--log", "none", "--set", "loss.feature=0", "--out", "run",
+        "distill", "--teachers", "leres@small.pth", "--student", "light-mini", "--images", "scenes:8",
+        "--size", "64x96", "--batch-size", "2", "--workers", "0", "--heldout", "2", "--steps", "2",
+        "--agreement-every", "0", "--device", "cpu", "--precision", "float32", "--log", "none",
+        "--set", "loss.feature=0", "--out", "run",
     ]  # fmt: skip
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output

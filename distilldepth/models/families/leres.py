@@ -140,7 +140,7 @@ class LeReSDepth(DepthModel):
         x = run_block(self.encoder.embedder, pixels, again=self._again)
         levels = []
         for stage in self.encoder.encoder.stages:
-            for block in stage.layers:
+            for block in stage.get_submodule("layers").children():
                 x = run_block(block, x, again=self._again)
             levels.append(x)
         return levels

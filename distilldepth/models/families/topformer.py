@@ -284,8 +284,10 @@ class TopFormerDepth(DepthModel):
         self.encoder = Encoder(blocks, heads, injection, drop_path)
         self.decoder = FusionDecoder(self.encoder.widths, decoder, deepest, "bilinear")
         _initialise(self.decoder)
+        last = self.decoder.head[-1]
+        assert isinstance(last, nn.Conv2d)
         # Starts the sigmoid near one half, where its slope is largest.
-        nn.init.normal_(self.decoder.head[-1].weight, std=0.01)
+        nn.init.normal_(last.weight, std=0.01)
 
     @property
     def architecture(self) -> dict[str, Any]:
