@@ -1,8 +1,8 @@
 """LeReS: a ResNet of transformers under the fusion decoder; affine-invariant depth, larger = farther.
 
-The published `res50.pth` has a ResNet-50 (52.1 M parameters, 96 G multiplications at 448 x 448), which the encoder of
-transformers computes to the same number. `res101.pth` has a ResNeXt-101 32x8d, whose grouped convolutions transformers
-does not have; it is refused by name.
+The published `res50.pth` has a ResNet-50 (52.1 M parameters, 96 G multiplications at 448 x 448), which is the one of
+transformers under other names. `res101.pth` has a ResNeXt-101 32x8d, whose grouped convolutions transformers does not
+have; it is refused.
 
 Source: Yin et al., Learning to Recover 3D Scene Shape from a Single Image (LeReS, 2012.09365), and its released code.
 """
