@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 from test_checkpoints import changed
 from test_depth_anything import official_state, tiny_network
+from test_leres import SMALL, official_file
+from test_leres import official_state as official_leres
 
 from distilldepth.models import load_model
 
@@ -80,6 +82,10 @@ def run() -> str:
     return folder(config__toml="")
 
 
+def grouped() -> dict:
+    return official_leres(SMALL) | {"encoder_modules.encoder.layer1.0.conv2.weight": torch.ones(8, 2, 3, 3)}
+
+
 def without(name: str) -> dict:
     return {key: value for key, value in state().items() if key != name}
 
@@ -89,6 +95,7 @@ MAKERS = {
     "relative name for a metric file": lambda: f"dav2-small@{latest()}",
     "two different copies of equal rank": lambda: saved({"model": state(), "best_model": changed(state())}),
     "another network": lambda: saved({"model": {"conv1.weight": torch.ones(2)}, "epoch": 3}),
+    "LeReS with a ResNeXt, `res101.pth`": lambda: saved(official_file(grouped())),
     "no weights inside": lambda: saved({"epoch": 3}),
     "tensor missing": lambda: saved(without("depth_head.scratch.output_conv1.bias")),
     "weights that are NaN": lambda: saved(changed(state(), float("nan"))),

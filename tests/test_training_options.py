@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_distill import SMALL, _Tiny, photographs, run_cli, whole
 from test_latent import tiny_parts
+from test_leres import SMALL as SMALL_LERES
 from test_transformers_depth import config as transformers_config
 from torch import Tensor, nn
 from transformers import AutoModelForDepthEstimation
@@ -40,6 +41,8 @@ from distilldepth.models import create_student, load_model, save_model
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.encoder import keep_encoder
 from distilldepth.models.families.latent import LatentUse, OneStepLatentDepth
+from distilldepth.models.families.leres import LeReSDepth
+from distilldepth.models.families.leres import build as build_leres
 from distilldepth.models.families.light import LightDepth
 from distilldepth.models.families.transformers_depth import TransformersDepth
 from distilldepth.models.preprocess import Preprocessing
@@ -67,9 +70,15 @@ def latent_student() -> OneStepLatentDepth:
     return OneStepLatentDepth(INFO, Preprocessing(64, 32, "square", (0.5,) * 3, (0.5,) * 3), vae, unet, context, use)
 
 
+def leres_student() -> LeReSDepth:
+    torch.manual_seed(1)
+    return build_leres(SMALL_LERES, INFO)
+
+
 STUDENTS = {
     "light": lambda: create_student("light-mini", seed=1),
     "topformer": lambda: create_student("topformer-tiny", seed=1),
+    "leres": leres_student,
     "depth-anything": lambda: create_student("dav2-mini", seed=1),
     "transformers": lambda: transformers_student("dpt-vit"),
     "latent": latent_student,
@@ -145,7 +154,7 @@ def test_gradient_checkpointing_changes_memory_alone(family):
         if name.endswith("num_batches_tracked"):
             moved += 1
             assert int(a) == 1
-    assert (moved > 0) == (family in ("light", "topformer"))
+    assert (moved > 0) == (family in ("light", "topformer", "leres"))
     assert kept_again < {"depth-anything": 0.6, "transformers": 0.9, "latent": 0.9}.get(family, 0.5) * kept
 
 

@@ -102,6 +102,16 @@ def fetch(
         raise _unavailable(repo_id, _reason(error), family, expected) from error
 
 
+def unpublished(entry: Entry) -> DistillDepthError:
+    """Return the error of a model that is not on this machine and that no repository on the hub has."""
+    name = entry.files[0]
+    return DistillDepthError(
+        f"load_model: no weights of '{entry.name}' on this machine, and the hub has none; get {name} from "
+        f"{entry.page}, put it at {checkpoint_folders()[0] / name} or name it {entry.family}@FILE, or use the bundled "
+        f"'{bundled_alternative(entry.family)}'"
+    )
+
+
 def _check_reachable(repo_id: str, family: str, expected: tuple[str, ...]) -> None:
     """One short question before any download: the hub client alone would retry for minutes."""
     global _unreachable_since

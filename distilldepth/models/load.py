@@ -116,9 +116,10 @@ def create_student(name: str | Path, *, seed: int | None = None, offline: bool =
             raise UsageError(f"create_student: unknown student '{name}'{hint}")
         return load_model(name, offline=offline)
     if entry.role == "teacher":
+        place = f"path or hub id {entry.hub_id}" if entry.hub_id else "path"
         raise UsageError(
             f"create_student: '{name}' is a teacher only; choose from {', '.join(registry.student_names())}, "
-            f"or start from its weights by its path or hub id {entry.hub_id}"
+            f"or start from its weights by its {place}"
         )
     info = ModelInfo(entry.name, entry.family, entry.quantity, "Apache-2.0", "random initialisation")
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
@@ -208,6 +209,8 @@ def _load_named(spec: str, request: Request) -> DepthModel:
         )
     try:
         path = hub.find_local(entry)
+        if path is None and not entry.hub_id:
+            raise hub.unpublished(entry)
         if path is None:
             expected = (*entry.files[:1], entry.local_names()[-1])
             path = hub.fetch(

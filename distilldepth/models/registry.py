@@ -48,6 +48,7 @@ FAMILIES: dict[str, FamilyRow] = {
     "depth-anything": FamilyRow(
         "depth_anything", reads=True, files="Depth Anything V2 or Distill-Any-Depth", takes_max_depth=True
     ),
+    "leres": FamilyRow("leres", reads=True, files="LeReS"),
     "transformers": FamilyRow("transformers_depth", reads=True),
     "marigold": FamilyRow("marigold", reads=True, samples=True),
     "latent": FamilyRow("latent", reads=True),
@@ -86,6 +87,8 @@ class Entry:
     """Names under which the official checkpoint is distributed."""
     official_id: str = ""
     """Repository on the hub that has `files`."""
+    page: str = ""
+    """Where people get `files` from that no repository on the hub has."""
     max_depth: float | None = None
     """Metres at which a metric network saturates, where the family wants to be told."""
     bundled: bool = False
@@ -96,7 +99,7 @@ class Entry:
         """Where the weights come from, for people."""
         if self.bundled:
             return "bundled"
-        return self.hub_id or "random initialisation"
+        return self.hub_id or self.page or "random initialisation"
 
     @property
     def folder(self) -> Path:
@@ -165,6 +168,20 @@ def _depth_anything() -> Iterator[Entry]:
             hub_id="xingyang1/Distill-Any-Depth",
             hub_file=f"{size}/model.safetensors",
         )
+
+
+def _leres() -> Iterator[Entry]:
+    yield Entry(
+        "leres-r50",
+        "leres",
+        "teacher",
+        "depth",
+        52_126_529,
+        "Adobe Research, non-commercial",
+        "r50",
+        files=("res50.pth",),
+        page="github.com/aim-uofa/AdelaiDepth, folder LeReS",
+    )
 
 
 def _latent() -> Iterator[Entry]:
@@ -265,7 +282,7 @@ def _students() -> Iterator[Entry]:
 
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
-    for entries in (_bundled, _depth_anything, _latent, _marigold, _transformers, _students)
+    for entries in (_bundled, _depth_anything, _latent, _marigold, _leres, _transformers, _students)
     for entry in entries()
 }
 
@@ -275,6 +292,7 @@ ALIASES = {
     "distill-any-depth": "distill-any-depth-large",
     "lotus": "lotus-disparity",
     "marigold": "marigold-v1-1",
+    "leres": "leres-r50",
     "dpt": "dpt-large",
     "midas": "dpt-large",
     "zoedepth": "zoedepth-nyu-kitti",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from distilldepth.errors import did_you_mean
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.bounds import DEEPEST, WIDEST, listed, number, whole
-from distilldepth.models.preprocess import Preprocessing
+from distilldepth.models.fusion import FusionDecoder
+from distilldepth.models.preprocess import Preprocessing, resize
 from distilldepth.models.recompute import run_block
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -235,66 +236,6 @@ class Encoder(nn.Module):
         return [inject(token, part) for inject, token, part in zip(self.injections, tokens, parts, strict=True)]
 
 
-class FeatureTransform(nn.Module):
-    """Convolution to the new width, then a residual branch of two convolutions (FTB)."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.project = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.branch = nn.Sequential(
-            nn.Conv2d(outputs, outputs, 3, padding=1),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Both the skip and the branch see the rectified map: the original rectifies it in place.
-        x = F.relu(self.project(x))
-        return F.relu(x + self.branch(x))
-
-
-class Fusion(nn.Module):
-    """Add the map from below to a level's own map and hand the sum up (FFM)."""
-
-    def __init__(self, lateral: int, width: int, outputs: int) -> None:
-        super().__init__()
-        self.lateral = FeatureTransform(lateral, width)
-        self.out = FeatureTransform(width, outputs)
-
-    def forward(self, lateral: Tensor, coarse: Tensor) -> Tensor:
-        return self.out(self.lateral(lateral) + _resize(coarse, lateral.shape[-2:]))
-
-
-class Decoder(nn.Module):
-    """Fuse four maps from 1/32 up to 1/4 and predict one map of logits at 1/2.
-
-    A coarse map is resized to the size of the map it meets rather than doubled, so any input size works.
-    """
-
-    def __init__(self, widths: Sequence[int], decoder: Sequence[int], deepest: int) -> None:
-        super().__init__()
-        self.again = False
-        self.deepest = nn.Sequential(
-            FeatureTransform(widths[-1], deepest), nn.Conv2d(deepest, decoder[-1], 3, padding=1)
-        )
-        outputs = [decoder[0], *decoder[:-1]]
-        self.fusions = nn.ModuleList(
-            Fusion(lateral, width, out) for lateral, width, out in zip(widths[:-1], decoder, outputs, strict=True)
-        )
-        first, last = nn.Conv2d(decoder[0], decoder[0] // 2, 3, padding=1), nn.Conv2d(decoder[0] // 2, 1, 3, padding=1)
-        self.head = nn.Sequential(first, nn.BatchNorm2d(decoder[0] // 2), nn.ReLU(), last)
-        _initialise(self)
-        # Starts the sigmoid near one half, where its slope is largest.
-        nn.init.normal_(last.weight, std=0.01)
-
-    def forward(self, levels: Sequence[Tensor], half: Sequence[int]) -> Tensor:
-        x = run_block(self.deepest, levels[-1], again=self.again)
-        for fusion, lateral in zip(reversed(self.fusions), reversed(levels[:-1]), strict=True):
-            x = run_block(fusion, lateral, x, again=self.again)
-        return self.head(_resize(x, half))
-
-
 class TopFormerDepth(DepthModel):
     """TopFormer encoder and feature-fusion decoder; disparity in [0, 1], larger = nearer.
 
@@ -341,7 +282,12 @@ class TopFormerDepth(DepthModel):
             "drop_path": drop_path,
         }
         self.encoder = Encoder(blocks, heads, injection, drop_path)
-        self.decoder = Decoder(self.encoder.widths, decoder, deepest)
+        self.decoder = FusionDecoder(self.encoder.widths, decoder, deepest, "bilinear")
+        _initialise(self.decoder)
+        last = self.decoder.head[-1]
+        assert isinstance(last, nn.Conv2d)
+        # Starts the sigmoid near one half, where its slope is largest.
+        nn.init.normal_(last.weight, std=0.01)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -360,7 +306,7 @@ class TopFormerDepth(DepthModel):
         # In bfloat16 a sigmoid has 128 steps between one half and one, which would show as contour lines.
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
-        disparity = _resize(logits.sigmoid(), (height, width))[:, 0]
+        disparity = _resize(logits.sigmoid(), images.shape[-2:])[:, 0]
         return DepthOutput(disparity, {"encoder": levels[-1]} if features else {})
 
     def enable_gradient_checkpointing(self) -> None:
@@ -408,11 +354,8 @@ def build(architecture: dict[str, Any], info: ModelInfo, preprocessing: Preproce
     return TopFormerDepth(info, preprocessing, **arguments)
 
 
-def _resize(x: Tensor, size: Iterable[int]) -> Tensor:
-    """Resize bilinearly; a no-op at that size already."""
-    size = tuple(size)
-    # Pixel areas stay in place, not corners: the offset between two levels is then the same everywhere, at any size.
-    return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+def _resize(x: Tensor, size: torch.Size) -> Tensor:
+    return resize(x, (size[0], size[1]), "bilinear")
 
 
 def _initialise(module: nn.Module) -> None:
