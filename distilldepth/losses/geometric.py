@@ -87,8 +87,11 @@ def geometric_loss(
     index = _spread_evenly(kept, student, min(points, student.shape[1]))
     some = rays.gather(1, index[..., None].expand(-1, -1, 3))
     used = torch.ones_like(position, dtype=torch.bool) if kept is None else kept.any(1)
-    seen = [network(torch.where(used[:, None], z.gather(1, index), 1)[..., None] * some) for z in (student, teacher)]
-    images = position + (seen[0] - seen[1].detach()).square().mean((1, 2))
+    # The teacher first, so that the student's graph is not there yet.
+    told, said = (
+        network(torch.where(used[:, None], z.gather(1, index), 1)[..., None] * some) for z in (teacher, student)
+    )
+    images = position + (said - told.detach()).square().mean((1, 2))
     return torch.where(used, images, 0).sum() / used.sum().clamp(min=1)
 
 
