@@ -239,7 +239,8 @@ def test_depths_equal_the_loop(quantity, device):
     student, teacher, valid = (x.to(device) for x in maps())
     student[2] *= -1  # whose fit has a negative scale
     teacher[0, 2:4] = 0.001  # far
-    student[1, 5, 5], valid[1, 5, 5] = 30, True  # nearer than anything
+    student[0], valid[0, 5, 5] = 3 * teacher[0], True
+    student[0, 5, 5] += 9  # nearer than anything
     got = [x.cpu() for x in depths_to_compare(student, teacher, valid, quantity=quantity)]
     below = 0
     for b in range(3):
