@@ -95,14 +95,15 @@ def stereo_disparity_to_depth(stereo_disparity_px: Tensor, focal_px: float, base
     return torch.where(stereo_disparity_px > 0, focal_px * baseline_m / stereo_disparity_px, torch.inf)
 
 
-def intrinsics_from_fov(height: int, width: int, fov_deg: float) -> Tensor:
-    """Return `(3, 3)` float32 intrinsics in pixels for a horizontal field of view.
+def intrinsics_from_fov(height: int, width: int, fov_deg: float, *, vertical: bool = False) -> Tensor:
+    """Return `(3, 3)` float32 intrinsics in pixels for a field of view.
 
     Pixels are square and their centres at integers, so the image centre is `((W - 1) / 2, (H - 1) / 2)`.
 
     Args:
         height, width: of the image, pixels.
-        fov_deg: horizontal field of view, degrees.
+        fov_deg: field of view, degrees, horizontal unless said otherwise.
+        vertical: whether it is the vertical one.
 
     Raises:
         ValueError: `fov_deg` outside (0, 180).
@@ -114,7 +115,7 @@ def intrinsics_from_fov(height: int, width: int, fov_deg: float) -> Tensor:
     """
     if not 0 < fov_deg < 180:
         raise ValueError(f"intrinsics_from_fov: fov_deg must be between 0 and 180, got {fov_deg}")
-    focal_px = width / 2 / math.tan(math.radians(fov_deg) / 2)
+    focal_px = (height if vertical else width) / 2 / math.tan(math.radians(fov_deg) / 2)
     return torch.tensor([[focal_px, 0, (width - 1) / 2], [0, focal_px, (height - 1) / 2], [0, 0, 1]])
 
 

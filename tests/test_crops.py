@@ -58,6 +58,7 @@ def test_shapes_and_types():
         "boxes": (torch.float32, (3, 4)),
         "depth": (torch.float32, (48, 64)),
         "patch_depth": (torch.float32, (3, 40, 40)),
+        "intrinsics": (torch.float32, (3, 3)),
     }
     assert crop.name == ["ramp"]
     tensors = {key: value for key, value in vars(crop).items() if isinstance(value, torch.Tensor)}

@@ -165,7 +165,7 @@ def test_bounds_belong_to_what_is_allowed(setting):
 
 def test_every_term_of_the_table_can_be_made():
     for name in TERMS:
-        options = {"student_channels": 4, "teacher_channels": {"a": 4}} if name == "feature" else {}
+        options = {"student_channels": 4, "teacher_channels": {"a": 4}} if TERMS[name].features else {}
         weights = {**dict.fromkeys(TERMS, 0.0), name: 0.25}
         (term,) = distill_any_depth_objective(weights=weights, **options).terms
         assert (term.name, term.weight) == (name, 0.25)
@@ -249,10 +249,12 @@ def test_names_are_looked_up():
 
 
 def test_nothing_to_learn_from():
-    with pytest.raises(
-        ValueError, match=r"loss\.shared_context, loss\.local_global and loss\.gradient are all 0; nothing"
-    ):
-        load_config(settings=["loss.shared_context=0", "loss.local_global=0", "loss.gradient=0"])
+    teaching = [f"loss.{name}" for name, row in TERMS.items() if row.teaches]
+    assert {"loss.shared_context", "loss.local_global", "loss.gradient", "loss.map_channel_kl"} <= set(teaching)
+    words = rf"{', '.join(teaching[:-1])} and {teaching[-1]} are all 0; nothing"
+    with pytest.raises(ValueError, match=words):
+        load_config(settings=[f"{name}=0" for name in teaching])
+    load_config(settings=[f"{name}=0" for name in teaching[:-1]] + [f"{teaching[-1]}=1"])
 
 
 def test_parse_size():

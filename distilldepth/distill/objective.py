@@ -104,11 +104,13 @@ def distill_any_depth_objective(
     """Build the objective of Distill Any Depth: `L = L_sc + 0.5 L_lg + 1.0 L_feat + 2.0 L_grad`, plus the anchor.
 
     Args:
-        weights: by term: shared_context, local_global, feature, gradient, aligned_log, anchor. Those not named keep
-            their default; a term of weight 0 is left out and not computed.
-        student_channels: width of the student's encoder features; without it there is no feature term.
-        teacher_channels: width of the encoder features of each teacher that has any, by teacher; without it there is no
-            feature term.
+        weights: by term: shared_context, local_global, feature, gradient, aligned_log, anchor, and those of label-free
+            distillation: map_mse, map_channel_mse, map_channel_kl, geometric, feature_mse, feature_channel_mse,
+            feature_channel_kl, feature_spatial_kl, feature_pairwise. Those not named keep their default, 0 for the
+            latter and aligned_log; a term of weight 0 is left out and not computed.
+        student_channels: width of the student's encoder features; without it there are no terms of features.
+        teacher_channels: width of the encoder features of each teacher that has any, by teacher; without it there are
+            no terms of features.
         anchor_center: median to which the student's output is drawn; the default suits an output between 0 and 1. A
             student that starts from trained weights should be held where it is: see `center_and_spread`.
         anchor_spread: likewise for the mean absolute deviation.
@@ -116,13 +118,15 @@ def distill_any_depth_objective(
             `normalisation_local_global`: `hybrid`, `global`, `local` or `none` (plain L1: only for teachers of one
             scale). `contexts`: `range`, `quantile` or `spatial`. `aligned_log_knee`: error that counts half in
             aligned_log; None for errors as they are. `drop_share`: share of the pixels with the largest error that is
-            left out.
+            left out. `temperature`: of the softmax over positions or channels. `geometric_points`: of each map that
+            the PointNet sees.
 
     Raises:
         ValueError: unknown term or normalisation, negative weight, no term left.
         TypeError: unknown option.
 
-    Source: Distill Any Depth, section 3.2.
+    Source: Distill Any Depth, section 3.2; Gao et al., Robust Lightweight Depth Estimation Model via Data-Free
+    Distillation.
 
     >>> [term.name for term in distill_any_depth_objective(weights={"anchor": 0.0}).terms]
     ['shared_context', 'local_global', 'gradient']
@@ -170,11 +174,11 @@ def make_objective(
         weights["local_global"] = 0.0
     student_channels: int | None = None
     teacher_channels: dict[str, int] = {}
-    if loss.feature:
+    if of_features := [name for name, row in TERMS.items() if row.features and weights[name]]:
         teacher_channels = {t.name: w for t in teachers if (w := feature_width(t.model)) is not None}
         student_channels = feature_width(student) if teacher_channels else None
         if student_channels is None:
-            weights["feature"] = 0.0
+            weights |= dict.fromkeys(of_features, 0.0)
     center, spread = Measured.center, Measured.spread
     if loss.anchor and not is_random(student):
         center, spread = output_range(student, training, config)

@@ -33,6 +33,7 @@ from distilldepth.distill.record.log import RunLog
 from distilldepth.distill.record.state import Agreement, RunState
 from distilldepth.distill.sharding import here, is_sharded, whole_on_cpu
 from distilldepth.distill.step import DistillationStep
+from distilldepth.distill.terms.table import TERMS
 from distilldepth.distill.trackers import Trackers, tracker_names
 from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.files import expand_user
@@ -398,8 +399,10 @@ def _tell_start(run: Run, changes: list[str], warning: str | None) -> None:
     if available_backends("hybrid_norm", kind) == ("reference",) and kind in ("cpu", "cuda"):
         run.progress.write("the losses run in plain torch; `distilldepth doctor --build` compiles the fused ones")
     stored = [teacher.name for teacher in run.teachers.teachers if isinstance(teacher, AbsentTeacher)]
-    if stored and run.config.loss.feature:
-        run.progress.write(f"labels hold no features: loss.feature is left out for {', '.join(stored)}")
+    of_features = [f"loss.{name}" for name, row in TERMS.items() if row.features and getattr(run.config.loss, name)]
+    if stored and of_features:
+        left_out = f"{', '.join(of_features)} {'is' if len(of_features) == 1 else 'are'} left out"
+        run.progress.write(f"labels hold no features: {left_out} for {', '.join(stored)}")
     if run.config.optimiser.freeze_batch_norm == "on":
         run.progress.write("batch normalisation in the encoder keeps its statistics (optimiser.freeze_batch_norm)")
     if warning:

@@ -58,6 +58,15 @@ _SHORT = {
     "gradient": "gradient",
     "feature": "feature",
     "aligned_log": "log",
+    "map_mse": "map",
+    "map_channel_mse": "map cn+mse",
+    "map_channel_kl": "map cn+kl",
+    "geometric": "points",
+    "feature_mse": "feature mse",
+    "feature_channel_mse": "feature cn+mse",
+    "feature_channel_kl": "feature cn+kl",
+    "feature_spatial_kl": "feature sn+kl",
+    "feature_pairwise": "pairs",
     "anchor": "anchor",
 }
 """Terms in the order in which they are shown while there is room, and what they are called there."""

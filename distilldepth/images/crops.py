@@ -12,8 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from distilldepth.depth import intrinsics_from_fov
 from distilldepth.images.sources import Sample
 
+FOV_DEG = 60.0
+"""Vertical field of view of a photograph whose camera is not known, degrees; as LeReS assumes."""
 _WHOLE = 1 << 30
 """A crop bound no photograph reaches: the largest region there is."""
 
@@ -93,6 +96,9 @@ class Regions:
     """float32 `(B, H, W)`, metres; inf = sky, NaN = unknown. None where the truth is not known."""
     patch_depth: Tensor | None = None
     """float32 `(B, N, h, w)`, likewise."""
+    intrinsics: Tensor | None = None
+    """float32 `(B, 3, 3)`, pixels of `image`: of the photograph's camera, or of one that sees `FOV_DEG` of the
+    photograph from top to bottom, cut and resized with the region. None for regions whose photograph is not at hand."""
     unreadable: list[int] = field(default_factory=list)
     """How many images could not be read, for each that took their place."""
     errors: list[str] = field(default_factory=list)
@@ -146,7 +152,8 @@ def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> R
     spread inf and NaN.
 
     Args:
-        sample: `image` uint8 `(H, W, 3)`, `name`, and if it is known `depth` float32 `(H, W)`; any size from 1x1.
+        sample: `image` uint8 `(H, W, 3)`, `name`, and if they are known `depth` float32 `(H, W)` and `intrinsics`
+            float32 `(3, 3)`; any size from 1x1.
         config: what to cut.
         rng: the only source of chance, so that equal state gives equal crops.
 
@@ -192,6 +199,7 @@ def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> R
         boxes=torch.from_numpy(_edges(boxes, (height, width), config.size, mirror)),
         name=[sample["name"]],
         cut=[Cut(top, left, height, width, mirror)],
+        intrinsics=_intrinsics(sample, region, config.size, mirror),
     )
     if depth is not None:
         crop.depth = _nearest(depth, region, config.size, mirror)
@@ -249,6 +257,22 @@ def _edges(boxes: np.ndarray, region: tuple[int, int], size: tuple[int, int], mi
     x0, x1 = left * size[1] / region[1], (left + width) * size[1] / region[1]
     y0, y1 = top * size[0] / region[0], (top + height) * size[0] / region[0]
     return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
+
+
+def _intrinsics(sample: Sample, region: tuple[int, int, int, int], size: tuple[int, int], mirror: bool) -> Tensor:
+    """Of a region (top, left, height, width) at `size`; pixel centres are at whole numbers before and after."""
+    camera = sample.get("intrinsics")
+    if camera is None:
+        rows, columns = sample["image"].shape[:2]
+        camera = intrinsics_from_fov(rows, columns, FOV_DEG, vertical=True).numpy()
+    top, left, height, width = region
+    scale = np.array([size[1] / width, size[0] / height])
+    focal = camera[(0, 1), (0, 1)] * scale
+    center = (camera[:2, 2] + 0.5 - (left, top)) * scale - 0.5
+    if mirror:
+        center[0] = size[1] - 1 - center[0]
+    made = np.array([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]])
+    return torch.from_numpy(made.astype(np.float32))
 
 
 def _nearest(depth: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int], mirror: bool) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from distilldepth.losses.least_squares import least_squares_fit
 from distilldepth.ops.arguments import check_pair
 
 _LEAST_RATIO = 0.5
@@ -61,18 +62,10 @@ def aligned_log_loss(
     kept = ~(truth <= 0)
     if valid is not None:
         kept = kept & valid.flatten(1)
-    values, truth = torch.where(kept, values, 0), torch.where(kept, truth, 1)
+    truth = torch.where(kept, truth, 1)
+    ratio = least_squares_fit(values, truth, kept) / truth
     weight = kept.to(dtype)
     count = weight.sum(1, keepdim=True).clamp(min=1)
-    centre, level = (values * weight).sum(1, keepdim=True) / count, (truth * weight).sum(1, keepdim=True) / count
-    deviation, rise = (values - centre) * weight, (truth - level) * weight
-    variance = deviation.square().sum(1, keepdim=True)
-    # A constant prediction has no slope: the division would give its gradient as 0 * inf.
-    noise = count * (torch.finfo(dtype).eps * centre).square()
-    constant = variance <= noise.clamp(min=torch.finfo(dtype).tiny)
-    scale = (deviation * rise).sum(1, keepdim=True) / torch.where(constant, 1, variance)
-    scale = torch.where(constant, 0, scale).clamp(min=0)
-    ratio = (level + scale * deviation) / truth
     high = ratio.clamp(min=_LEAST_RATIO).log().abs()
     error = high + (_LEAST_RATIO - ratio).clamp(min=0) / _LEAST_RATIO
     if knee is not None:

@@ -69,6 +69,23 @@ def check_pair(function: str, prediction: Tensor, target: Tensor, valid: Tensor 
     check_valid(function, valid, prediction.shape, "prediction", prediction)
 
 
+def check_distilled(function: str, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> None:
+    """Raise unless these are maps or features of a student, the same of a teacher, and their valid positions."""
+    check_floats(function, "student", student, (3, 4), "(B, C, H, W) or (B, H, W)")
+    check_floats(function, "teacher", teacher, (3, 4), "(B, C, H, W) or (B, H, W)")
+    check_same(function, "teacher", teacher, "student", student)
+    check_teacher(function, "teacher", teacher)
+    check_valid(function, valid, (len(student), *student.shape[-2:]), "student", student)
+
+
+def check_temperature(function: str, temperature: float) -> None:
+    """Raise unless this is what a softmax can divide by."""
+    if not isinstance(temperature, (int, float)):
+        raise TypeError(f"{function}: temperature must be a number, got {type(temperature).__name__}")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"{function}: temperature must be positive, got {temperature}")
+
+
 def check_maps(function: str, prediction: Tensor, valid: Tensor | None = None, **others: Tensor) -> None:
     """Raise unless these are a map or a batch of maps, others of the same shape, and their valid pixels."""
     check_floats(function, "prediction", prediction, (2, 3), "(B, H, W) or (H, W)")

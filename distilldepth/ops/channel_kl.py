@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from distilldepth import reference
-from distilldepth.ops.arguments import check_floats, check_same, check_teacher, check_valid
+from distilldepth.ops.arguments import check_distilled, check_temperature
 from distilldepth.ops.backend import active_backend, kernel, prepare
 
 
@@ -45,15 +43,8 @@ def channel_kl_loss(
     True
     """
     name = "channel_kl_loss"
-    check_floats(name, "student", student, (3, 4), "(B, C, H, W) or (B, H, W)")
-    check_floats(name, "teacher", teacher, (3, 4), "(B, C, H, W) or (B, H, W)")
-    check_same(name, "teacher", teacher, "student", student)
-    check_teacher(name, "teacher", teacher)
-    check_valid(name, valid, (len(student), *student.shape[-2:]), "student", student)
-    if not isinstance(temperature, (int, float)):
-        raise TypeError(f"{name}: temperature must be a number, got {type(temperature).__name__}")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"{name}: temperature must be positive, got {temperature}")
+    check_distilled(name, student, teacher, valid)
+    check_temperature(name, temperature)
     backend = active_backend("channel_kl", student)
     if backend == "reference":
         return reference.channel_kl_loss(student, teacher, valid, temperature=temperature)

@@ -268,6 +268,7 @@ class AbsentTeacher(Teacher):
             patch_valid=~torch.isnan(patches) if count else None,
             teacher=self.name,
             inverse_depth=all(sample.inverse_depth for sample in good if sample is not None),
+            quantity=self.info.quantity,
             readable=torch.tensor([sample is not None for sample in good]),
         )
         return LabelledRegions(

@@ -36,6 +36,8 @@ class PseudoLabel:
     """Name of the teacher; chooses its projection where two teachers have equally wide features."""
     inverse_depth: bool = False
     """Whether the maps are inverse depth up to a scale, with no unknown shift."""
+    quantity: str = "disparity"
+    """What the teacher's own maps were: of `depth` these are the negative, see `to_disparity`."""
     readable: Tensor | None = None
     """bool `(B,)`, False for stored labels that cannot be read: not valid anywhere, and not for being not finite."""
 
@@ -108,7 +110,8 @@ class Teacher:
             if depth is None:
                 raise ValueError(f"Teacher.label: depth must be given to {self.name}, which reads it, got None")
             inverse = depth_to_inverse_depth(depth)
-            return PseudoLabel(inverse, ~torch.isnan(inverse), teacher=self.name, inverse_depth=True)
+            known = ~torch.isnan(inverse)
+            return PseudoLabel(inverse, known, teacher=self.name, inverse_depth=True, quantity="metric_depth")
         if images.device.type == "cpu":
             images = images.contiguous(memory_format=self.model.memory_format)
         reduced = self.precision != torch.float32
@@ -127,6 +130,7 @@ class Teacher:
             {name: value.clone() for name, value in output.features.items()},
             teacher=self.name,
             inverse_depth=self.info.quantity == "metric_depth",
+            quantity=self.info.quantity,
         )
 
     def label_whole(self, regions: Regions, images: Tensor, depth: Tensor | None) -> PseudoLabel:

@@ -25,11 +25,15 @@ class TermRow:
     """The keys of the section that it is given, by what its class calls them."""
     teaches: bool
     """Whether a student can learn from it alone."""
+    features: bool
+    """Whether it is about encoder features, and absent where student or teacher have none."""
 
 
-def _term(weight: float, doc: str, made_by: str, *, teaches: bool = False, **options: str) -> Any:
+def _term(
+    weight: float, doc: str, made_by: str, *, teaches: bool = False, features: bool = False, **options: str
+) -> Any:
     """A row of the table: default weight, the sentence of `--help`, and what makes the term."""
-    return option(weight, doc, least=0, most=_LARGEST, term=TermRow(made_by, options, teaches))
+    return option(weight, doc, least=0, most=_LARGEST, term=TermRow(made_by, options, teaches, features))
 
 
 @dataclass
@@ -44,7 +48,9 @@ class LossSection:
         0.5, "weight of the loss between windows of the student's map and the teacher's view of each",
         "LocalGlobalTerm", teaches=True, normalisation="normalisation_local_global", contexts="contexts",
     )  # fmt: skip
-    feature: float = _term(1.0, "weight of the feature alignment; absent for teachers without features", "FeatureTerm")
+    feature: float = _term(
+        1.0, "weight of the feature alignment; absent for teachers without features", "FeatureTerm", features=True
+    )
     gradient: float = _term(2.0, "weight of the multi-scale gradient matching", "GradientTerm", teaches=True)
     aligned_log: float = _term(
         0.0, "weight of the log error in depth after a fit of scale and shift; only for teachers that know depth",
@@ -55,6 +61,45 @@ class LossSection:
         "error in log depth that counts half in aligned_log, for students already trained; 0 = errors as they are",
         least=0,
         most=_LARGEST,
+    )
+    map_mse: float = _term(
+        0.0, "weight of the mean squared difference of the maps, each over its median and deviation", "MapMseTerm",
+        teaches=True,
+    )  # fmt: skip
+    map_channel_mse: float = _term(
+        0.0, "weight of the squared difference of such maps as distributions over the pixels (CN+MSE), about 1 over "
+        "their number", "MapChannelMseTerm", teaches=True, temperature="temperature",
+    )  # fmt: skip
+    map_channel_kl: float = _term(
+        0.0, "weight of the divergence of such maps as distributions over the pixels (CN+KL)", "MapChannelKlTerm",
+        teaches=True, temperature="temperature",
+    )  # fmt: skip
+    geometric: float = _term(
+        0.0, "weight of the squared difference of the maps as points in space, and of a frozen PointNet's features of "
+        "the points; beside a term that says which way is near", "GeometricTerm", points="geometric_points",
+    )  # fmt: skip
+    geometric_points: int = option(4096, "points of each map that the PointNet sees", least=1, most=1_000_000)
+    feature_mse: float = _term(
+        0.0, "weight of the mean squared difference of encoder features", "FeatureMseTerm", features=True
+    )
+    feature_channel_mse: float = _term(
+        0.0, "weight of their squared difference as distributions over the positions (CN+MSE)",
+        "FeatureChannelMseTerm", features=True, temperature="temperature",
+    )  # fmt: skip
+    feature_channel_kl: float = _term(
+        0.0, "weight of their divergence as distributions over the positions (CN+KL)", "FeatureChannelKlTerm",
+        features=True, temperature="temperature",
+    )  # fmt: skip
+    feature_spatial_kl: float = _term(
+        0.0, "weight of their divergence as distributions over the channels (SN+KL)", "FeatureSpatialKlTerm",
+        features=True, temperature="temperature",
+    )  # fmt: skip
+    feature_pairwise: float = _term(
+        0.0, "weight of the squared difference of how alike the places of an image are in them (PWD)",
+        "FeaturePairwiseTerm", features=True,
+    )  # fmt: skip
+    temperature: float = option(
+        1.0, "divides maps and features in CN and SN before the softmax; larger = smoother", least=1e-6, most=_LARGEST
     )
     anchor: float = _term(0.1, "weight of the pull of the output's centre and spread to fixed values", "AnchorTerm")
     drop_share: float = option(
