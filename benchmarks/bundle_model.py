@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from distilldepth.documents import read_json
+from distilldepth.errors import DistillDepthError
 from distilldepth.models import load_model, save_model
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "distilldepth" / "models" / "weights"
@@ -30,8 +31,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="where NAME goes (%(default)s)")
     arguments = parser.parse_args()
     last = arguments.students[-1]
-    rounds = [read_json(student / "config.json")["training"] for student in arguments.students]
-    model = load_model(last)
+    try:
+        rounds = [read_json(student / "config.json")["training"] for student in arguments.students]
+        model = load_model(last)
+    except KeyError:
+        raise SystemExit(
+            "error: a student's config.json says nothing of its training; name what distill wrote"
+        ) from None
+    except (DistillDepthError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
     if arguments.size:
         model.preprocessing = replace(model.preprocessing, size=arguments.size)
     model.info = replace(model.info, name=arguments.name)
