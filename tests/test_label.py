@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from label_sets import photographs
 from PIL import Image
 from waiting import patience_s, wait_until
 
@@ -48,15 +49,6 @@ SETTINGS = (
     "--size", "32x48", "--batch-size", "3", "--seed", "5", "--set", "crop.patches=2", "--set", "crop.min_crop=20",
     "--set", "crop.patch_share=0.6", "--precision", "float32", "--workers", "0", "--threads", "1", "--offline",
 )  # fmt: skip
-
-
-def photographs(folder: Path, count: int) -> Path:
-    generator = np.random.default_rng(4)
-    folder.mkdir(parents=True)
-    for index in range(count):
-        small = generator.integers(0, 255, (5, 6, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((90 + index, 70)).save(folder / f"photo {index}.png")
-    return folder
 
 
 def words(photos: Path, out: Path, *more: str) -> list[str]:
