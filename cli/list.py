@@ -11,54 +11,82 @@ from distilldepth.cli import options
 from distilldepth.cli.table import Column, available_width, format_table
 from distilldepth.models import inventory
 
-KINDS = ("teachers", "students", "datasets", "protocols", "presets", "kernels")
+KINDS = ("teachers", "students", "models", "datasets", "protocols", "presets", "kernels")
+_MODELS = {"teachers": "teacher", "students": "student", "models": None}
+"""Listings of models, and the role of those in each."""
 
 
 @click.command("list")
 @click.argument("kind", type=options.NearestChoice(KINDS), metavar="|".join(KINDS))
+@click.option(
+    "--macs",
+    is_flag=True,
+    help="Of models: count the multiply-accumulates for one image at the model's own size, attention included, and as "
+    "thop counts, whose numbers papers print as FLOPs. Takes seconds, needs no weights.",
+)
 @options.json_option
-def list_(kind: str, json_file: str | None) -> None:
-    """Show teachers, students, datasets, protocols, presets or kernels.
+def list_(kind: str, macs: bool, json_file: str | None) -> None:
+    """Show teachers, students, models, datasets, protocols, presets or kernels.
 
     \b
     distilldepth list teachers
+    distilldepth list models            (teachers and students)
+    distilldepth list models --macs
     distilldepth list presets --json -
     """
     options.check_json_target(json_file)
-    headings, rows = _LISTINGS[kind]()
+    if macs and kind not in _MODELS:
+        raise click.UsageError(f"--macs is for {', '.join(_MODELS)}, got {kind}")
+    headings, rows = _models(_MODELS[kind], macs) if kind in _MODELS else _LISTINGS[kind]()
     options.write_json(rows, json_file)
     if json_file == "-":
         return
 
     columns = [_column(heading) for heading in headings]
-    cells = [[_cell(heading, row[heading]) for heading in headings] for row in rows]
+    cells = [[_cell(heading, row) for heading in headings] for row in rows]
     first, *lines = format_table(columns, cells, available_width())
     click.secho(first, bold=True)
     click.echo("\n".join(lines))
 
 
+_TITLES = {
+    "on_this_machine": "here",
+    "samples": "frames",
+    "macs": "GMACs",
+    "macs_thop": "GMACs (thop)",
+    "macs_size": "at",
+}
+_NUMBERS = ("parameters", "samples", "steps", "macs", "macs_thop", "macs_size")
+
+
 def _column(heading: str) -> Column:
-    title = {"on_this_machine": "here", "samples": "frames"}.get(heading, heading.replace("_", " "))
+    title = _TITLES.get(heading, heading.replace("_", " "))
     # Licences and lists of words wrap well; sentences want room.
     least = 14 if heading in ("licence", "parts", "also") else 28 if heading in ("what", "summary") else 24
-    return Column(title, right=heading in ("parameters", "samples", "steps"), least=least)
+    return Column(title, right=heading in _NUMBERS, least=least)
 
 
-def _cell(heading: str, value: Any) -> str:
+def _cell(heading: str, row: dict[str, Any]) -> str:
+    value = row[heading]
     if value is None:
         return ""
     if heading == "parameters":
-        return f"{value / 1e6:.1f} M"
+        return f"{value / 1e6:.{3 if row.get('macs') else 1}f} M"
+    if heading in ("macs", "macs_thop"):
+        return f"{value / 1e9:.2f}"
+    if heading == "macs_size":
+        return f"{value[0]}x{value[1]}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
 
 
-def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
+def _models(role: str | None, macs: bool) -> tuple[list[str], list[dict[str, Any]]]:
     from distilldepth.models import registry
 
     rows = []
-    for described in inventory.describe(role):
+    counts = ("macs", "macs_thop", "macs_size") if macs else ()
+    for described in inventory.describe(role, macs=macs):
         aliases = sorted(alias for alias, name in registry.ALIASES.items() if name == described["name"])
         if registry.FAMILIES[described["family"]].samples:
             aliases.append(f"{described['name']}:STEPSxMEMBERS")
@@ -67,7 +95,9 @@ def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
                 "name": described["name"],
                 "also": ", ".join(aliases),
                 "family": described["family"],
+                "role": described["role"],
                 "parameters": described["parameters"],
+                **{count: described[count] for count in counts},
                 "quantity": described["quantity"],
                 "licence": described["licence"],
                 "source": described["source"],
@@ -80,7 +110,9 @@ def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
             "name": "oracle",
             "also": "",
             "family": "renderer",
+            "role": "teacher",
             "parameters": 0,
+            **dict.fromkeys(counts),
             "quantity": "metric_depth",
             "licence": "Apache-2.0",
             "source": "ground truth of --images scenes",
@@ -96,8 +128,9 @@ def _models(role: str) -> tuple[list[str], list[dict[str, Any]]]:
             "source": "a callable of your own, or path/to/file.py:function; see docs/own-teacher.md",
         }
         rows[:0] = [oracle, own]
-    headings = ["name", "quantity", "parameters", "on_this_machine", "licence", "also", "source", "family"]
-    return headings, rows
+    roles = ["role"] if role is None else []
+    headings = ["name", "quantity", "parameters", *counts, *roles, "on_this_machine", "licence", "also", "source"]
+    return [*headings, "family"], rows
 
 
 def _datasets() -> tuple[list[str], list[dict[str, Any]]]:
@@ -178,8 +211,6 @@ def _kernels() -> tuple[list[str], list[dict[str, Any]]]:
 
 
 _LISTINGS: dict[str, Callable[[], tuple[list[str], list[dict[str, Any]]]]] = {
-    "teachers": lambda: _models("teacher"),
-    "students": lambda: _models("student"),
     "datasets": _datasets,
     "protocols": _protocols,
     "presets": _presets,

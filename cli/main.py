@@ -26,7 +26,10 @@ COMMANDS = {
     "evaluate": ("distilldepth.cli.evaluate:evaluate", "Score a model on a benchmark or on your own RGB-D pairs."),
     "predict": ("distilldepth.cli.predict:predict", "Predict depth for images and folders."),
     "bench": ("distilldepth.cli.bench:bench", "Time the fused kernels against plain PyTorch."),
-    "list": ("distilldepth.cli.list:list_", "Show teachers, students, datasets, protocols, presets or kernels."),
+    "list": (
+        "distilldepth.cli.list:list_",
+        "Show teachers, students, models, datasets, protocols, presets or kernels.",
+    ),
     "doctor": ("distilldepth.cli.doctor:doctor", "Show what this machine can run, and why."),
 }
 """Command name: (module:attribute, short help). Modules are imported when their command is asked for."""

@@ -275,7 +275,7 @@ def test_words_of_the_options_are_those_of_the_library():
     assert cli_bench.KERNELS == KERNELS
 
 
-@pytest.mark.parametrize("kind", ["teachers", "students", "datasets", "protocols", "presets", "kernels"])
+@pytest.mark.parametrize("kind", ["teachers", "students", "models", "datasets", "protocols", "presets", "kernels"])
 def test_list_shows_a_table_and_the_same_as_json(run, kind):
     table = run("list", kind)
     assert table.exit_code == 0, table.stderr
@@ -292,6 +292,24 @@ def test_list_of_models_has_size_licence_source_and_place(run):
     row = rows["distilldepth-mini"]
     assert row["parameters"] > 1e6
     assert {"licence", "source", "on_this_machine", "quantity"} <= row.keys()
+    assert not any(key.startswith("macs") for key in row)
+
+
+def test_list_of_students_counts_multiplications(run):
+    done = run("list", "students", "--macs")
+    assert done.exit_code == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("topformer-base "))
+    assert re.search(r"\b11\.547 M +20\.85 +21\.05 +448x448\b", line)
+    rows = {row["name"]: row for row in json.loads(run("list", "students", "--macs", "--json", "-").stdout)}
+    row = rows["topformer-base"]
+    assert (row["parameters"], row["macs_size"]) == (11_547_233, [448, 448])
+    assert round(row["macs"] / 1e9, 2) == 20.85
+    assert round(row["macs_thop"] / 1e9, 2) == 21.05
+    assert rows["distilldepth-mini"]["macs_size"] == [96, 96]
+    assert 0 < rows["distilldepth-mini"]["macs"] < rows["efficientnet-lite0"]["macs"] / 6
+    refused = run("list", "datasets", "--macs")
+    assert refused.exit_code == 2
+    assert "--macs is for teachers, students, models, got datasets" in refused.stderr
 
 
 def test_doctor_tells_what_runs(run):

@@ -128,7 +128,7 @@ def estimate_batch(
     try:
         images = torch.from_numpy(np.stack([loaded.image for loaded in batch])).to(device)
         with autocast(device, precision):
-            values = model.estimate(images.permute(0, 3, 1, 2).float() / 255, policy=batch[0].policy, size=size)
+            values = model.estimate(images.permute(0, 3, 1, 2).float().div_(255), policy=batch[0].policy, size=size)
         return list(values.float())
     except FAILURES as error:
         if len(batch) == 1:

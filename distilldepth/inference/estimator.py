@@ -19,6 +19,7 @@ from distilldepth.errors import UsageError, did_you_mean
 from distilldepth.inference.batches import Extra, Item, LoadedImage, estimate_batch, load_batches
 from distilldepth.machine import resolve_precision
 from distilldepth.models.base import DepthModel
+from distilldepth.models.folded import fold_norms
 from distilldepth.models.preprocess import target_size
 
 P = ParamSpec("P")
@@ -75,6 +76,9 @@ class InferenceOptions:
 class Estimator:
     """A model at work: on its device, in evaluation mode as long as the `with` statement lasts.
 
+    What runs inside the statement is the model as it was at its beginning, with batch normalisation folded into the
+    convolutions, see `fold_norms`; `model` itself, which digests and records are made of, is not folded.
+
     Args:
         model: moved to the device; in the mode that it was in again at the end.
         options: how it is run; None for the model's own ways.
@@ -95,12 +99,14 @@ class Estimator:
         self.model = model.to(self.device)
         self.model_seconds = 0.0
         """What the model alone took so far."""
+        self._network = self.model
         self._was_training = model.training
         self._workers: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Estimator:
         self._was_training = self.model.training
         self.model.eval()
+        self._network = fold_norms(self.model)
         self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="distilldepth-io")
         return self
 
@@ -109,6 +115,7 @@ class Estimator:
     ) -> None:
         self._pool().shutdown(wait=True, cancel_futures=True)
         self._workers = None
+        self._network = self.model
         self.model.train(self._was_training)
 
     def run(
@@ -162,7 +169,7 @@ class Estimator:
 
     def estimate_batch(self, batch: Sequence[LoadedImage[Item, Extra]]) -> list[Tensor | Exception]:
         """Return what `estimate` does for one batch; overridden where maps come from somewhere else than a network."""
-        return estimate_batch(self.model, batch, self.device, precision=self.precision, size=self.options.size)
+        return estimate_batch(self._network, batch, self.device, precision=self.precision, size=self.options.size)
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function beside the model, in the threads that read; what has not begun at the end is dropped."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -97,6 +97,9 @@ class DepthModel(nn.Module):
     """How images are resized and normalised before the network sees them."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     """The layout of images and weights in which the network is fastest on a CPU."""
+    folds: ClassVar[Mapping[type[nn.Module], tuple[str, str]]] = {}
+    """Layers that pass a convolution's output on to a batch normalisation and nowhere else: their class, and what they
+    call the two. Where a class states it, `nn.Sequential` counts too, and inference makes one layer of them."""
     _mean: Tensor
     _std: Tensor
     _frozen: bool = False
@@ -338,7 +341,10 @@ class DepthModel(nn.Module):
                 )
             for start in range(0, len(indices), batch_size):
                 chunk = indices[start : start + batch_size]
-                batch = torch.stack([_unit(images[i].to(self._mean.device)) for i in chunk])
+                device = self._mean.device
+                layout = self.memory_format if device.type == "cpu" else torch.contiguous_format
+                batch = torch.empty((len(chunk), 3, height, width), device=device, memory_format=layout)
+                torch.stack([_unit(images[i].to(device)) for i in chunk], out=batch)
                 values = self.estimate(batch, policy=chosen, size=size).cpu().numpy()
                 results |= {i: self._prediction(value, chosen) for i, value in zip(chunk, values, strict=True)}
         return [results[index] for index in range(len(images))]

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ class SameConv2d(nn.Conv2d):
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """Convolve; with the weights times `scale`, `(C,)`, if there is one, and `shift`, `(C,)`, added."""
         weight = self.weight if scale is None else self.weight * scale.view(-1, 1, 1, 1)
+        shift = self.bias if shift is None else shift
         half, stride = self.kernel_size[0] // 2, self.stride[0]
         down, right = (int(half > 0 and stride > 1 and side % 2 == 0) for side in x.shape[-2:])
         if not down + right:
@@ -121,7 +122,12 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
-        if norm.training or norm.running_mean is None or norm.running_var is None:
+        if (
+            not isinstance(norm, nn.BatchNorm2d)
+            or norm.training
+            or norm.running_mean is None
+            or norm.running_var is None
+        ):
             return self.act(norm(self.convolution(x)))
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         return self.act(self.convolution(x, scale, torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)))
@@ -191,6 +197,8 @@ class EfficientNetLiteDepth(TopDownDepth):
         ValueError: a kernel that is even, a stride beyond 2, a first stage with stride 2, or a decoder with another
             number of entries.
     """
+
+    folds: ClassVar[Mapping[type[nn.Module], tuple[str, str]]] = {ConvNorm: ("convolution", "norm")}
 
     def __init__(
         self,

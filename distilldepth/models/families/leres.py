@@ -12,13 +12,14 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import ResNetBackbone, ResNetConfig
+from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
@@ -77,6 +78,11 @@ class LeReSDepth(DepthModel):
     Raises:
         ValueError: the number of widths, depths or decoder widths is wrong.
     """
+
+    folds: ClassVar[Mapping[type[nn.Module], tuple[str, str]]] = {
+        ResNetConvLayer: ("convolution", "normalization"),
+        ResNetShortCut: ("convolution", "normalization"),
+    }
 
     def __init__(
         self,

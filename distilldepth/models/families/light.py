@@ -6,7 +6,8 @@ few-channelled.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,6 +66,8 @@ class Attention(nn.Module):
 
 class LightDepth(TopDownDepth):
     """Encoder to 1/32, attention there, top-down fusion back to 1/2, bilinear to the input's size."""
+
+    folds: ClassVar[Mapping[type[nn.Module], tuple[str, str]]] = {}
 
     def __init__(
         self,

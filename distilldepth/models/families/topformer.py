@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -254,6 +254,8 @@ class TopFormerDepth(DepthModel):
     Raises:
         ValueError: the number of levels, injections or decoder widths is wrong, or `drop_path` outside [0, 1).
     """
+
+    folds: ClassVar[Mapping[type[nn.Module], tuple[str, str]]] = {}
 
     def __init__(
         self,
