@@ -28,6 +28,9 @@ PRECISIONS = ("auto", *FLOATS)
 DEVICES = "auto, cpu, cuda, cuda:<index> or mps"
 """As help and errors say it."""
 
+FEATURE_LEVELS = ("1/4", "1/8", "1/16", "1/32")
+"""Levels of an encoder by their size over that of the image; besides them there is `encoder`, the last."""
+
 QUANTITIES = ("disparity", "depth", "metric_depth")
 """What the numbers of a map mean."""
 
