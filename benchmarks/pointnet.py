@@ -9,9 +9,9 @@ on after the last whole epoch. What comes out, `FOLDER/pointnet.safetensors`, ha
 `distilldepth.models.pointnet.PointNet`, batch normalisation folded into the weights, and features of points that vary
 as much as those of random weights do, so that both make a term of one size.
 
-`compare` trains short runs of the preset `label-free-mini`: without the geometric term, with the PointNet of random
-weights of two seeds, and with the trained one; every one with the same seeds, scored on scenes that none sees. Finished
-runs are kept in FOLDER.
+`compare` trains short runs of the preset `label-free-mini`: with the PointNet of random weights, with the trained one,
+and without the geometric term; every cell with the same seeds, scored on scenes that none sees. Finished runs are kept
+in FOLDER.
 """
 
 from __future__ import annotations
@@ -283,19 +283,19 @@ def read_network(path: Path) -> PointNet:
 # --- the comparison --------------------------------------------------------------------------------------------------
 
 
-def compare(folder: Path, steps: int, seeds: int, file: Path | None) -> None:
+def compare(folder: Path, cells: list[str], steps: int, seeds: int, file: Path | None) -> None:
     """Train and score every cell with every seed; print the table and write it."""
-    trained = folder / "pointnet.safetensors"
-    cells: dict[str, Callable[[], PointNet] | None] = {
-        "CN+KL alone": None,
-        "random weights": lambda: PointNet(),
-        "random weights, another seed": lambda: PointNet(1),
-        "trained weights": lambda: read_network(trained),
+    all_cells: dict[str, Callable[[], PointNet] | None] = {
+        "random": lambda: PointNet(),
+        "trained": lambda: read_network(folder / "pointnet.safetensors"),
+        "none": None,
+        "random-1": lambda: PointNet(1),
     }
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in cells}
-    for name, make in cells.items():
+    for name in cells:
+        make = all_cells[name]
         for seed in range(seeds):
-            run = folder / "runs" / f"{name.replace(' ', '-').replace(',', '')}-{steps}-{seed}"
+            run = folder / "runs" / f"{name}-{steps}-{seed}"
             scored = run / "score.json"
             if not scored.is_file():
                 began = time.process_time()
@@ -360,7 +360,10 @@ def main() -> None:
     of_train.add_argument("--points", type=int, default=256, help="that a step sees of each cloud")
     of_compare = commands.add_parser("compare", help="distil with random and with trained weights")
     of_compare.add_argument("folder", type=Path)
-    of_compare.add_argument("--steps", type=int, default=300)
+    of_compare.add_argument(
+        "--cells", nargs="+", default=["random", "trained", "none"], choices=["random", "trained", "none", "random-1"]
+    )
+    of_compare.add_argument("--steps", type=int, default=200)
     of_compare.add_argument("--seeds", type=int, default=2)
     of_compare.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -369,7 +372,7 @@ def main() -> None:
     if arguments.command == "train":
         train(arguments.folder, arguments.clouds, arguments.epochs, arguments.points)
     else:
-        compare(arguments.folder, arguments.steps, arguments.seeds, arguments.json)
+        compare(arguments.folder, arguments.cells, arguments.steps, arguments.seeds, arguments.json)
 
 
 if __name__ == "__main__":
