@@ -79,7 +79,7 @@ HELD_OUT = 24
 """Objects of each kind that no training sees."""
 BATCH = 32
 RATE = 2e-3
-SCORED = "scenes:60"
+SCORED = "scenes:50"
 
 
 # --- clouds ----------------------------------------------------------------------------------------------------------
@@ -292,9 +292,9 @@ def compare(folder: Path, cells: list[str], steps: int, seeds: int, file: Path |
         "random-1": lambda: PointNet(1),
     }
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in cells}
-    for name in cells:
-        make = all_cells[name]
-        for seed in range(seeds):
+    for seed in range(seeds):
+        for name in cells:
+            make = all_cells[name]
             run = folder / "runs" / f"{name}-{steps}-{seed}"
             scored = run / "score.json"
             if not scored.is_file():
@@ -328,8 +328,7 @@ def run_one(out: Path, make: Callable[[], PointNet] | None, steps: int, seed: in
         preset="label-free-mini",
         flags={
             "steps": steps, "seed": seed, "out": str(out), "resume": "auto", "offline": True, "workers": 0,
-            "threads": 1, "precision": "float32", "teacher_precision": "float32", "log": "none", "device": "cpu",
-            "agreement_every": 0,
+            "threads": 1, "log": "none", "device": "cpu", "agreement_every": 0, "heldout": 32, "checkpoint_every": 50,
         },
         settings=[] if make is not None else ["loss.geometric=0"],
     )  # fmt: skip
