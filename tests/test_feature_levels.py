@@ -350,6 +350,17 @@ def test_autocast_lowers_nothing_and_half_precision_is_taken():
         assert float(half) == pytest.approx(float(truth), rel=0.05)
 
 
+def test_nothing_waits_for_the_device():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():  # A fake tensor has no values: whatever would wait for one raises instead.
+        for name in NAMES:
+            data = student, _, _ = with_levels()
+            student.features["1/8"].requires_grad_()
+            only(name, "all")(*data)[0].backward()
+            assert student.features["1/8"].grad is not None
+
+
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
