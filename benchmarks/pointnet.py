@@ -1,6 +1,7 @@
 """Train the PointNet of the geometric term on the renderer's objects, and compare it with the one of random weights.
 
     python benchmarks/pointnet.py train FOLDER
+    python benchmarks/pointnet.py gradients FOLDER --json benchmarks/results/pointnet-gradients.json
     python benchmarks/pointnet.py compare FOLDER --json benchmarks/results/pointnet.json
 
 `train` makes clouds of single objects, each seen from one side, and learns which kind of object each is: the renderer
@@ -8,6 +9,9 @@ knows, so that no label is needed. Objects that no training sees are held out. S
 on after the last whole epoch. What comes out, `FOLDER/pointnet.safetensors`, has the form of
 `distilldepth.models.pointnet.PointNet`, batch normalisation folded into the weights, and features of points that vary
 as much as those of random weights do, so that both make a term of one size.
+
+`gradients` takes seconds: a teacher's maps of scenes, disturbed smoothly, are the student's, and what each network's
+l_feature wants to change in them is held against what would make them the teacher's.
 
 `compare` trains short runs of the preset `label-free-mini`: with the PointNet of random weights, with the trained one,
 and without the geometric term; every cell with the same seeds, scored on scenes that none sees. Finished runs are kept
@@ -36,7 +40,9 @@ from torch.nn import functional as F
 from distilldepth.distill.config import load_config
 from distilldepth.distill.terms import geometric
 from distilldepth.files import write_atomically
+from distilldepth.losses.geometric import depths_to_compare, geometric_loss
 from distilldepth.machine import command_line, keep_freed_memory, machine, resolve_precision
+from distilldepth.models import load_model
 from distilldepth.models.pointnet import PointNet, _Layer, _Transform
 from distilldepth.scenes import clutter, furniture, props, render_scene, wares, wayside
 from distilldepth.scenes.builder import Builder
@@ -280,6 +286,53 @@ def read_network(path: Path) -> PointNet:
     return network
 
 
+# --- what the features ask for ---------------------------------------------------------------------------------------
+
+DISTURBED = (0.05, 0.2, 0.6)
+"""Deviation of what is added to the teacher's maps, in theirs."""
+
+
+def gradients(folder: Path, scenes: int, file: Path | None) -> None:
+    """Compare the gradients of the parts of the geometric loss; print the table and write it."""
+    networks = {
+        "random": PointNet(), "random-1": PointNet(1), "trained": read_network(folder / "pointnet.safetensors"),
+    }  # fmt: skip
+    rendered = [render_scene(900 + number, (96, 128)) for number in range(scenes)]
+    images = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) for scene in rendered]).float() / 255
+    cameras = torch.stack([torch.from_numpy(scene.intrinsics) for scene in rendered])
+    with torch.inference_mode():
+        target = load_model("dav2-mini").estimate(images)
+    target, generator = target.clone(), torch.Generator().manual_seed(0)
+    results = []
+    for strength in DISTURBED:
+        noise = F.interpolate(torch.randn(scenes, 1, 6, 8, generator=generator), target.shape[1:], mode="bilinear")[
+            :, 0
+        ]
+        wanted = -strength * target.std((1, 2), keepdim=True) * noise / noise.std((1, 2), keepdim=True)
+        student = (target - wanted).requires_grad_()
+        *depths, valid = depths_to_compare(student, target, quantity="disparity")
+        position = geometric_loss(*depths, cameras, torch.zeros_like, valid)
+        parts = {"position": position}
+        parts |= {
+            name: geometric_loss(*depths, cameras, network, valid) - position for name, network in networks.items()
+        }
+        for name, value in parts.items():
+            (gradient,) = torch.autograd.grad(value, student, retain_graph=True)
+            along = F.cosine_similarity(-gradient.flatten(1), wanted.flatten(1))
+            row = {"disturbed": strength, "of": name, "value": float(value.detach()), "norm": float(gradient.norm())}
+            results.append(row | {"cosine": float(along.mean()), "cosine_deviation": float(along.std())})
+    print(
+        "| disturbed by | of | value | norm of the gradient | its cosine to what is wanted |\n|---|---|---:|---:|---:|"
+    )
+    for row in results:
+        cosine = f"{row['cosine']:.3f} +- {row['cosine_deviation']:.3f}"
+        print(f"| {row['disturbed']} | {row['of']} | {row['value']:.4f} | {row['norm']:.3g} | {cosine} |")
+    if file:
+        told = {**machine("cpu"), "command": command_line(), "scenes": scenes, "teacher": "dav2-mini"}
+        found = {"metadata": told, "training": json.loads((folder / "training.json").read_text()), "results": results}
+        write_atomically(file, json.dumps(found, indent=1) + "\n")
+
+
 # --- the comparison --------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +410,10 @@ def main() -> None:
     of_train.add_argument("--clouds", type=int, default=HELD_OUT + 256, help=f"of each kind, {HELD_OUT} held out")
     of_train.add_argument("--epochs", type=int, default=12)
     of_train.add_argument("--points", type=int, default=256, help="that a step sees of each cloud")
+    of_gradients = commands.add_parser("gradients", help="compare what random and trained features ask for")
+    of_gradients.add_argument("folder", type=Path)
+    of_gradients.add_argument("--scenes", type=int, default=32)
+    of_gradients.add_argument("--json", type=Path)
     of_compare = commands.add_parser("compare", help="distil with random and with trained weights")
     of_compare.add_argument("folder", type=Path)
     of_compare.add_argument(
@@ -370,6 +427,8 @@ def main() -> None:
     keep_freed_memory()
     if arguments.command == "train":
         train(arguments.folder, arguments.clouds, arguments.epochs, arguments.points)
+    elif arguments.command == "gradients":
+        gradients(arguments.folder, arguments.scenes, arguments.json)
     else:
         compare(arguments.folder, arguments.cells, arguments.steps, arguments.seeds, arguments.json)
 
