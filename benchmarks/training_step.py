@@ -100,7 +100,7 @@ class WholeObjective(nn.Module):
     def __init__(self, objective: nn.Module) -> None:
         super().__init__()
         self.objective = objective
-        self.needs = objective.needs
+        self.needs, self.levels = objective.needs, objective.levels
 
     def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> tuple[Tensor, dict[str, Tensor]]:
         prediction = student.values.detach().requires_grad_()
@@ -138,7 +138,7 @@ class Step:
         student = create_student(config.student, seed=config.seed, offline=True)
         student = student.to(memory_format=torch.channels_last).train()
         objective = make_objective(config, student, self.teachers.teachers, training)
-        self.needs_features = "features" in objective.needs
+        self.levels = objective.levels
         module = DistillationStep(student, WholeObjective(objective), self.watch, compiled=config.compile)
         optimiser = make_optimiser(config, module, self.device, getattr(torch, precisions["muon"]))
         self.module, self.optimiser = self.accelerator.prepare(module, optimiser)
@@ -156,7 +156,7 @@ class Step:
         """One step on a batch."""
         with self.watch("teacher"):
             teacher = self.teachers.draw(index)
-            regions, label = label_batch(batch, teacher, self.config.augment, self.device, features=self.needs_features)
+            regions, label = label_batch(batch, teacher, self.config.augment, self.device, features=self.levels)
         outputs = self.module(regions, label)
         with self.watch("student"):
             self.accelerator.backward(outputs.loss)

@@ -28,6 +28,10 @@ PRECISIONS = ("auto", *FLOATS)
 DEVICES = "auto, cpu, cuda, cuda:<index> or mps"
 """As help and errors say it."""
 
+FEATURE_LEVELS = ("1/4", "1/8", "1/16", "1/32")
+"""Levels of an encoder by their size over that of the image; besides them there is `encoder`, the last. Of a
+transformer they are the stages that its head brings to about these sizes, themselves all on the grid of its patches."""
+
 QUANTITIES = ("disparity", "depth", "metric_depth")
 """What the numbers of a map mean."""
 

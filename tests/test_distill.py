@@ -474,7 +474,7 @@ def test_windows_are_labelled_in_the_order_of_their_boxes():
     dataset = CropDataset(training, crop_config(config), seed=0)
     batch = Regions.collate([dataset[i] for i in range(4)])
     oracle = Teacher(parse_teachers("oracle")[0], None)
-    regions, label = label_batch(batch, oracle, config.augment, torch.device("cpu"), features=False)
+    regions, label = label_batch(batch, oracle, config.augment, torch.device("cpu"), features=())
     assert regions.boxes.shape == (4, 3, 4)
     for n in range(12):
         image, box = n // 3, regions.boxes[n // 3, n % 3].tolist()

@@ -122,7 +122,7 @@ def test_the_crops_and_their_teachers_are_those_of_a_run(labels, photos):
         ordinals = list(range(step * 3, step * 3 + 3))
         batch = Regions.collate([dataset[ordinal] for ordinal in ordinals])
         pictures = batch.image.clone()
-        _, label = label_batch(batch, teacher, config.augment, torch.device("cpu"), features=False)
+        _, label = label_batch(batch, teacher, config.augment, torch.device("cpu"), features=())
         for place, ordinal in enumerate(ordinals):
             sample = stored[teacher.name].pop(0)
             assert (sample.ordinal, sample.name, sample.cut) == (ordinal, batch.name[place], batch.cut[place])

@@ -122,12 +122,10 @@ def test_batches_are_those_of_an_online_run_to_half_a_step_of_16_bits(online, ho
         for step, ordinals in enumerate(StepBatches(0, 20, 2)):
             expected = Regions.collate([dataset[ordinal] for ordinal in ordinals])
             found, label = label_batch(
-                next(batches), stored.draw(step), again.augment, torch.device("cpu"), features=False
+                next(batches), stored.draw(step), again.augment, torch.device("cpu"), features=()
             )
             drawn[label.teacher] += 1
-            expected, target = label_batch(
-                expected, pool.draw(step), config.augment, torch.device("cpu"), features=False
-            )
+            expected, target = label_batch(expected, pool.draw(step), config.augment, torch.device("cpu"), features=())
             assert label.teacher == target.teacher
             assert found.name == expected.name
             assert found.cut == expected.cut

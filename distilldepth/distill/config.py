@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilldepth.distill.terms.table import TERMS, LossSection
+from distilldepth.distill.terms.table import TERMS, LossSection, level_names
 from distilldepth.distill.trackers import PACKAGES, tracker_names
 from distilldepth.documents import parse_toml, read_toml
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
@@ -274,6 +274,7 @@ class DistillConfig:
                 raise UsageError(f"distill: {key} must name {what}, got an empty text")
         _check_initial_weights(self.initial_weights)
         tracker_names(self.log)
+        level_names(self.loss.feature_levels)
         live = self.teacher_specs
         if self.labels:
             from distilldepth.teachers.location import parse_location

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from distilldepth.distill.augment import augment
@@ -13,7 +15,7 @@ from distilldepth.teachers.teacher import PseudoLabel, Teacher
 
 
 def label_batch(
-    batch: Regions, teacher: Teacher, settings: AugmentSection, device: torch.device, *, features: bool
+    batch: Regions, teacher: Teacher, settings: AugmentSection, device: torch.device, *, features: Collection[str]
 ) -> tuple[Regions, PseudoLabel]:
     """Return the regions on the device, as the student sees them, and what the teacher says, or said, of them clean."""
     regions = batch.to(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -117,7 +117,7 @@ class MicroBatch:
         if self._accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def settle(self, batch: Regions, augment: AugmentSection, *, features: bool) -> None:
+    def settle(self, batch: Regions, augment: AugmentSection, *, features: Collection[str]) -> None:
         """Find what fits in every one of several processes, by a trial that trains nothing.
 
         Each tries by itself, without a word to the others: teachers, student forward and backward, with the
@@ -154,7 +154,7 @@ class MicroBatch:
             )
         self._set(least)
 
-    def _try(self, batch: Regions, augment: AugmentSection, *, features: bool) -> None:
+    def _try(self, batch: Regions, augment: AugmentSection, *, features: Collection[str]) -> None:
         moments = [torch.empty_like(p) for p in self._step.parameters() if p.requires_grad for _ in range(2)]
         norms = [layer for layer in self._step.modules() if _is_norm(layer) and layer.training]
         for layer in norms:
@@ -164,7 +164,7 @@ class MicroBatch:
             for teacher in self._teachers[:1] if kept else filter(_is_here, self._teachers):
                 regions, label = label_batch(batch, teacher, augment, self._accelerator.device, features=features)
                 with self._accelerator.autocast():
-                    output = self._step.run_student(regions.image, features=bool(label.features))
+                    output = self._step.run_student(regions.image, features=label.features.keys())
                 output.values.square().mean().backward()
         finally:
             for layer in norms:

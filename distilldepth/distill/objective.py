@@ -14,8 +14,8 @@ from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.crops import whole_batches
 from distilldepth.distill.recipe import is_random
 from distilldepth.distill.terms.base import Measured, Term
-from distilldepth.distill.terms.table import OPTIONS, TERMS, LossSection, TermRow
-from distilldepth.errors import did_you_mean
+from distilldepth.distill.terms.table import ALL_LEVELS, OPTIONS, TERMS, LossSection, TermRow, level_names
+from distilldepth.errors import UsageError, did_you_mean
 from distilldepth.images.batches import SourceView
 from distilldepth.images.crops import Regions
 from distilldepth.losses.largest_errors import without_largest_errors
@@ -23,7 +23,9 @@ from distilldepth.losses.normalise import center_and_spread
 from distilldepth.models import DepthModel
 from distilldepth.models.base import DepthOutput, predict_at
 from distilldepth.ops import sample_crops
+from distilldepth.teachers.stored import AbsentTeacher
 from distilldepth.teachers.teacher import PseudoLabel, Teacher
+from distilldepth.words import FEATURE_LEVELS
 
 
 class DistillationObjective(nn.Module):
@@ -55,6 +57,11 @@ class DistillationObjective(nn.Module):
     def needs(self) -> frozenset[str]:
         """What any term can make use of: `patches`, `features`, `inverse_depth`."""
         return frozenset(need for term in self._terms() for need in term.needs)
+
+    @property
+    def levels(self) -> frozenset[str]:
+        """The levels of features at which any term looks."""
+        return frozenset(level for term in self._terms() for level in term.levels)
 
     def join(self, processes: int) -> None:
         """Take as one batch what so many processes see; see `Term.join`."""
@@ -95,8 +102,8 @@ def _without_largest_errors(prediction: Tensor, label: PseudoLabel, regions: Reg
 def distill_any_depth_objective(
     *,
     weights: Mapping[str, float] | None = None,
-    student_channels: int | None = None,
-    teacher_channels: Mapping[str, int] | None = None,
+    student_channels: int | Mapping[str, int] | None = None,
+    teacher_channels: Mapping[str, int | Mapping[str, int]] | None = None,
     anchor_center: float = Measured.center,
     anchor_spread: float = Measured.spread,
     **options: str | float | None,
@@ -108,9 +115,9 @@ def distill_any_depth_objective(
             distillation: map_mse, map_channel_mse, map_channel_kl, geometric, feature_mse, feature_channel_mse,
             feature_channel_kl, feature_spatial_kl, feature_pairwise. Those not named keep their default, 0 for the
             latter and aligned_log; a term of weight 0 is left out and not computed.
-        student_channels: width of the student's encoder features; without it there are no terms of features.
-        teacher_channels: width of the encoder features of each teacher that has any, by teacher; without it there are
-            no terms of features.
+        student_channels: width of the student's encoder features by level; a single number is that of `encoder`.
+            Without it there are no terms of features.
+        teacher_channels: likewise of each teacher that has any, by teacher; without it there are no terms of features.
         anchor_center: median to which the student's output is drawn; the default suits an output between 0 and 1. A
             student that starts from trained weights should be held where it is: see `center_and_spread`.
         anchor_spread: likewise for the mean absolute deviation.
@@ -118,11 +125,12 @@ def distill_any_depth_objective(
             `normalisation_local_global`: `hybrid`, `global`, `local` or `none` (plain L1: only for teachers of one
             scale). `contexts`: `range`, `quantile` or `spatial`. `aligned_log_knee`: error that counts half in
             aligned_log; None for errors as they are. `drop_share`: share of the pixels with the largest error that is
-            left out. `temperature`: of the softmax over positions or channels. `geometric_points`: of each map that
-            the PointNet sees.
+            left out. `feature_levels`: at which levels terms of features look. `temperature`: of the softmax over
+            positions or channels. `geometric_points`: of each map that the PointNet sees.
 
     Raises:
-        ValueError: unknown term or normalisation, negative weight, no term left.
+        ValueError: unknown term or normalisation, negative weight, no term left; a level that the student or a teacher
+            lacks.
         TypeError: unknown option.
 
     Source: Distill Any Depth, section 3.2; Gao et al., Robust Lightweight Depth Estimation Model via Data-Free
@@ -144,7 +152,13 @@ def distill_any_depth_objective(
         if name not in OPTIONS:
             raise TypeError(f"{function}: unexpected argument {name!r}{did_you_mean(name, OPTIONS)}")
     values = {**dataclasses.asdict(LossSection()), **options, **given}
-    measured = Measured(student_channels, teacher_channels or {}, anchor_center, anchor_spread)
+    own = _by_level(student_channels)
+    looked_at = {
+        teacher: widths
+        for teacher, given in (teacher_channels or {}).items()
+        if (widths := _looked_at(values["feature_levels"], own, teacher, _by_level(given)))
+    }
+    measured = Measured(own, looked_at, anchor_center, anchor_spread)
     made = [
         _term_class(name, row).make(values[name], {kind: values[key] for kind, key in row.options.items()}, measured)
         for name, row in TERMS.items()
@@ -154,6 +168,35 @@ def distill_any_depth_objective(
     if not terms:
         raise ValueError(f"{function}: weights must leave at least one term, got {given}")
     return DistillationObjective(terms, values["drop_share"])
+
+
+def _by_level(channels: int | Mapping[str, int] | None) -> Mapping[str, int]:
+    return {"encoder": channels} if isinstance(channels, int) else channels or {}
+
+
+def _looked_at(levels: str, student: Mapping[str, int], teacher: str, widths: Mapping[str, int]) -> dict[str, int]:
+    """The widths of a teacher's levels at which terms look, which the student has too; none if one has no features."""
+    if not (student and widths):
+        return {}
+    names = level_names(levels)
+    if names == (ALL_LEVELS,):
+        # Where the two share no size there is still the last level of each.
+        names = tuple(name for name in FEATURE_LEVELS if name in student and name in widths) or ("encoder",)
+    if any(name not in student or name not in widths for name in names):
+        raise _lacking(names, "the student", student, teacher, widths)
+    return {name: widths[name] for name in names}
+
+
+def _lacking(
+    names: Iterable[str], student: str, own: Iterable[str], teacher: str, of_teacher: Iterable[str]
+) -> UsageError:
+    has = " and ".join(
+        f"{who} has {', '.join(levels) or 'none'}" for who, levels in ((student, own), (teacher, of_teacher))
+    )
+    return UsageError(
+        f"distill: loss.feature_levels = {', '.join(names)}, but of these levels {has}; name those that both have, or "
+        f"{ALL_LEVELS}"
+    )
 
 
 def _term_class(name: str, row: TermRow) -> type[Term]:
@@ -172,12 +215,13 @@ def make_objective(
     weights = {name: getattr(loss, name) for name in TERMS}
     if not config.crop.patches:
         weights["local_global"] = 0.0
-    student_channels: int | None = None
-    teacher_channels: dict[str, int] = {}
+    student_channels: dict[str, int] = {}
+    teacher_channels: dict[str, dict[str, int]] = {}
     if of_features := [name for name, row in TERMS.items() if row.features and weights[name]]:
-        teacher_channels = {t.name: w for t in teachers if (w := feature_width(t.model)) is not None}
-        student_channels = feature_width(student) if teacher_channels else None
-        if student_channels is None:
+        teacher_channels = {t.name: widths for t in teachers if (widths := feature_widths(t.model))}
+        student_channels = feature_widths(student)
+        if not (student_channels and teacher_channels):
+            _refuse_to_leave_out(loss.feature_levels, student, student_channels, teachers, teacher_channels)
             weights |= dict.fromkeys(of_features, 0.0)
     center, spread = Measured.center, Measured.spread
     if loss.anchor and not is_random(student):
@@ -204,14 +248,28 @@ def output_range(
     return float(center), max(float(spread), 1e-3)
 
 
-def feature_width(model: DepthModel | None) -> int | None:
-    """Return the channels of a model's last encoder features, None if it offers none."""
+def _refuse_to_leave_out(
+    levels: str,
+    student: DepthModel,
+    student_channels: Mapping[str, int],
+    teachers: list[Teacher],
+    teacher_channels: Mapping[str, Mapping[str, int]],
+) -> None:
+    """Raise UsageError if sizes are named and nobody in memory has any; without them such terms are just absent."""
+    names = level_names(levels)
+    live = [teacher.name for teacher in teachers if not isinstance(teacher, AbsentTeacher)]
+    if live and any(name in FEATURE_LEVELS for name in names):
+        raise _lacking(names, student.info.name, student_channels, live[0], teacher_channels.get(live[0], {}))
+
+
+def feature_widths(model: DepthModel | None) -> dict[str, int]:
+    """Return the channels of a model's encoder features by level, empty if it offers none."""
     if model is None:
-        return None
+        return {}
     was_training = model.training
     device = next(model.buffers()).device  # Every model has some; a callable has no parameters.
     side = max(-(-64 // model.preprocessing.multiple), 1) * model.preprocessing.multiple
     with torch.inference_mode():
         features = model.eval()(torch.zeros(1, 3, side, side, device=device), features=True).features
     model.train(was_training)
-    return features["encoder"].shape[1] if "encoder" in features else None
+    return {level: values.shape[1] for level, values in features.items()}

@@ -72,8 +72,8 @@ class Learner:
     step: DistillationStep
     """Both, without it."""
     student: DepthModel
-    features: bool
-    """Whether the objective looks at the teachers' encoder features."""
+    features: frozenset[str]
+    """The levels of the teachers' encoder features at which the objective looks."""
     optimiser: torch.optim.Optimizer
     found_infinite: Tensor | None
     """Flag that makes the optimiser skip a step; see `watch_gradients`."""
@@ -377,7 +377,7 @@ def _make_learner(
         module=module,
         step=bare,
         student=bare.student,
-        features="features" in objective.needs,
+        features=objective.levels,
         optimiser=optimiser,
         found_infinite=watch_gradients(accelerator, optimiser, accelerator.device),
         stopwatch=stopwatch,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class DistillationStep(nn.Module):
     def forward(self, regions: Regions, label: PseudoLabel) -> StepOutputs:
         """Run the student on the regions' images, and weigh what it says against the label."""
         with self._watch("student"):
-            output = self.run_student(regions.image, features=bool(label.features))
+            output = self.run_student(regions.image, features=label.features.keys())
             prediction = output.values
         with self._watch("loss"):
             batch = len(prediction)
@@ -88,8 +88,11 @@ class DistillationStep(nn.Module):
                 loss, terms, skipped.sum(), center, (detached - center).abs().mean(), detached.abs().amax()
             )
 
-    def run_student(self, images: Tensor, *, features: bool) -> DepthOutput:
-        """Return what the student says of images `(B, 3, H, W)` in [0, 1] of any size, its map at that size."""
+    def run_student(self, images: Tensor, *, features: Collection[str]) -> DepthOutput:
+        """Return what the student says of images `(B, 3, H, W)` in [0, 1] of any size, its map at that size.
+
+        `features` are the levels of its features that are wanted too.
+        """
         height, width = images.shape[-2:]
         preprocessing = self.student.preprocessing
         inner = nearest_size(height, width, preprocessing.multiple)
@@ -98,8 +101,12 @@ class DistillationStep(nn.Module):
             output = self._run_in_parts(images, features=features)
         return replace(output, values=restore(output.values, (height, width), preprocessing))
 
-    def _run_in_parts(self, images: Tensor, *, features: bool) -> DepthOutput:
-        run = partial(self._compiled or self.student, features=features)
+    def _run_in_parts(self, images: Tensor, *, features: Collection[str]) -> DepthOutput:
+        network = self._compiled or self.student
+
+        def run(part: Tensor) -> DepthOutput:
+            return network(part, features=bool(features)).only(features)
+
         count = len(images)
         if self.at_once is None or self.at_once >= count:
             return run(images)

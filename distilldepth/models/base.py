@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.models.inputs import ImageInput, as_images, is_batch
 from distilldepth.models.preprocess import Preprocessing, choose_policy, nearest_size, resize, restore, target_size
-from distilldepth.words import QUANTITIES
+from distilldepth.words import FEATURE_LEVELS, QUANTITIES
 
 M = TypeVar("M", bound="DepthModel")
 
@@ -56,9 +56,20 @@ class DepthOutput:
     values: Tensor
     """`(B, H, W)`, in the model's quantity, at the input's size."""
     features: dict[str, Tensor] = field(default_factory=dict)
-    """Encoder features by name, each `(B, C, h, w)`; `encoder` is the last level. Empty if there are none."""
+    """Encoder features by name, each `(B, C, h, w)`; `encoder` is the last level, and those that a family has of
+    `FEATURE_LEVELS` come by their names. Empty if there are none."""
     extras: dict[str, Tensor] = field(default_factory=dict)
     """Further named maps at the input's size, for example an uncertainty."""
+
+    def only(self, levels: Collection[str]) -> DepthOutput:
+        """Return it with these levels of features alone, so that nothing else stays in memory.
+
+        Args:
+            levels: names of features; those that are not there are left out.
+        """
+        return dataclasses.replace(
+            self, features={name: self.features[name] for name in self.features if name in levels}
+        )
 
 
 @dataclass
@@ -356,6 +367,17 @@ class DepthModel(nn.Module):
 def _unit(image: Tensor) -> Tensor:
     """uint8 as floating numbers in [0, 1]; floating ones as they are."""
     return image.float() / 255 if image.dtype == torch.uint8 else image
+
+
+def pyramid(levels: Sequence[Tensor], *, finest: int) -> dict[str, Tensor]:
+    """Return the levels of an encoder as `DepthOutput.features`.
+
+    Args:
+        levels: `(B, C, h, w)` each, finest first, each half as large as the one before.
+        finest: the size of the images over that of the first of them.
+    """
+    named = {f"1/{finest << place}": level for place, level in enumerate(levels)}
+    return {"encoder": levels[-1]} | {name: named[name] for name in FEATURE_LEVELS if name in named}
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:

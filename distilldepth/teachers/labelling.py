@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,7 @@ _MOST_PIXELS = 8 << 20
 """Of regions and windows in one pass of a teacher; 20 images of 560 x 560 are 6.3 million."""
 
 
-def label_regions(regions: Regions, teacher: Teacher, *, features: bool = False) -> PseudoLabel:
+def label_regions(regions: Regions, teacher: Teacher, *, features: Collection[str] = ()) -> PseudoLabel:
     """Return what a teacher says of regions and of their windows, both clean.
 
     Windows that have the size of the regions go through the teacher with them, in one pass, as long as they are not too
@@ -23,7 +24,7 @@ def label_regions(regions: Regions, teacher: Teacher, *, features: bool = False)
     Args:
         regions: on the teacher's device, `image` and `patches` uint8.
         teacher: who labels.
-        features: whether the teacher's encoder features are wanted too.
+        features: the levels of the teacher's encoder features that are wanted too.
     """
     images = to_float(regions.image)
     count, windows = regions.boxes.shape[:2]

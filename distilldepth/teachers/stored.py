@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -282,7 +282,7 @@ class AbsentTeacher(Teacher):
             label=label,
         )
 
-    def label(self, images: Tensor, depth: Tensor | None, *, features: bool = False) -> PseudoLabel:
+    def label(self, images: Tensor, depth: Tensor | None, *, features: Collection[str] = ()) -> PseudoLabel:
         """Say that it is not there; its labels come with their regions."""
         raise ValueError(f"AbsentTeacher.label: {self.name} is not in memory, its labels come with their regions")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -101,10 +101,11 @@ class Teacher:
         """Keep it on its device inside the block, over several labels."""
         return nullcontext() if self._resting is None else self._resting.used()
 
-    def label(self, images: Tensor, depth: Tensor | None, *, features: bool = False) -> PseudoLabel:
+    def label(self, images: Tensor, depth: Tensor | None, *, features: Collection[str] = ()) -> PseudoLabel:
         """Label images `(B, 3, H, W)` in [0, 1]; `depth` `(B, H, W)` in metres is what the oracle reads.
 
-        Runs in the teacher's own precision, whatever autocast surrounds it.
+        `features` are the levels of the encoder's features that are wanted too; those that it lacks are left out. Runs
+        in the teacher's own precision, whatever autocast surrounds it.
         """
         if self.model is None:
             if depth is None:
@@ -137,10 +138,13 @@ class Teacher:
         """Label held-out images, whole; `regions` says which they are."""
         return self.label(images, depth)
 
-    def _run(self, images: Tensor, *, features: bool) -> DepthOutput:
+    def _run(self, images: Tensor, *, features: Collection[str]) -> DepthOutput:
         assert self.model is not None, "the oracle runs nothing"
         pieces = images.tensor_split(max(1, min(self.parts, len(images))))
-        outputs = [run_resized(self.model, piece, features=features, network=self._compiled) for piece in pieces]
+        outputs = [
+            run_resized(self.model, piece, features=bool(features), network=self._compiled).only(features)
+            for piece in pieces
+        ]
         if len(outputs) == 1:
             return outputs[0]
         return DepthOutput(

@@ -18,10 +18,10 @@ from distilldepth.teachers.teacher import PseudoLabel
 class Measured:
     """What is known of student and teachers when the terms are made."""
 
-    student_channels: int | None = None
-    """Width of the student's encoder features; None if it has none."""
-    teacher_channels: Mapping[str, int] = field(default_factory=dict)
-    """Width of the encoder features of each teacher that has any, by teacher."""
+    student_channels: Mapping[str, int] = field(default_factory=dict)
+    """Width of the student's encoder features by level; empty if it has none."""
+    teacher_channels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Of each teacher that has features the width of those levels at which terms look, by teacher and level."""
     center: float = 0.5
     """Median to which the student's output is drawn."""
     spread: float = 0.15
@@ -36,6 +36,8 @@ class Term(nn.Module):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    levels: tuple[str, ...] = ()
+    """Of features, those that it looks at."""
 
     def __init__(self, name: str, weight: float) -> None:
         super().__init__()

@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from distilldepth.distill.terms.projected import ProjectedTerm
-from distilldepth.images.crops import Regions
 from distilldepth.losses.feature import feature_loss
-from distilldepth.models.base import DepthOutput
-from distilldepth.teachers.teacher import PseudoLabel
 
 
 class FeatureTerm(ProjectedTerm):
@@ -19,14 +16,17 @@ class FeatureTerm(ProjectedTerm):
     def __init__(
         self,
         weight: float,
-        student_channels: int,
-        teacher_channels: Mapping[str, int],
+        student_channels: Mapping[str, int],
+        teacher_channels: Mapping[str, Mapping[str, int]],
         *,
         tolerance: float = 0.15,
-        level: str = "encoder",
     ) -> None:
-        super().__init__("feature", weight, student_channels, teacher_channels, level=level)
+        super().__init__("feature", weight, student_channels, teacher_channels)
         self.tolerance = tolerance
 
-    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
-        return feature_loss(*self.projected(student, label), tolerance=self.tolerance)
+    def on_one_grid(self, level: str, own: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        # The loss brings the last level to the teacher's grid by itself.
+        return (own, target) if level == "encoder" else super().on_one_grid(level, own, target)
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return feature_loss(student, teacher, tolerance=self.tolerance)

@@ -14,7 +14,11 @@ class FeatureChannelKlTerm(ProjectedTerm):
     """Divergence of encoder features as distributions over the positions, each channel by itself (CN+KL)."""
 
     def __init__(
-        self, weight: float, student_channels: int, teacher_channels: Mapping[str, int], temperature: float = 1.0
+        self,
+        weight: float,
+        student_channels: Mapping[str, int],
+        teacher_channels: Mapping[str, Mapping[str, int]],
+        temperature: float = 1.0,
     ) -> None:
         super().__init__("feature_channel_kl", weight, student_channels, teacher_channels)
         self.temperature = temperature

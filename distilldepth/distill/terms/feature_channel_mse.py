@@ -14,7 +14,11 @@ class FeatureChannelMseTerm(ProjectedTerm):
     """Squared difference of encoder features as distributions over the positions, each channel by itself (CN+MSE)."""
 
     def __init__(
-        self, weight: float, student_channels: int, teacher_channels: Mapping[str, int], temperature: float = 1.0
+        self,
+        weight: float,
+        student_channels: Mapping[str, int],
+        teacher_channels: Mapping[str, Mapping[str, int]],
+        temperature: float = 1.0,
     ) -> None:
         super().__init__("feature_channel_mse", weight, student_channels, teacher_channels)
         self.temperature = temperature

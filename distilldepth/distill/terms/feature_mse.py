@@ -13,7 +13,9 @@ from distilldepth.losses.channel_mse import mse_loss
 class FeatureMseTerm(ProjectedTerm):
     """Mean squared difference of encoder features, as they are."""
 
-    def __init__(self, weight: float, student_channels: int, teacher_channels: Mapping[str, int]) -> None:
+    def __init__(
+        self, weight: float, student_channels: Mapping[str, int], teacher_channels: Mapping[str, Mapping[str, int]]
+    ) -> None:
         super().__init__("feature_mse", weight, student_channels, teacher_channels)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:

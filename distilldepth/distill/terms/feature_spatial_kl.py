@@ -14,7 +14,11 @@ class FeatureSpatialKlTerm(ProjectedTerm):
     """Divergence of encoder features as distributions over the channels, each position by itself (SN+KL)."""
 
     def __init__(
-        self, weight: float, student_channels: int, teacher_channels: Mapping[str, int], temperature: float = 1.0
+        self,
+        weight: float,
+        student_channels: Mapping[str, int],
+        teacher_channels: Mapping[str, Mapping[str, int]],
+        temperature: float = 1.0,
     ) -> None:
         super().__init__("feature_spatial_kl", weight, student_channels, teacher_channels)
         self.temperature = temperature

@@ -3,74 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilldepth.distill.terms.base import Measured, Term
-from distilldepth.images.crops import Regions
+from distilldepth.distill.terms.levels import LevelsTerm
 from distilldepth.models.base import DepthOutput
 from distilldepth.teachers.teacher import PseudoLabel
 
 
-class ProjectedTerm(Term):
+class ProjectedTerm(LevelsTerm):
     """A term of encoder features.
 
-    Where the widths differ a 1x1 projection of the student's features, one per teacher, is trained with the student and
-    dropped with the objective. They are made here, not at the first batch, so that optimiser and checkpoints know them.
+    Where the widths differ a 1x1 projection of the student's features, one per teacher and level, is trained with the
+    student and dropped with the objective. They are made here, not at the first batch, so that optimiser and
+    checkpoints know them. They are compared on the teacher's grid; the last level, `encoder`, on the student's.
 
-    Subclasses give their name to `__init__`, and implement `compare`, or `forward` where the teacher's features must
-    keep their size.
+    Subclasses give their name to `__init__`, and implement `compare`.
     """
-
-    needs = frozenset({"features"})
 
     def __init__(
         self,
         name: str,
         weight: float,
-        student_channels: int,
-        teacher_channels: Mapping[str, int],
-        *,
-        level: str = "encoder",
+        student_channels: Mapping[str, int],
+        teacher_channels: Mapping[str, Mapping[str, int]],
     ) -> None:
-        super().__init__(name, weight)
-        self.level = level
-        self._widths = dict(teacher_channels)
+        super().__init__(name, weight, student_channels, teacher_channels)
+        self._places = [
+            (level, teacher, width) for teacher, widths in teacher_channels.items() for level, width in widths.items()
+        ]
         self.projections = nn.ModuleList(
-            nn.Identity() if width == student_channels else nn.Conv2d(student_channels, width, 1)
-            for width in self._widths.values()
+            nn.Identity() if width == student_channels[level] else nn.Conv2d(student_channels[level], width, 1)
+            for level, _, width in self._places
         )
 
-    @classmethod
-    def make(cls, weight: float, options: dict[str, Any], measured: Measured) -> Term | None:
-        if not (measured.student_channels and measured.teacher_channels):
-            return None
-        return cls(weight, measured.student_channels, measured.teacher_channels, **options)  # type: ignore[arg-type]  # of subclasses, which know their name
+    def at_level(self, level: str, student: DepthOutput, label: PseudoLabel) -> Tensor:
+        target = label.features[level]
+        own = self._projection(level, label.teacher, target.shape[1])(student.features[level].float())
+        return self.compare(*self.on_one_grid(level, own, target))
 
-    def is_met(self, student: DepthOutput, label: PseudoLabel) -> bool:
-        return self.level in student.features and self.level in label.features
-
-    def forward(self, student: DepthOutput, label: PseudoLabel, regions: Regions) -> Tensor:
-        own, target = self.projected(student, label)
-        if target.shape[2:] != own.shape[2:]:
-            target = F.interpolate(target.float(), own.shape[2:], mode="bilinear", align_corners=False)
-        return self.compare(own, target)
+    def on_one_grid(self, level: str, own: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of both `(B, C, h, w)` at one size."""
+        if own.shape[2:] == target.shape[2:]:
+            return own, target
+        if level == "encoder":
+            return own, F.interpolate(target.float(), own.shape[2:], mode="bilinear", align_corners=False)
+        height, width = target.shape[2:]
+        if own.shape[2] >= height and own.shape[3] >= width:  # By the mean, so that every position counts.
+            return F.adaptive_avg_pool2d(own, (height, width)), target
+        return F.interpolate(own, (height, width), mode="bilinear", align_corners=False), target
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the value for features `(B, C, h, w)` of one width and of the student's size."""
+        """Return the value for features `(B, C, h, w)` of one width and size."""
         raise NotImplementedError
 
-    def projected(self, student: DepthOutput, label: PseudoLabel) -> tuple[Tensor, Tensor]:
-        """Return the student's features in the teacher's width, at their own size, and the teacher's as they are."""
-        target = label.features[self.level]
-        return self._projection(label.teacher, target.shape[1])(student.features[self.level].float()), target
-
-    def _projection(self, name: str, width: int) -> nn.Module:
-        fitting = [i for i, known in enumerate(self._widths.items()) if known[1] == width and name in ("", known[0])]
+    def _projection(self, level: str, name: str, width: int) -> nn.Module:
+        places = [(i, *place[1:]) for i, place in enumerate(self._places) if place[0] == level]
+        fitting = [i for i, teacher, known in places if known == width and name in ("", teacher)]
         if len(fitting) != 1:
-            known = ", ".join(f"{key} ({value})" for key, value in self._widths.items())
+            known = ", ".join(f"{teacher} ({value})" for _, teacher, value in places)
             raise ValueError(
                 f"{type(self).__name__}: teacher features must come from one of {known}, got {width} channels of "
                 f"{name or 'a'} teacher; name the teacher in PseudoLabel.teacher"

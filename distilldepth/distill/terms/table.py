@@ -6,11 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from distilldepth.errors import UsageError, did_you_mean, shown
 from distilldepth.settings import option
-from distilldepth.words import CONTEXTS
+from distilldepth.words import CONTEXTS, FEATURE_LEVELS
 
 NORMALISATIONS: dict[str, tuple[int, ...]] = {"hybrid": (1, 2, 4), "global": (1,), "local": (4,), "none": ()}
 """Segments of each normalisation; `none` is plain L1."""
+ALL_LEVELS = "all"
+"""As `feature_levels`: whatever student and teacher both have."""
 _LARGEST = 1e6
 """Far beyond any use."""
 
@@ -98,6 +101,11 @@ class LossSection:
         0.0, "weight of the squared difference of how alike the places of an image are in them (PWD)",
         "FeaturePairwiseTerm", features=True,
     )  # fmt: skip
+    feature_levels: str = option(
+        "encoder",
+        "levels at which the terms of features look, each the mean over them: encoder, the last; some of "
+        f"{', '.join(FEATURE_LEVELS)}, with commas; or all, those of them that student and teacher both have",
+    )
     temperature: float = option(
         1.0, "divides maps and features in CN and SN before the softmax; larger = smoother", least=1e-6, most=_LARGEST
     )
@@ -114,6 +122,28 @@ class LossSection:
     contexts: str = option(
         "range", f"how hybrid and local normalisation split the pixels: {', '.join(CONTEXTS)}", choices=CONTEXTS
     )
+
+
+def level_names(text: str) -> tuple[str, ...]:
+    """Read `feature_levels`: the names of levels, each once, or `all` alone.
+
+    Raises:
+        UsageError: there is no such level, or `all` beside others.
+
+    >>> level_names("1/8, 1/4")
+    ('1/8', '1/4')
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if names == (ALL_LEVELS,):
+        return names
+    known = ("encoder", *FEATURE_LEVELS)
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"distill: loss.feature_levels must name levels of {', '.join(known)}, or be {ALL_LEVELS}, got "
+                f"{shown(text)}{did_you_mean(name, (*known, ALL_LEVELS), otherwise='')}"
+            )
+    return names
 
 
 TERMS: dict[str, TermRow] = {

@@ -25,6 +25,7 @@ from distilldepth.models.pretrained import load_pretrained
 from distilldepth.models.recompute import recompute_layers
 from distilldepth.models.state_dict import build_to_fit, check_state
 from distilldepth.models.unit import settle_unit
+from distilldepth.words import FEATURE_LEVELS
 
 FAMILY = "depth-anything"
 _VIT = {"mlp_ratio": 4, "patch_size": 14, "image_size": 518, "head_hidden": 32, "official_positions": True}
@@ -170,8 +171,9 @@ class DepthAnythingDepth(DepthModel):
         values = self.network.head(self.network.neck(list(maps), rows, columns), rows, columns)
         if not features:
             return DepthOutput(values)
-        tokens = maps[-1][:, 1:]
-        return DepthOutput(values, {"encoder": tokens.transpose(1, 2).unflatten(2, (rows, columns))})
+        # The head enlarges or reduces its four to about these sizes; here all are on the grid of patches.
+        taps = [tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns)) for tokens in maps]
+        return DepthOutput(values, {"encoder": taps[-1]} | dict(zip(FEATURE_LEVELS, taps, strict=False)))
 
     def enable_gradient_checkpointing(self) -> None:
         recompute_layers(self.network)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distilldepth.errors import did_you_mean
-from distilldepth.models.base import DepthOutput, ModelInfo
+from distilldepth.models.base import DepthOutput, ModelInfo, pyramid
 from distilldepth.models.bounds import DEEPEST, WIDEST, listed, whole
 from distilldepth.models.families import Layout
 from distilldepth.models.preprocess import Preprocessing
@@ -234,12 +234,12 @@ class EfficientNetLiteDepth(TopDownDepth):
         """Predict for images `(B, 3, H, W)`, RGB in [0, 1], of any size.
 
         Returns:
-            Disparity `(B, H, W)`, float32 under autocast; `features["encoder"]` is the map at 1/32.
+            Disparity `(B, H, W)`, float32 under autocast; `features` are the maps at 1/4 to 1/32.
         """
         levels = self.encoder(self.normalise(images))
         used = levels[-len(self.fuse) - 1 :]
         values = self.decode(used, images.shape[-2:], again=self.encoder.again)
-        return DepthOutput(values, {"encoder": levels[-1]} if features else {})
+        return DepthOutput(values, pyramid(levels, finest=2) if features else {})
 
     def enable_gradient_checkpointing(self) -> None:
         self.encoder.again = True

@@ -22,7 +22,7 @@ from transformers import ResNetBackbone, ResNetConfig
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
 from distilldepth.errors import DistillDepthError, did_you_mean
-from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo, pyramid
 from distilldepth.models.bounds import DEEPEST, WIDEST, listed, whole
 from distilldepth.models.candidate import Candidate
 from distilldepth.models.fusion import FusionDecoder
@@ -128,8 +128,8 @@ class LeReSDepth(DepthModel):
         """Predict for images `(B, 3, H, W)`, RGB in [0, 1], of any size; official code has multiples of 32 only.
 
         Returns:
-            Depth `(B, H, W)`, the least value of every image 0.01, float32 under autocast; `features["encoder"]` is the
-            map at 1/32.
+            Depth `(B, H, W)`, the least value of every image 0.01, float32 under autocast; `features` are
+            the maps at 1/4 to 1/32.
         """
         height, width = images.shape[-2:]
         levels = self._encode(self.normalise(images))
@@ -139,7 +139,7 @@ class LeReSDepth(DepthModel):
             depth = depth.float()
         depth = resize(depth, (height, width), self.decoder.interpolation)[:, 0]
         positive = depth - depth.amin((1, 2), keepdim=True) + NEAREST
-        return DepthOutput(positive, {"encoder": levels[-1]} if features else {})
+        return DepthOutput(positive, pyramid(levels, finest=4) if features else {})
 
     def _encode(self, pixels: Tensor) -> list[Tensor]:
         """The encoder's maps, finest first; block by block, where transformers has no way to compute them again."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilldepth.models.base import DepthOutput, ModelInfo
+from distilldepth.models.base import DepthOutput, ModelInfo, pyramid
 from distilldepth.models.bounds import DEEPEST, WIDEST, listed, whole
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.models.recompute import run_block
@@ -118,8 +118,9 @@ class LightDepth(TopDownDepth):
             levels.append(x)
         for block in self.context:
             x = run_block(block, x, again=again)
-        values = self.decode([*levels[:-1], x], images.shape[-2:], again=again)
-        return DepthOutput(values, {"encoder": x} if features else {})
+        levels[-1] = x
+        values = self.decode(levels, images.shape[-2:], again=again)
+        return DepthOutput(values, pyramid(levels, finest=2) if features else {})
 
     def enable_gradient_checkpointing(self) -> None:
         self._again = True

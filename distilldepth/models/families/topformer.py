@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distilldepth.errors import did_you_mean
-from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo, pyramid
 from distilldepth.models.bounds import DEEPEST, WIDEST, listed, number, whole
 from distilldepth.models.fusion import FusionDecoder
 from distilldepth.models.preprocess import Preprocessing, resize
@@ -300,7 +300,8 @@ class TopFormerDepth(DepthModel):
         """Predict for images `(B, 3, H, W)`, RGB in [0, 1], of any size; training needs more than 64 x 64 or B > 1.
 
         Returns:
-            Disparity `(B, H, W)`, float32 under autocast; `features["encoder"]` is the map at 1/32.
+            Disparity `(B, H, W)`, float32 under autocast; `features` are the maps at 1/4 to 1/32,
+            as the decoder takes them.
         """
         height, width = images.shape[-2:]
         levels = self.encoder(self.normalise(images))
@@ -309,7 +310,7 @@ class TopFormerDepth(DepthModel):
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
         disparity = _resize(logits.sigmoid(), images.shape[-2:])[:, 0]
-        return DepthOutput(disparity, {"encoder": levels[-1]} if features else {})
+        return DepthOutput(disparity, pyramid(levels, finest=4) if features else {})
 
     def enable_gradient_checkpointing(self) -> None:
         self.encoder.again = self.decoder.again = True
