@@ -36,6 +36,8 @@ class ModelInfo:
     """Hub id, path or `bundled`."""
     notes: tuple[str, ...] = ()
     """Things a user must be told, for example that a bundled stand-in is used."""
+    max_depth: float | None = None
+    """Metres at which a metric network saturates; None where there are none, or its family keeps them to itself."""
 
     def __post_init__(self) -> None:
         for name in ("name", "family", "licence", "source"):
@@ -97,6 +99,8 @@ class DepthModel(nn.Module):
     """How images are resized and normalised before the network sees them."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     """The layout of images and weights in which the network is fastest on a CPU."""
+    views: int = 1
+    """How many images of a scene the network sees at once, along the channels: left and right where it is 2."""
     _mean: Tensor
     _std: Tensor
     _frozen: bool = False
