@@ -189,9 +189,9 @@ class Swin(SwinBackbone):
                     x = _run_swin(block, x)
             maps.append(norm(x))
             if stage.downsample is not None:
-                height, width = x.shape[1:3]
-                x = stage.downsample(x.flatten(1, 2), (height, width))
-                x = x.unflatten(1, (-(-height // 2), -(-width // 2)))
+                # Four neighbours as channels, columns before rows.
+                pairs = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
+                x = stage.downsample.reduction(stage.downsample.norm(pairs.flatten(3)))
         return maps
 
 
