@@ -474,11 +474,14 @@ def test_the_command_line(state, small):
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code != 0
     assert "--model-max-depth METRES" in done.output
-    done = CliRunner().invoke(cli, [*arguments, "--model-max-depth", "80"])
-    assert done.exit_code == 0, done.output
-    predicted = np.load("a.npy")
-    assert predicted.shape == (100, 150)
-    np.testing.assert_allclose(predicted, small.predict("a.png", size=64).values, rtol=1e-4)
+    for spec in ("last.ckpt", "newcrfs@last.ckpt"):
+        arguments[-3] = spec
+        done = CliRunner().invoke(cli, [*arguments, "--overwrite", "--model-max-depth", "80"])
+        assert done.exit_code == 0, done.output
+        assert ": metric_depth" in done.stderr
+        predicted = np.load("a.npy")
+        assert predicted.shape == (100, 150)
+        np.testing.assert_allclose(predicted, small.predict("a.png", size=64).values, rtol=1e-4)
 
 
 def test_official_crops_are_seen_as_they_are(small):

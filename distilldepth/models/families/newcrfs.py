@@ -652,5 +652,6 @@ def _settle_metres(candidate: Candidate) -> float:
         return pinned.max_depth
     raise DistillDepthError(
         f"load_model: {path} is a NeWCRFs network and does not say its max_depth; give the metres of its training, "
-        "--model-max-depth METRES (in Python max_depth=METRES): officially 80 for KITTI, 10 for NYUv2"
+        "--model-max-depth METRES (in Python max_depth=METRES), officially 80 for KITTI and 10 for NYUv2, or name the "
+        "file after one of these"
     )
