@@ -124,7 +124,7 @@ def model_max_depth_option(function: F) -> F:
         type=click.FloatRange(min=0, min_open=True),
         default=None,
         metavar="METRES",
-        help="--model is a file of a metric Depth Anything, trained up to this depth (as dav2-metric:METRES@FILE).",
+        help="--model is a file of NeWCRFs or a metric Depth Anything, trained up to this depth (as dav2-metric:METRES@FILE).",
     )(function)
 
 
@@ -133,7 +133,7 @@ def with_max_depth(model: str, metres: float | None) -> str:
     if metres is None:
         return model
     name, at, path = model.partition("@")
-    if at and name not in ("dav2", "dav2-metric"):
+    if at and name not in ("dav2", "dav2-metric", "newcrfs"):
         raise UsageError(f"--model-max-depth: '{name}' says itself what its numbers are; leave one of the two out")
     if not at and "/" not in model and not Path(model).exists() and not Path(model).suffix:
         raise UsageError(f"--model-max-depth needs a file of weights, and '{model}' says itself what its numbers are")

@@ -15,6 +15,8 @@ from test_checkpoints import changed
 from test_depth_anything import official_state, tiny_network
 from test_leres import SMALL, official_file
 from test_leres import official_state as official_leres
+from test_newcrfs import SMALL as SMALL_NEWCRFS
+from test_newcrfs import official_state as official_newcrfs
 
 from distilldepth.models import load_model
 
@@ -96,6 +98,7 @@ MAKERS = {
     "two different copies of equal rank": lambda: saved({"model": state(), "best_model": changed(state())}),
     "another network": lambda: saved({"model": {"conv1.weight": torch.ones(2)}, "epoch": 3}),
     "LeReS with a ResNeXt, `res101.pth`": lambda: saved(official_file(grouped())),
+    "NeWCRFs without a max_depth": lambda: saved(official_newcrfs(SMALL_NEWCRFS)),
     "no weights inside": lambda: saved({"epoch": 3}),
     "tensor missing": lambda: saved(without("depth_head.scratch.output_conv1.bias")),
     "weights that are NaN": lambda: saved(changed(state(), float("nan"))),

@@ -36,6 +36,8 @@ class ModelInfo:
     """Hub id, path or `bundled`."""
     notes: tuple[str, ...] = ()
     """Things a user must be told, for example that a bundled stand-in is used."""
+    max_depth: float | None = None
+    """Metres at which a metric network saturates; None where there are none, or its family keeps them to itself."""
 
     def __post_init__(self) -> None:
         for name in ("name", "family", "licence", "source"):
@@ -111,6 +113,8 @@ class DepthModel(nn.Module):
     folds: ClassVar[Mapping[type[nn.Module], tuple[str, str]]] = {}
     """Layers that pass a convolution's output on to a batch normalisation and nowhere else: their class, and what they
     call the two. Where a class states it, `nn.Sequential` counts too, and inference makes one layer of them."""
+    views: int = 1
+    """How many images of a scene the network sees at once, along the channels: left and right where it is 2."""
     _mean: Tensor
     _std: Tensor
     _frozen: bool = False

@@ -33,8 +33,8 @@ class Request:
         """Raise UsageError if a unit was told for something that says its own."""
         if self.quantity is not None:
             raise UsageError(
-                f"load_model: {what} is no Depth Anything file of weights and says itself what its numbers are; leave "
-                "max_depth out"
+                f"load_model: {what} is no Depth Anything or NeWCRFs file of weights and says itself what its numbers "
+                "are; leave max_depth out"
             )
 
 

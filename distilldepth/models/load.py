@@ -57,8 +57,9 @@ def load_model(
         offline: never touch the network; `HF_HUB_OFFLINE=1` says the same.
         base: repository or folder with the VAE of a latent model whose own folder has none; None for
             `$DISTILLDEPTH_SD_BASE` or the public default.
-        max_depth: metres at which a metric Depth Anything file saturates (its values are sigmoid * max_depth), the
-            number that it was trained with; makes the file a metric one. None for what the file or its name says.
+        max_depth: metres at which a file of NeWCRFs or a metric Depth Anything saturates (its values are sigmoid *
+            max_depth), the number that it was trained with; makes a Depth Anything file a metric one. None for what
+            the file or its name says.
 
     Returns:
         The model; `info.notes` says what a user must be told, for example what was assumed of a file that does not

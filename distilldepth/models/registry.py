@@ -49,6 +49,7 @@ FAMILIES: dict[str, FamilyRow] = {
         "depth_anything", reads=True, files="Depth Anything V2 or Distill-Any-Depth", takes_max_depth=True
     ),
     "leres": FamilyRow("leres", reads=True, files="LeReS"),
+    "newcrfs": FamilyRow("newcrfs", reads=True, files="NeWCRFs", takes_max_depth=True),
     "transformers": FamilyRow("transformers_depth", reads=True),
     "marigold": FamilyRow("marigold", reads=True, samples=True),
     "latent": FamilyRow("latent", reads=True),
@@ -184,6 +185,24 @@ def _leres() -> Iterator[Entry]:
     )
 
 
+def _newcrfs() -> Iterator[Entry]:
+    published = partial(
+        Entry,
+        family="newcrfs",
+        quantity="metric_depth",
+        parameters=270_444_877,
+        licence="MIT",
+        variant="large",
+        page="github.com/aliyun/NeWCRFs",
+    )
+    yield published("newcrfs-large", role="both", files=("model_kittieigen.ckpt",), max_depth=80)
+    yield published("newcrfs-large-nyu", role="teacher", files=("model_nyu.ckpt",), max_depth=10)
+    student = partial(Entry, role="student", quantity="metric_depth", licence="Apache-2.0")
+    yield student("newcrfs-micro", "newcrfs", parameters=4_575_513, variant="micro")
+    yield student("newcrfs-tiny", "newcrfs", parameters=88_455_283, variant="tiny")
+    yield student("newcrfs-base", "newcrfs", parameters=139_981_297, variant="base")
+
+
 def _latent() -> Iterator[Entry]:
     stable_diffusion = 865_910_724 + 83_653_863
     for kind in ("disparity", "depth"):
@@ -282,7 +301,7 @@ def _students() -> Iterator[Entry]:
 
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
-    for entries in (_bundled, _depth_anything, _latent, _marigold, _leres, _transformers, _students)
+    for entries in (_bundled, _depth_anything, _latent, _marigold, _leres, _newcrfs, _transformers, _students)
     for entry in entries()
 }
 
@@ -293,6 +312,7 @@ ALIASES = {
     "lotus": "lotus-disparity",
     "marigold": "marigold-v1-1",
     "leres": "leres-r50",
+    "newcrfs": "newcrfs-large",
     "dpt": "dpt-large",
     "midas": "dpt-large",
     "zoedepth": "zoedepth-nyu-kitti",
