@@ -97,6 +97,8 @@ class DepthModel(nn.Module):
     """How images are resized and normalised before the network sees them."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     """The layout of images and weights in which the network is fastest on a CPU."""
+    views: int = 1
+    """How many images of a scene the network sees at once, along the channels: left and right where it is 2."""
     _mean: Tensor
     _std: Tensor
     _frozen: bool = False
