@@ -8,13 +8,16 @@ from distilldepth.losses.aligned_log import aligned_log_loss
 from distilldepth.losses.anchor import anchor_loss
 from distilldepth.losses.channel_mse import channel_mse_loss, mse_loss
 from distilldepth.losses.feature import feature_loss
+from distilldepth.losses.focal import focal_depth_loss
 from distilldepth.losses.geometric import depths_to_compare, geometric_loss
 from distilldepth.losses.gradient import gradient_loss
 from distilldepth.losses.largest_errors import without_largest_errors
 from distilldepth.losses.normalise import center_and_spread, normalise
 from distilldepth.losses.pairwise import pairwise_loss
 from distilldepth.losses.pixel import l1_loss, ssi_loss
+from distilldepth.losses.silog import silog_loss
 from distilldepth.losses.spatial_kl import spatial_kl_loss
+from distilldepth.losses.uncertainty import feature_uncertainty_loss, response_uncertainty_loss
 from distilldepth.ops import channel_kl_loss, crop_ssi_loss, hybrid_norm_loss
 
 _ELSEWHERE = {
@@ -36,6 +39,8 @@ __all__ = [
     "depths_to_compare",
     "distill_any_depth_objective",
     "feature_loss",
+    "feature_uncertainty_loss",
+    "focal_depth_loss",
     "geometric_loss",
     "gradient_loss",
     "hybrid_norm_loss",
@@ -43,6 +48,8 @@ __all__ = [
     "mse_loss",
     "normalise",
     "pairwise_loss",
+    "response_uncertainty_loss",
+    "silog_loss",
     "spatial_kl_loss",
     "ssi_loss",
     "without_largest_errors",

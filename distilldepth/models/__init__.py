@@ -9,6 +9,7 @@ from __future__ import annotations
 from distilldepth.lazy import lazy_names
 
 _NAMES = {
+    "AttentionAdapter": "distilldepth.models.attention_adapter",
     "BundledModelWarning": "distilldepth.models.load",
     "CheckpointWarning": "distilldepth.models.load",
     "DepthModel": "distilldepth.models.base",

@@ -16,7 +16,7 @@ import torch
 from distilldepth.errors import DistillDepthError, shown
 from distilldepth.images.decode import check_regular
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 _AGAIN = "download or copy it again"
 _BEGINNINGS = (

@@ -56,6 +56,7 @@ FAMILIES: dict[str, FamilyRow] = {
     "light": FamilyRow("light"),
     "topformer": FamilyRow("topformer"),
     "efficientnet-lite": FamilyRow("efficientnet_lite"),
+    "psmnet": FamilyRow("psmnet", reads=True, files="PSMNet"),
     "python": FamilyRow("python", prefix=PYTHON_PREFIX),
 }
 """Every family, in the order in which they are asked about what lies on disk."""
@@ -288,6 +289,20 @@ def _transformers() -> Iterator[Entry]:
         yield Entry(name, "transformers", "teacher", "metric_depth", parameters, licence, hub_id=hub)
 
 
+def _psmnet() -> Iterator[Entry]:
+    yield Entry(
+        "psmnet-kitti2015",
+        "psmnet",
+        "teacher",
+        "disparity",
+        5_224_768,
+        "non-commercial, trained on KITTI (CC BY-NC-SA 3.0)",
+        "stacked-hourglass",
+        files=("pretrained_model_KITTI2015.tar",),
+        page="github.com/JiaRenChang/PSMNet",
+    )
+
+
 def _students() -> Iterator[Entry]:
     student = partial(Entry, role="student", quantity="disparity", licence="Apache-2.0")
     yield student("light-mini", "light", parameters=3_894_873, variant="mini")
@@ -301,7 +316,7 @@ def _students() -> Iterator[Entry]:
 
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
-    for entries in (_bundled, _depth_anything, _latent, _marigold, _leres, _newcrfs, _transformers, _students)
+    for entries in (_bundled, _depth_anything, _latent, _marigold, _leres, _newcrfs, _transformers, _psmnet, _students)
     for entry in entries()
 }
 
@@ -317,6 +332,7 @@ ALIASES = {
     "midas": "dpt-large",
     "zoedepth": "zoedepth-nyu-kitti",
     "glpn": "glpn-nyu",
+    "psmnet": "psmnet-kitti2015",
     "topformer": "topformer-base",
     "light": "light-mini",
     "efficientnet-lite": "efficientnet-lite0",
