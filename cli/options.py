@@ -124,7 +124,7 @@ def model_max_depth_option(function: F) -> F:
         type=click.FloatRange(min=0, min_open=True),
         default=None,
         metavar="METRES",
-        help="Depth up to which --model, a file of NeWCRFs or a metric Depth Anything (dav2-metric:METRES@FILE), was trained.",
+        help="Largest depth of --model, a file of NeWCRFs or a metric Depth Anything (dav2-metric:METRES@FILE).",
     )(function)
 
 
