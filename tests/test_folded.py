@@ -104,6 +104,23 @@ def test_in_float32_they_are_equal_up_to_rounding(family):
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
+def test_under_autocast_weights_come_in_its_dtype(family):
+    """What autocast would make of them at every call, and about as far from the truth as separate layers."""
+    model, truth = make(family), make(family, torch.float64)
+    with torch.inference_mode():
+        exact = truth(images(64, 96).double()).values.double()
+        with torch.autocast("cpu", torch.bfloat16):
+            apart = model(images(64, 96)).values.double()
+            cast = fold_norms(model)(images(64, 96)).values.double()
+            folded = fold_norms(model, torch.bfloat16)
+            found = folded(images(64, 96)).values.double()
+    assert sum(p.dtype == torch.bfloat16 for p in folded.parameters()) == 2 * norms(model)
+    torch.testing.assert_close(found, cast)
+    assert (found - exact).abs().mean() <= 5 * (apart - exact).abs().mean() + 1e-3 * exact.abs().max()
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
 def test_the_model_stays_as_it_was(family):
     model = make(family).train()
     if model.has_encoder_statistics:

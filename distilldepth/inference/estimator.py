@@ -106,7 +106,8 @@ class Estimator:
     def __enter__(self) -> Estimator:
         self._was_training = self.model.training
         self.model.eval()
-        self._network = fold_norms(self.model)
+        reduced = self.precision != "float32"
+        self._network = fold_norms(self.model, getattr(torch, self.precision) if reduced else None)
         self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="distilldepth-io")
         return self
 
