@@ -94,6 +94,18 @@ def test_what_comes_out_is_the_network_that_was_trained_at_the_size_of_the_rando
     assert script["spread"](read) == pytest.approx(script["spread"](PointNet()), rel=0.02)
 
 
+def test_what_features_ask_for_is_held_against_what_is_wanted(script, tmp_path):
+    script["finish"](tmp_path, PointNet(2), {}, [{"held_out_accuracy": 0.5, "cpu_s": 1.0}])
+    script["gradients"](tmp_path, 2, tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [row["of"] for row in rows] == ["position", "random", "random-1", "trained"] * len(script["DISTURBED"])
+    assert all(row["value"] > 0 and row["norm"] > 0 and -1 <= row["cosine"] <= 1 for row in rows)
+    # A step against the gradient of the points brings a map that is little disturbed nearer to the teacher's.
+    assert rows[0]["cosine"] > 0.1
+    values = [[row["value"] for row in rows if row["of"] == name] for name in ("position", "random")]
+    assert all(each == sorted(each) for each in values), "more disturbed is farther"
+
+
 def test_the_losses_are_measured_beside_a_step(monkeypatch, tmp_path, capsys):
     names = runpy.run_path(str(FOLDER / "label_free_losses.py"))
     out = tmp_path / "out.json"
