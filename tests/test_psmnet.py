@@ -405,9 +405,10 @@ def test_official_files_load(state, wrapped):
     assert not model.training
     named = load_model(f"psmnet@{name}")
     assert "non-commercial" in named.info.licence
-    for key, tensor in convert_official(state)[0].items():
-        assert torch.equal(model.state_dict()[key], tensor), key
-        assert torch.equal(named.state_dict()[key], tensor), key
+    expected = convert_official(state)[0]
+    for loaded in (model.state_dict(), named.state_dict()):
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.items())
 
 
 def test_files_that_count_batches_are_taken_for_later_ones(state):

@@ -105,7 +105,8 @@ class AttentionAdapter(nn.Module):
         if any(margin):
             inside = torch.ones(1, 1, height, width, dtype=torch.bool, device=features.device)
             there = windows(inside).transpose(2, 3)
-        mixed = self._attend(*(windows(x) for x in (self.query(features), self.key(features), features)), there)
+        query, key, value = windows(self.query(features)), windows(self.key(features)), windows(features)
+        mixed = self._attend(query, key, value, there)
         mixed = mixed.view(batch, rows, columns, WINDOW, WINDOW, -1).permute(0, 5, 1, 3, 2, 4)
         return mixed.reshape(batch, -1, rows * WINDOW, columns * WINDOW)[..., :height, :width]
 
