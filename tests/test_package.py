@@ -33,7 +33,7 @@ LAYERS = (
     {"folders", "device", "native"},
     {"ops"},
     {"losses", "metrics", "alignment", "formats", "bench"},
-    {"pages", "scenes"},
+    {"pages", "scenes", "sparse"},
     {"images"},
     {"datasets"},
     {"models"},

@@ -264,7 +264,7 @@ def _refuse_to_leave_out(
 
 def feature_widths(model: DepthModel | None) -> dict[str, int]:
     """Return the channels of a model's encoder features by level, empty if it offers none."""
-    if model is None:
+    if model is None or model.takes_points or model.views > 1:
         return {}
     was_training = model.training
     device = next(model.buffers()).device  # Every model has some; a callable has no parameters.

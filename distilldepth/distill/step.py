@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class DistillationStep(nn.Module):
     def forward(self, regions: Regions, label: PseudoLabel) -> StepOutputs:
         """Run the student on the regions' images, and weigh what it says against the label."""
         with self._watch("student"):
-            output = self.run_student(regions.image, features=label.features.keys())
+            output = self.run_student(regions, features=label.features.keys())
             prediction = output.values
         with self._watch("loss"):
             batch = len(prediction)
@@ -88,11 +89,15 @@ class DistillationStep(nn.Module):
                 loss, terms, skipped.sum(), center, (detached - center).abs().mean(), detached.abs().amax()
             )
 
-    def run_student(self, images: Tensor, *, features: Collection[str]) -> DepthOutput:
-        """Return what the student says of images `(B, 3, H, W)` in [0, 1] of any size, its map at that size.
+    def run_student(self, regions: Regions, *, features: Collection[str]) -> DepthOutput:
+        """Return what the student says of the images `(B, 3, H, W)` in [0, 1] of regions, of any size, at that size.
 
         `features` are the levels of its features that are wanted too.
         """
+        images = regions.image
+        if self.student.takes_points:
+            points = {"sparse": regions.sparse, "aligned": regions.aligned}
+            return self._run_in_parts(images, features=features, **points)
         height, width = images.shape[-2:]
         preprocessing = self.student.preprocessing
         inner = nearest_size(height, width, preprocessing.multiple)
@@ -101,16 +106,24 @@ class DistillationStep(nn.Module):
             output = self._run_in_parts(images, features=features)
         return replace(output, values=restore(output.values, (height, width), preprocessing))
 
-    def _run_in_parts(self, images: Tensor, *, features: Collection[str]) -> DepthOutput:
-        network = self._compiled or self.student
+    def _run_in_parts(self, images: Tensor, *, features: Collection[str], **points: Tensor | None) -> DepthOutput:
+        network, count = self._compiled or self.student, len(images)
 
-        def run(part: Tensor) -> DepthOutput:
-            return network(part, features=bool(features)).only(features)
+        def run(part: Tensor, **points_of_part: Tensor | None) -> DepthOutput:
+            return network(part, features=bool(features), **points_of_part).only(features)
 
-        count = len(images)
         if self.at_once is None or self.at_once >= count:
-            return run(images)
-        parts = [recompute(run, part, module=self.student) for part in images.tensor_split(-(-count // self.at_once))]
+            return run(images, **points)
+        pieces = -(-count // self.at_once)
+        given = {name: values.tensor_split(pieces) for name, values in points.items() if values is not None}
+        parts = [
+            recompute(
+                partial(run, **{name: values[place] for name, values in given.items()}),
+                part,
+                module=self.student,
+            )
+            for place, part in enumerate(images.tensor_split(pieces))
+        ]
         return DepthOutput(
             torch.cat([part.values for part in parts]),
             {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].features},

@@ -115,6 +115,8 @@ class DepthModel(nn.Module):
     call the two. Where a class states it, `nn.Sequential` counts too, and inference makes one layer of them."""
     views: int = 1
     """How many images of a scene the network sees at once, along the channels: left and right where it is 2."""
+    takes_points: ClassVar[bool] = False
+    """Whether it completes depth that is known at some points, and predicts nothing without."""
     _mean: Tensor
     _std: Tensor
     _frozen: bool = False
