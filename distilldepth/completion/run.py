@@ -96,7 +96,8 @@ def complete_files(
         ValueError: names or options that contradict each other, existing outputs under `refuse`, or points that do not
             say their unit.
         OSError: the output cannot be written.
-        DistillDepthError: a model cannot be loaded, no image has points, or none of several images can be read.
+        DistillDepthError: a model cannot be loaded, no image has points, none of several images can be read, or a
+            single one or its points cannot be.
         TypeError: no such option.
     """
     offline: bool = others.pop("offline", False)
@@ -114,7 +115,7 @@ def complete_files(
     check_png_scale(options.png_scale)
     outputs = open_outputs(jobs, Path(out), is_file, existing, "complete")
     check_any_readable([job.source for job in jobs])
-    _check_first_points(jobs[0], options)
+    _check_points(jobs, options)
     completer = Completer(model, options, align=options.align, align_only=options.align_only, offline=offline)
     if options.size is not None or options.resize_policy is not None:
         completer.check_size()
@@ -162,11 +163,13 @@ def _describe(read: _Source) -> dict[str, Any]:
     return {"points_from": str(read.path), "points": int((read.points > 0).sum())}
 
 
-def _check_first_points(job: Job, options: CompleteOptions) -> None:
+def _check_points(jobs: Sequence[Job], options: CompleteOptions) -> None:
     """Find a missing or contradicting scale before a model is loaded, and not once per image."""
     try:
-        _read(options.sparse_scale, job)
+        _read(options.sparse_scale, jobs[0])
     except UsageError:
         raise
     except FAILURES:
-        return  # Of this image alone; it is told when its turn comes.
+        if len(jobs) == 1:
+            raise
+        # Else of this image alone: it is told when its turn comes.
