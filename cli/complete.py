@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -61,26 +61,16 @@ def complete(
     inputs: tuple[str, ...],
     sparse: str,
     out: str,
-    sparse_scale: float | None,
     model: str,
     model_max_depth: float | None,
-    align: str | None,
-    align_only: bool,
     formats: tuple[tuple[str, ...], ...],
-    png_scale: float | None,
-    colormap: str,
-    percentiles: tuple[float, float],
     fov: float | None,
     intrinsics: tuple[float, float, float, float] | None,
-    resize_policy: str | None,
-    size: int | None,
-    batch_size: int,
-    device: str,
-    precision: str,
     skip_existing: bool,
     overwrite: bool,
     json_file: str | None,
     offline: bool,
+    **how: Any,
 ) -> None:
     """Complete depth that is known at some pixels of photographs.
 
@@ -95,8 +85,9 @@ def complete(
     points of its name; one without, or points without a photograph, are listed at the end like bad files, the rest is
     done, and the exit code is 1.
     """
+    # What is in `how` bears the names of `CompleteOptions`.
     existing = outputs.chosen_existing(skip_existing, overwrite)
-    outputs.check_ranges(fov, intrinsics, percentiles, (1.0, 10.0))
+    outputs.check_ranges(fov, intrinsics, how["percentiles"], (1.0, 10.0))
     options.check_json_target(json_file, (*inputs, sparse, out, model, Path(model, "config.json")))
 
     from distilldepth.completion import CompleteOptions, complete_files
@@ -117,23 +108,10 @@ def complete(
             model=options.with_max_depth(model, model_max_depth),
             formats=[name for words in formats for name in words] or None,
             existing=existing,
-            options=CompleteOptions(
-                resize_policy=resize_policy,
-                size=size,
-                batch_size=batch_size,
-                device=device,
-                precision=precision,
-                png_scale=png_scale,
-                colormap=colormap,
-                percentiles=percentiles,
-                point_cloud=PointCloudOptions(60.0 if fov is None else fov, intrinsics),
-                sparse_scale=sparse_scale,
-                align=align,
-                align_only=align_only,
-            ),
+            options=CompleteOptions(point_cloud=PointCloudOptions(fov or 60.0, intrinsics), **how),
             offline=offline,
             start=start,
         )
-    outputs.tell(report, out, png_scale)
+    outputs.tell(report, out, how["png_scale"])
     options.write_json(report.to_dict(), json_file)
     options.end_with_failures(report.failures, len(report.written) + len(report.skipped) + len(report.failures))
