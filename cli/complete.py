@@ -77,7 +77,7 @@ def complete(
     \b
     distilldepth complete img.jpg --sparse points.txt -o dense.png
     distilldepth complete photos/ --sparse points/ -o dense/ --as npy,color
-    distilldepth complete img.png --sparse lidar.png --sparse-scale 256 -o dense.npy
+    distilldepth complete img.png --sparse lidar.png --sparse-scale 256 -o d.npy
 
     A depth model says what is near and what is far, its map is brought to the metres of the points, and a completion
     network corrects it by points and photograph. The result is depth in metres at every pixel. Points lie on the

@@ -30,7 +30,7 @@ GUIDE = "distilldepth-mini"
 """The model that it was trained to correct."""
 ALIGN = "local"
 """How maps are aligned where no network says how it wants them: over held-out procedural scenes with 2 % noise and 2 %
-outliers the best of all at 10, 100 and 500 points, in RMSE and AbsRel."""
+outliers the best of all at 10, 100 and 500 points, in RMSE and AbsRel (benchmarks/alignment.py)."""
 
 
 class HasPoints(Protocol):
