@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -54,16 +55,9 @@ class GivenPoints:
             raise UsageError(f"evaluate: seed must be a whole number from 0 to {_LARGEST_SEED}, got {shown(seed)}")
         return cls(parse_points(points), score, seed)
 
-    def describe(self) -> str:
-        """Return the line that stands below the protocol's.
-
-        >>> GivenPoints(Points("random", 500)).describe()
-        '500 random points of the truth are given (seed 0); scored: pixels with truth that were not given'
-        """
-        count, kind = self.points.count, self.points.kind
-        words = {"random": "random points", "lines": "lines", "keypoints": "keypoints"}[kind]
-        scored = "pixels with truth that were not given" if self.score == "unseen" else "every pixel with truth"
-        return f"{count} {words} of the truth are given (seed {self.seed}); scored: {scored}"
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dictionary for JSON: `points` as they are typed, `score` and `seed`."""
+        return {"points": str(self.points), "score": self.score, "seed": self.seed}
 
     def draw(self, frame: str, image: np.ndarray, truth: Truth) -> Drawn:
         """Draw the points of a frame and leave them out of the truth.
@@ -84,7 +78,7 @@ class GivenPoints:
         if not truth.is_metric:
             raise DistillDepthError("the ground truth has no unit (no focal_px and baseline_m), so no points in metres")
         known = np.where(truth.valid, truth.depth, 0)
-        self._check_enough(np.count_nonzero(known > 0), known.shape[0])
+        self._check_enough(int(np.count_nonzero(known > 0)), known.shape[0])
         drawn = draw_points(known, self.points, self._generator(frame), image=_resized(image, known.shape))
         if np.count_nonzero(drawn) < 2:
             raise DistillDepthError(f"fewer than two points of {self.points} lie on pixels with ground truth")
@@ -137,5 +131,3 @@ def _place(points: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     placed = np.zeros(size, np.float32)
     placed[rows[row[order]], columns[column[order]]] = metres[order]
     return placed
-
-

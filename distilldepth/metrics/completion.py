@@ -53,8 +53,6 @@ def completion_metrics(
     counted = kept.to(home).flatten(1)
     d, g = (torch.where(counted, maps.to(home).double().flatten(1), 1) for maps in (depth, target))
     ratio = torch.maximum(d / g, g / d)
-    scores = {
-        name: ((ratio < factor) & counted).sum(1).double() / counted.sum(1) for name, factor in FACTORS.items()
-    }
+    scores = {name: ((ratio < factor) & counted).sum(1).double() / counted.sum(1) for name, factor in FACTORS.items()}
     scores["whdr"] = torch.as_tensor(whdr(depth, target, kept)).to(home)
     return {name: float(values[0]) for name, values in scores.items()} if single else scores
