@@ -97,6 +97,8 @@ class DepthModel(nn.Module):
     """How images are resized and normalised before the network sees them."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     """The layout of images and weights in which the network is fastest on a CPU."""
+    takes_points: ClassVar[bool] = False
+    """Whether it completes depth that is known at some points, and predicts nothing without."""
     _mean: Tensor
     _std: Tensor
     _frozen: bool = False

@@ -51,6 +51,16 @@ def word(*choices: Any) -> Check:
     return check
 
 
+def text(least: int, most: int) -> Check:
+    """A text of `least` to `most` characters."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, str) or not least <= len(value) <= most:
+            raise ValueError(f"{name} must be a text of {least} to {most} characters, got {shown(value)}")
+
+    return check
+
+
 flag: Check = word(True, False)
 """True or False."""
 

@@ -55,6 +55,7 @@ FAMILIES: dict[str, FamilyRow] = {
     "light": FamilyRow("light"),
     "topformer": FamilyRow("topformer"),
     "efficientnet-lite": FamilyRow("efficientnet_lite"),
+    "completion": FamilyRow("completion"),
     "python": FamilyRow("python", prefix=PYTHON_PREFIX),
 }
 """Every family, in the order in which they are asked about what lies on disk."""
@@ -271,6 +272,7 @@ def _transformers() -> Iterator[Entry]:
 
 def _students() -> Iterator[Entry]:
     student = partial(Entry, role="student", quantity="disparity", licence="Apache-2.0")
+    yield student("completion-mini", "completion", quantity="metric_depth", parameters=0, variant="mini")
     yield student("light-mini", "light", parameters=3_894_873, variant="mini")
     yield student("topformer-tiny", "topformer", parameters=2_260_817, variant="tiny")
     yield student("topformer-small", "topformer", parameters=4_636_817, variant="small")
