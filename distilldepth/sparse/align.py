@@ -19,14 +19,14 @@ LEAST_OFF = 0.02
 """A point that is off by no more than this share of its value is never left out."""
 GATHERED_ON = ("cpu",)
 """Kinds of device on which counting points makes nobody wait."""
-LOCAL_GRID = 16
-"""Nodes of `local` along the longer side of the map; the shorter has as many as keep the cells square."""
-LOCAL_POINTS = 16.0
-"""Points that a Gaussian of `local` holds where they are spread evenly: its width follows from their number."""
-LOCAL_WIDEST, LOCAL_NARROWEST = 0.5, 0.06
-"""Bounds of that width, shares of the map's longer side."""
-LOCAL_PRIOR = 4.0
-"""How many points the global fit counts for at each node: it stays where fewer are near."""
+LOCAL_CELLS = 64
+"""Cells of `local` along the longer side of the map; the shorter has as many as keep them square."""
+LOCAL_SPREADS = (0.4, 0.2, 0.1, 0.05, 0.025)
+"""Widths (deviations) of its Gaussians, shares of the longer side: each fits what the ones before left over."""
+LOCAL_PRIOR = 0.5
+"""How many points the fit so far counts for at each cell: it stays where fewer are near."""
+LOCAL_SOFT = 3.0
+"""A point that is off by so many deviations counts half in the next fit, more of them less."""
 
 
 def align_to_points(relative: Tensor, sparse: Tensor, *, quantity: str, method: str = "least-squares") -> Tensor:
@@ -37,9 +37,9 @@ def align_to_points(relative: Tensor, sparse: Tensor, *, quantity: str, method: 
     - `trimmed`: the same over the points whose error, as a share of t, is at most 3 deviations (1.4826 times the
       median of those errors), found in 6 rounds that begin with all points;
     - `ransac`: the same over the points within 10 % of the line through two of them that most are within 10 % of;
-    - `local`: what `trimmed` leaves over is fitted again at the nodes of a coarse grid, each with Gaussian weights of
-      distance, and the corrections are interpolated between them; the global fit counts for 4 points at each node, so
-      that it remains where points are few or far.
+    - `local`: what `trimmed` leaves over is fitted again at the cells of a coarse grid, each with Gaussian weights of
+      distance, wide ones first and then narrower ones; the fit so far counts for half a point, so that it remains
+      where points are few or far. Errors count by 1 / t, and a point the less the more it is off.
     A scale that comes out negative is not taken: the map is then the mean of t. Depth is held between half of the
     nearest point and twice the furthest (of those that the fit has kept), so that a disparity near 0 cannot
     explode. All but `ransac` run without waiting for the device.
@@ -97,6 +97,7 @@ def _aligned(relative: Tensor, sparse: Tensor, inverse: bool, method: str) -> Te
     values, wanted, held, place = _points(relative, sparse, kept)
     if inverse:
         wanted = 1 / wanted
+    every = held
     if method in ("trimmed", "local"):
         scale, shift, held = _trimmed(values, wanted, held)
     else:
@@ -107,7 +108,7 @@ def _aligned(relative: Tensor, sparse: Tensor, inverse: bool, method: str) -> Te
     high = torch.where(held, wanted, 0).amax(1)
     low, high = torch.where(low > high, 1, low), torch.where(low > high, 1, high)
     if method == "local":
-        scale, shift = _local(values, wanted, held, place, (scale, shift), relative.shape[1:])
+        scale, shift = _local(values, wanted, every, place, (scale, shift), relative.shape[1:])
     else:
         scale, shift = scale[:, None, None], shift[:, None, None]
     # The sums were made in float64; one multiplication over the whole map needs no more than float32.
@@ -187,45 +188,46 @@ def _local(
 ) -> tuple[Tensor, Tensor]:
     """Maps `(B, H, W)` of scale and shift.
 
-    At a node, over the points i with weights w_i, and n points' worth of the global fit, whose values have variance v,
+    At a cell, over the points i with weights w_i, and n points' worth of the fit so far, whose values have variance v,
 
         argmin sum_i w_i (ds (x_i - mean) + dc - r_i)^2 + n (ds^2 v + dc^2)
 
-    where r_i is what the global fit leaves over. Errors count as shares of the depth: w_i has 1 / t_i^2 in it.
+    where r_i is what that fit leaves over. Points are first summed up by cell, so that a width costs two small products
+    of matrices, whatever the number of points and pixels.
     """
     height, width = size
-    scale, shift = fit
-    number = held.sum(1).clamp(min=1)
-    side = max(height, width)
-    nodes = [max(2, round(LOCAL_GRID * length / side)) for length in size]
-    spread = (LOCAL_POINTS * height * width / (2 * torch.pi * number)).sqrt()
-    spread = spread.clamp(LOCAL_NARROWEST * side, LOCAL_WIDEST * side)
-    weight = torch.where(held, 1 / wanted.square(), 0)
-    weight = weight * (number / weight.sum(1).clamp(min=torch.finfo(weight.dtype).tiny))[:, None]
-    mean = (weight * values).sum(1) / number
-    moved = torch.where(held, values - mean[:, None], 0)
-    variance = ((weight * moved.square()).sum(1) / number).clamp(min=1e-12)
-    rest = torch.where(held, wanted - scale[:, None] * values - shift[:, None], 0)
-
-    def near(count: int, length: int) -> Tensor:
-        """Gaussian weights `(B, 1, count, length)` along one axis."""
-        centers = (torch.arange(count, device=spread.device, dtype=torch.float64) + 0.5) * (length / count) - 0.5
-        far = centers[:, None] - torch.arange(length, device=spread.device)
-        return torch.exp(-0.5 * (far / spread[:, None, None]).square())[:, None]
-
-    terms = torch.stack((weight * moved.square(), weight * moved, weight, weight * moved * rest, weight * rest), 1)
-    if terms.shape[2] != height * width:
-        terms = terms.new_zeros((*terms.shape[:2], height * width)).scatter_add(
-            2, place[:, None].expand_as(terms), terms
+    side = max(size)
+    rows, columns = (min(length, max(1, round(LOCAL_CELLS * length / side))) for length in size)
+    cell = (place // width * rows // height) * columns + place % width * columns // width
+    scale, shift = (number[:, None].expand(-1, rows * columns) for number in fit)
+    count = held.sum(1, keepdim=True).clamp(min=1)
+    share = torch.where(held, 1 / wanted, 0)
+    share = share * (count / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny))
+    mean = (share * values).sum(1, keepdim=True) / count
+    moved = torch.where(held, values - mean, 0)
+    variance = ((share * moved.square()).sum(1, keepdim=True) / count).clamp(min=1e-12)
+    for spread in LOCAL_SPREADS:
+        rest = torch.where(held, wanted - scale.gather(1, cell) * values - shift.gather(1, cell), 0)
+        off = (rest / wanted).abs()
+        usual = (1.4826 * _median(off, held)).clamp(min=LEAST_OFF)[:, None]
+        weight = share / (1 + (off / (LOCAL_SOFT * usual)).square())
+        terms = torch.stack((weight * moved.square(), weight * moved, weight, weight * moved * rest, weight * rest), 1)
+        sums = terms.new_zeros((*terms.shape[:2], rows * columns))
+        sums = sums.scatter_add(2, cell[:, None].expand_as(terms), terms).unflatten(2, (rows, columns))
+        near_rows, near_columns = (
+            _near(n, length / n, spread * side, sums) for n, length in zip((rows, columns), size, strict=True)
         )
-    # The Gaussian is a product of one along rows and one along columns, so that the sums are products of matrices.
-    sums = near(nodes[0], height) @ terms.unflatten(2, size) @ near(nodes[1], width).mT
-    prior = LOCAL_PRIOR
-    square, cross, total, value_rest, only_rest = sums.unbind(1)
-    square, total = square + prior * variance[:, None, None], total + prior
-    slope = (value_rest * total - cross * only_rest) / (square * total - cross.square())
-    slope = torch.maximum(slope, -scale[:, None, None])
-    offset = (only_rest - cross * slope) / total - slope * mean[:, None, None]
-    changes = torch.stack((slope, offset), 1).float()
-    changes = functional.interpolate(changes, size=(height, width), mode="bilinear", align_corners=False)
-    return scale[:, None, None] + changes[:, 0], shift[:, None, None] + changes[:, 1]
+        square, cross, total, value_rest, only_rest = (near_rows @ sums @ near_columns).flatten(2).unbind(1)
+        square, total = square + LOCAL_PRIOR * variance, total + LOCAL_PRIOR
+        slope = (value_rest * total - cross * only_rest) / (square * total - cross.square())
+        slope = torch.maximum(slope, -scale)
+        scale, shift = scale + slope, shift + (only_rest - cross * slope) / total - slope * mean
+    maps = torch.stack((scale, shift), 1).float().unflatten(2, (rows, columns))
+    maps = functional.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+    return maps[:, 0], maps[:, 1]
+
+
+def _near(cells: int, pitch: float, spread: float, like: Tensor) -> Tensor:
+    """Gaussian weights `(cells, cells)` of the distances along one axis, pixels."""
+    places = torch.arange(cells, device=like.device, dtype=like.dtype) * (pitch / spread)
+    return torch.exp(-0.5 * (places[:, None] - places).square())

@@ -144,5 +144,9 @@ def _solve(moments: Tensor, wanted: Tensor, ridge: tuple[float, float]) -> Tenso
     a, b, c = xx * yy - xy * xy, xy * y - x * yy, x * xy - xx * y
     d, e, f = n * yy - y * y, x * y - n * xy, n * xx - x * x
     first, second, third = wanted.unbind(2)
-    solved = (a * first + b * second + c * third, b * first + d * second + e * third, c * first + e * second + f * third)
+    solved = (
+        a * first + b * second + c * third,
+        b * first + d * second + e * third,
+        c * first + e * second + f * third,
+    )
     return torch.stack(solved, 2) / (n * a + x * b + y * c)[:, :, None]
