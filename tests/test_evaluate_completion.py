@@ -17,18 +17,21 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
-from distilldepth import load_model
+from distilldepth import load_model, save_model
 from distilldepth.cli.main import cli
 from distilldepth.datasets.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.evaluate import COMPLETION_BASELINES, StoredPredictions, evaluate, read_evaluation
 from distilldepth.evaluate.compare import compare
-from distilldepth.evaluate.completing import PointCompletion
+from distilldepth.evaluate.completing import Aligned, Guided, Interpolated, PointCompletion
 from distilldepth.evaluate.given import GivenPoints
 from distilldepth.evaluate.record.cases import Cases
 from distilldepth.evaluate.record.table import make_table, to_latex, to_markdown
 from distilldepth.metrics import completion_metrics
+from distilldepth.models import create_student
 from distilldepth.models.base import ModelInfo
+from distilldepth.models.digest import model_digest
+from distilldepth.models.families.completion import VARIANTS, CompletionModel, build
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.sparse.align import align_to_points
 from distilldepth.sparse.interpolate import nearest
@@ -280,6 +283,53 @@ def test_baselines_are_what_their_arithmetic_says():
                 rmse, imae = np.sqrt(((depth - right) ** 2).mean()), 1000 * np.abs(1 / depth - 1 / right).mean()
                 assert sample.metrics["rmse"] == pytest.approx(rmse, rel=1e-4)
                 assert sample.metrics["imae_km"] == pytest.approx(imae, rel=1e-4)
+
+
+def a_network(guide: str = "distilldepth-mini") -> CompletionModel:
+    info = ModelInfo("a-network", "completion", "metric_depth", "Apache-2.0", "test")
+    torch.manual_seed(0)
+    network = build({**VARIANTS["mini"], "widths": [4, 6], "blocks": [1, 1], "decoder": [1], "guide": guide}, info)
+    torch.nn.init.normal_(network.head.weight, std=0.3)
+    return network.eval()
+
+
+@torch.inference_mode()
+def test_a_completion_network_stands_behind_the_depth_model_that_it_names():
+    data, network = frames(2), a_network()
+    with pytest.raises(UsageError, match="a-network completes depth that is known at some points; add --task complet"):
+        evaluate(network, data)
+    seen = Answer(lambda images, points: torch.ones_like(points))
+    evaluate(seen, data, task="completion", points=60)
+    result = evaluate(network, data, task="completion", points=60, size=64, device="cpu", precision="float32")
+    assert result.metadata.model.name == "a-network"
+    assert result.metadata.model.quantity == "metric_depth"
+    guide = load_model("distilldepth-mini").eval()
+    for index, sample in enumerate(result.samples):
+        image, truth = data.items[index].read()
+        images = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+        points = seen.seen[index][None]
+        aligned = align_to_points(guide.estimate(images, size=64), points, quantity="disparity", method=network.align)
+        scored = truth.valid & (points[0].numpy() == 0)
+        error = (network.complete(images, points, aligned)[0].numpy() - truth.depth)[scored]
+        assert sample.metrics["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-3)
+
+
+def test_the_depth_model_before_a_network_decides_its_name_and_its_digest():
+    guide, other = load_model("distilldepth-mini"), create_student("light-mini", seed=0)
+    pairs = [Guided(a_network(), guide), Guided(a_network(), other), Guided(a_network("light-mini"), guide)]
+    assert [pair.info.name for pair in pairs] == [
+        "a-network", "a-network behind light-mini", "a-network behind distilldepth-mini"
+    ]  # fmt: skip
+    assert len({model_digest(pair) for pair in pairs}) == 3
+    assert Aligned(other).info.name == "baseline:align:light-mini"
+    assert model_digest(Aligned(other)) != model_digest(Aligned(guide))
+    assert len({model_digest(Interpolated(kind)) for kind in ("nearest", "linear", "morphology")}) == 3
+
+
+def test_a_network_before_a_network_is_refused(tmp_path):
+    save_model(a_network(), tmp_path / "network")
+    with pytest.raises(UsageError, match="completes depth itself, and cannot be the depth model before that"):
+        evaluate(f"baseline:align:{tmp_path / 'network'}", frames(1), task="completion", points=50)
 
 
 @pytest.mark.parametrize("kind", COMPLETION_BASELINES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from distilldepth.device import autocast
-from distilldepth.errors import UsageError, did_you_mean
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
 from distilldepth.evaluate.predictions import StoredPredictions
 from distilldepth.inference.batches import LoadedImage, by_halves
 from distilldepth.inference.estimator import Estimator, InferenceOptions
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.families.completion import CompletionModel
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.sparse.align import align_to_points
 from distilldepth.sparse.interpolate import linear, morphology, nearest
@@ -31,6 +33,8 @@ COMPLETION_BASELINES = (*INTERPOLATIONS, ALIGN)
 squares."""
 GUIDE = "distilldepth-mini"
 """The depth model of `align`, where none is named."""
+NETWORK = "completion-mini"
+"""The completion network behind a depth model that is named alone."""
 
 
 class PointCompletion(DepthModel):
@@ -91,6 +95,30 @@ class Aligned(PointCompletion):
         return align_to_points(relative, points, quantity=self.guide.info.quantity)
 
 
+class Guided(PointCompletion):
+    """A completion network, and the depth model before it."""
+
+    def __init__(self, network: CompletionModel, guide: DepthModel) -> None:
+        info = network.info
+        if guide.info.name != network.guide:
+            info = replace(info, name=f"{info.name} behind {guide.info.name}")
+        info = replace(info, notes=(*info.notes, *(note for note in guide.info.notes if note not in info.notes)))
+        super().__init__(info, guide.preprocessing)
+        self.network, self.guide = network, guide
+
+    @property
+    def identity(self) -> list[object]:
+        """Those of both, and what the depth model's numbers mean."""
+        network, guide = self.network, self.guide
+        return [network.identity, network.preprocessing.to_dict(), guide.info.quantity, guide.identity]
+
+    def complete(self, images: Tensor, points: Tensor, *, policy: str | None, size: int | None) -> Tensor:
+        """Return what the network makes of the depth model's map, aligned as it was in its training."""
+        relative = self.guide.estimate(images, policy=policy, size=size)
+        aligned = align_to_points(relative, points, quantity=self.guide.info.quantity, method=self.network.align)
+        return self.network.complete(images, points, aligned)
+
+
 class Completing(Estimator):
     """Gives depth that was completed from the points read with the images, in place of a network's map."""
 
@@ -130,17 +158,31 @@ def open_completion(model: str | Path | DepthModel, offline: bool = False) -> Po
         return model
     if isinstance(model, StoredPredictions):
         raise UsageError("evaluate: stored maps were not completed from the points that are drawn; give a model")
-    if isinstance(model, DepthModel):
-        raise UsageError("evaluate: completion needs a completion network")
-    kind, colon, name = str(model).partition(":")
+    from distilldepth.models import load_model
+
+    kind, colon, name = ("", "", "") if isinstance(model, DepthModel) else str(model).partition(":")
     if not colon or kind != "baseline":
-        raise UsageError(f"evaluate: completion needs a completion network or baseline, got {model}")
+        opened = model if isinstance(model, DepthModel) else load_model(model, offline=offline)
+        if isinstance(opened, CompletionModel):
+            return Guided(opened, _guide(opened.guide, offline)).eval()
+        network = load_model(NETWORK, offline=offline)
+        if not isinstance(network, CompletionModel):
+            raise DistillDepthError(f"{NETWORK}: is no completion network, but {network.info.family}")
+        return Guided(network, opened).eval()
     kind, _, guide = name.partition(":")
     if kind in INTERPOLATIONS and not guide:
         return Interpolated(kind).eval()
     if kind != ALIGN:
         hint = did_you_mean(kind, COMPLETION_BASELINES)
         raise UsageError(f"evaluate: a baseline of completion must be known, got {str(model)!r}{hint}")
+    return Aligned(_guide(guide or GUIDE, offline)).eval()
+
+
+def _guide(name: str, offline: bool) -> DepthModel:
+    """The depth model of this name, which must do without points."""
     from distilldepth.models import load_model
 
-    return Aligned(load_model(guide or GUIDE, offline=offline)).eval()
+    model = load_model(name, offline=offline)
+    if model.takes_points:
+        raise UsageError(f"evaluate: {name} completes depth itself, and cannot be the depth model before that")
+    return model

@@ -148,6 +148,11 @@ def _make_estimator(model: str | Path | DepthModel, options: EvaluateOptions) ->
     options = options.settle(model)
     completes = options.task == TASKS[1]
     opened = open_completion(model, options.offline) if completes else open_model(model, options.offline)
+    if opened.takes_points:
+        raise UsageError(
+            f"evaluate: {opened.info.name} completes depth that is known at some points; add --task completion "
+            "--points 500"
+        )
     if options.save_predictions == "kitti":
         check_metres(opened.info.quantity)
     estimator: Estimator
