@@ -101,7 +101,7 @@ def test_parts_of_a_batch_and_compiling_give_the_gradient_of_the_whole():
         model.zero_grad()
         step.at_once = 1 if way == "parts" else None
         step._compiled = torch.compile(model.forward, backend="aot_eager") if way == "compiled" else None
-        (step.run_student(images, features=False).values * pull).sum().backward()
+        (step.run_student(regions, features=False).values * pull).sum().backward()
         found[way] = {name: p.grad.clone() for name, p in model.named_parameters()}
         assert same(before, dict(model.state_dict()))
     for way in ("parts", "compiled"):

@@ -15,12 +15,14 @@ from torch import Tensor
 from distilldepth.alignment import align
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.crops import whole_batches
+from distilldepth.distill.guides import Guides
 from distilldepth.distill.record.log import keep_lines_until
 from distilldepth.distill.record.state import Agreement, AgreementRow
 from distilldepth.distill.trackers import Trackers
 from distilldepth.documents import read_json_lines
 from distilldepth.files import write_atomically
 from distilldepth.images.batches import SourceView
+from distilldepth.images.crops import Regions
 from distilldepth.inference.batches import without_relief
 from distilldepth.losses.normalise import normalise
 from distilldepth.metrics import depth_metrics
@@ -45,6 +47,7 @@ def measure_agreement(
     pictures: Path | None = None,
     *,
     most: int | None = None,
+    guides: Guides | None = None,
 ) -> Agreement:
     """Compare the student with every teacher, and with the truth where the images have it.
 
@@ -55,6 +58,9 @@ def measure_agreement(
     `ssi_error`, the mean absolute difference after each map is normalised by its median and mean absolute deviation
     (0 is best). With truth, `depth`: AbsRel and delta1 after least squares in disparity. `replaced`: how many images
     could not be read, so that the next one stood in for them. `constant`: for how many the student's map was constant.
+
+    A student that completes points is given those of each image, and the plain map of the first of the `guides`; its
+    depth is compared as inverse depth, and with the truth in metres, without a fit.
 
     Maps of the first images are written to `pictures`, if given, as arrays for the report.
     """
@@ -74,7 +80,7 @@ def measure_agreement(
             replaced += sum(count > 0 for count in batch.unreadable)
             images = batch.image.to(device).float() / 255
             depth = None if batch.depth is None else batch.depth.to(device)
-            predicted = predict_at(student, images)
+            predicted, metres = _predict(student, batch, images, guides)
             constant += without_relief(predicted).sum()
             maps = {"image": batch.image.permute(0, 2, 3, 1).numpy(), "student": predicted.cpu().numpy()}
             for teacher in judges:
@@ -89,8 +95,9 @@ def measure_agreement(
             room -= len(images)
             if depth is not None:
                 valid = torch.isfinite(depth) & (depth > 0)
-                aligned = align(predicted, depth, valid, space="disparity").depth
-                for name, values in depth_metrics(aligned, depth, valid).items():
+                if metres is None:
+                    metres = align(predicted, depth, valid, space="disparity").depth
+                for name, values in depth_metrics(metres, depth, valid).items():
                     if name in ("abs_rel", "delta1"):
                         truth.setdefault(name, []).append(torch.as_tensor(values))
     student.train(was_training)
@@ -105,6 +112,17 @@ def measure_agreement(
     if truth:
         result["depth"] = _means(truth)
     return result
+
+
+def _predict(
+    student: DepthModel, batch: Regions, images: Tensor, guides: Guides | None
+) -> tuple[Tensor, Tensor | None]:
+    """The student's disparity, and its depth in metres where it knows them."""
+    if guides is None or batch.sparse is None:
+        return predict_at(student, images), None
+    sparse = batch.sparse.to(images.device)
+    metres = student(images, sparse=sparse, aligned=guides.align(images, sparse, plain=True)).values
+    return 1 / metres, metres
 
 
 def _groups(teachers: list[Teacher], heldout: SourceView, most: int | None) -> list[tuple[SourceView, list[Teacher]]]:

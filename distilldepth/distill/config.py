@@ -21,7 +21,7 @@ from distilldepth.distill.trackers import PACKAGES, tracker_names
 from distilldepth.documents import parse_toml, read_toml
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, refuse_url, shown
 from distilldepth.settings import apply, check, get_key, option, set_key
-from distilldepth.teachers.spec import TeacherSpec, check_known, parse_teachers
+from distilldepth.teachers.spec import ORACLE, TeacherSpec, check_known, parse_teachers
 from distilldepth.words import MAX_SIDE, PRECISIONS
 
 INITIAL_WEIGHTS = ("random", "pretrained", "encoder")
@@ -78,6 +78,26 @@ class AugmentSection:
         0.0, "largest standard deviation of added Gaussian noise, in units of the full range", least=0, most=10
     )
     blur: float = option(0.0, "share of the images that are blurred", least=0, most=1)
+
+
+@dataclass
+class PointsSection:
+    """What a student that completes sparse depth is given besides the picture."""
+
+    draw: bool = option(
+        False, "draw sparse points from the true depth: random, lines or keypoints, with holes, noise and outliers"
+    )
+    guides: str = option(
+        "",
+        "models whose map is aligned to the points, for the student to correct: name[=weight], comma-separated, one is "
+        "drawn per batch; empty = the student's own",
+    )
+    jitter: float = option(
+        0.3,
+        "share of the maps that are blurred or bent, so that the student does not trust them blindly",
+        least=0,
+        most=1,
+    )
 
 
 @dataclass
@@ -223,6 +243,7 @@ class DistillConfig:
     offline: bool = option(False, "never use the network")
     crop: CropSection = field(default_factory=CropSection)
     augment: AugmentSection = field(default_factory=AugmentSection)
+    points: PointsSection = field(default_factory=PointsSection)
     loss: LossSection = field(default_factory=LossSection)
     optimiser: OptimiserSection = field(default_factory=OptimiserSection)
 
@@ -257,6 +278,8 @@ class DistillConfig:
         from distilldepth.models import registry
 
         check_known(self.teacher_specs)
+        if self.points.guides.strip():
+            check_known(parse_teachers(self.points.guides))
         name = self.student
         for path in (name, self.out, self.resume, self.initial_weights, *self.images):
             refuse_url(path)
@@ -273,6 +296,7 @@ class DistillConfig:
             if not get_key(self, key).strip():
                 raise UsageError(f"distill: {key} must name {what}, got an empty text")
         _check_initial_weights(self.initial_weights)
+        self._check_points()
         tracker_names(self.log)
         live = self.teacher_specs
         if self.labels:
@@ -295,6 +319,31 @@ class DistillConfig:
             )
         _ = self.height_width, self.patch_height_width, self.scene_height_width
         return self
+
+    def _check_points(self) -> None:
+        """Raise UsageError where points are drawn and what else is asked for cannot be, or the other way round."""
+        if not self.points.draw:
+            if self.loss.metric_log:
+                raise UsageError(
+                    "distill: loss.metric_log is for students that complete points; set points.draw, or use "
+                    "--preset completion"
+                )
+            return
+        if self.teachers.strip() != ORACLE or self.labels:
+            raise UsageError(
+                "distill: points.draw needs true depth, which teacher oracle alone has: --teachers oracle --images "
+                f"scenes, without --labels; got teachers {shown(self.teachers)}"
+            )
+        others = [name for name in TERMS if name != "metric_log" and getattr(self.loss, name)]
+        if others or not self.loss.metric_log:
+            raise UsageError(
+                f"distill: points.draw is for loss.metric_log alone, which must not be 0; set loss.{others[0]}=0"
+                if others
+                else "distill: points.draw is for loss.metric_log, which is 0; nothing to learn from"
+            )
+        for spec in parse_teachers(self.points.guides) if self.points.guides.strip() else []:
+            if spec.model == ORACLE:
+                raise UsageError("distill: points.guides must be models, and oracle is none")
 
 
 def _check_initial_weights(text: str) -> None:

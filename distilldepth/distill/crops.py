@@ -27,6 +27,6 @@ def crop_config(config: DistillConfig) -> CropConfig:
 
 def whole_batches(source: SourceView, config: DistillConfig) -> Iterator[Regions]:
     """Yield held-out images, each once, whole, in order."""
-    dataset = CropDataset(source, crop_config(config).whole(), config.seed, shuffle=False)
+    dataset = CropDataset(source, crop_config(config).whole(), config.seed, shuffle=False, points=config.points.draw)
     for first in range(0, len(source), config.batch_size):
         yield Regions.collate([dataset[i] for i in range(first, min(first + config.batch_size, len(source)))])

@@ -51,7 +51,9 @@ def _judge(run: Run, result: RunResult) -> None:
     """Measure the agreement at the end, and what is wrong with the student by it."""
     config = run.config
     pictures = run.folder / "samples" / "after"
-    result.after = measure_agreement(run.judged, run.teachers.teachers, run.images.heldout, config, pictures)
+    result.after = measure_agreement(
+        run.judged, run.teachers.teachers, run.images.heldout, config, pictures, guides=run.guides
+    )
     run.agreement.add(config.steps, result.after)
     result.curve = run.agreement.rows
     result.findings = judge(

@@ -6,6 +6,7 @@ import torch
 
 from distilldepth.distill.augment import augment
 from distilldepth.distill.config import AugmentSection
+from distilldepth.distill.guides import Guides
 from distilldepth.images.crops import Regions
 from distilldepth.teachers.labelling import label_regions, to_float
 from distilldepth.teachers.stored import LabelledRegions
@@ -13,12 +14,23 @@ from distilldepth.teachers.teacher import PseudoLabel, Teacher
 
 
 def label_batch(
-    batch: Regions, teacher: Teacher, settings: AugmentSection, device: torch.device, *, features: bool
+    batch: Regions,
+    teacher: Teacher,
+    settings: AugmentSection,
+    device: torch.device,
+    *,
+    features: bool,
+    guides: Guides | None = None,
 ) -> tuple[Regions, PseudoLabel]:
-    """Return the regions on the device, as the student sees them, and what the teacher says, or said, of them clean."""
+    """Return the regions on the device, as the student sees them, and what the teacher says, or said, of them clean.
+
+    Guides see what the student sees; their map is aligned to the points of the regions.
+    """
     regions = batch.to(device)
     label = regions.label if isinstance(regions, LabelledRegions) else None
     if label is None:
         label = label_regions(regions, teacher, features=features)
     regions.image = augment(to_float(regions.image), settings)
+    if guides is not None:
+        regions.aligned = guides.align(regions.image, regions.sparse)
     return regions, label

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distilldepth.capacity import is_out_of_memory
 from distilldepth.distill.config import AugmentSection, DistillConfig
+from distilldepth.distill.guides import Guides
 from distilldepth.distill.labels import label_batch
 from distilldepth.distill.launch import continuing
 from distilldepth.distill.sharding import is_sharded
@@ -36,6 +37,7 @@ class MicroBatch:
         teachers: they label as many parts of a batch one after another as the student sees.
         accelerator: of the run.
         tell: where the warning goes.
+        guides: of a student that completes points.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class MicroBatch:
         teachers: list[Teacher],
         accelerator: Accelerator,
         tell: Callable[[str], None],
+        guides: Guides | None = None,
     ) -> None:
         self._config, self._step, self._teachers = config, step, teachers
-        self._accelerator, self._tell = accelerator, tell
+        self._accelerator, self._tell, self._guides = accelerator, tell, guides
         self._set(earlier or config.micro_batch or config.batch_size)
 
     @property
@@ -162,9 +165,10 @@ class MicroBatch:
         try:
             kept = isinstance(batch, LabelledRegions) and batch.label is not None
             for teacher in self._teachers[:1] if kept else filter(_is_here, self._teachers):
-                regions, label = label_batch(batch, teacher, augment, self._accelerator.device, features=features)
+                device = self._accelerator.device
+                regions, label = label_batch(batch, teacher, augment, device, features=features, guides=self._guides)
                 with self._accelerator.autocast():
-                    output = self._step.run_student(regions.image, features=bool(label.features))
+                    output = self._step.run_student(regions, features=bool(label.features))
                 output.values.square().mean().backward()
         finally:
             for layer in norms:
@@ -197,6 +201,8 @@ def _running_statistics(module: nn.Module) -> list[Tensor]:
 @torch.no_grad()
 def one_image_is_too_little(student: DepthModel, config: DistillConfig) -> bool:
     """Return whether a single image leaves a batch normalisation a single value, which has no spread."""
+    if not any(map(_is_norm, student.modules())):
+        return False
     height, width = nearest_size(*config.height_width, student.preprocessing.multiple)
     trial = copy.deepcopy(student).train()  # A copy, since a pass changes running means.
     try:

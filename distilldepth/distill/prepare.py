@@ -20,6 +20,7 @@ from distilldepth.distill.crops import crop_config
 from distilldepth.distill.ema import WeightAverage
 from distilldepth.distill.feed import Feed
 from distilldepth.distill.guard import watch_gradients
+from distilldepth.distill.guides import Guides, open_guides
 from distilldepth.distill.kept_labels import KeptLabels, open_labels
 from distilldepth.distill.micro_batch import MicroBatch, one_image_is_too_little
 from distilldepth.distill.objective import DistillationObjective, make_objective
@@ -93,6 +94,8 @@ class Run:
     images: Images
     feed: Feed
     teachers: TeacherPool
+    guides: Guides | None
+    """Of a student that completes points."""
     learner: Learner
     judged: DepthModel
     """What agreement is measured on and what becomes the student; see `whole_student`."""
@@ -124,6 +127,7 @@ def prepare(
     images, state = _open_images(config, begin, accelerator, precisions, kept)
     teachers = _open_teachers(config, specs, kept, images, device, precisions["teachers"])
     student = _open_student(config, device)
+    guides = open_guides(config, student, device)
     settled = dataclasses.replace(config, optimiser=settle_optimiser(config.optimiser, student))
     if settled.optimiser.freeze_batch_norm == "on":
         _freeze(student)
@@ -142,7 +146,7 @@ def prepare(
     elif main:
         start_folder(config, folder)
         pictures = folder / "samples" / "before"
-        before = measure_agreement(judged, teachers.teachers, images.heldout, settled, pictures)
+        before = measure_agreement(judged, teachers.teachers, images.heldout, settled, pictures, guides=guides)
         state = dataclasses.replace(state, before=before)
 
     trackers.begin()
@@ -155,6 +159,7 @@ def prepare(
         images=images,
         feed=_open_feed(settled, teachers, images if specs else None, accelerator),
         teachers=teachers,
+        guides=guides,
         learner=learner,
         judged=judged,
         start=state.step,
@@ -162,7 +167,7 @@ def prepare(
         progress=progress,
         log=RunLog(folder / METRICS if main else None, state, accelerator, trackers),
         agreement=AgreementLog(folder if main else None, state.step, trackers),
-        micro_batch=MicroBatch(settled, earlier, learner.step, teachers.teachers, accelerator, progress.write),
+        micro_batch=MicroBatch(settled, earlier, learner.step, teachers.teachers, accelerator, progress.write, guides),
         trackers=trackers,
     )
     _tell_start(run, begin.changes, warning)
@@ -205,7 +210,9 @@ def _open_feed(config: DistillConfig, teachers: TeacherPool, images: Images | No
     crops = crop_config(config)
     return Feed(
         teachers,
-        None if images is None else CropDataset(images.training, crops, config.seed, depth=depth),
+        None
+        if images is None
+        else CropDataset(images.training, crops, config.seed, depth=depth, points=config.points.draw),
         batches=config.grad_accumulation,
         batch_size=config.batch_size,
         process=(accelerator.process_index, accelerator.num_processes),
@@ -309,7 +316,7 @@ def _open_student(config: DistillConfig, device: torch.device) -> DepthModel:
         _ = student.architecture
     except TypeError as error:
         raise UsageError(f"distill: student '{config.student}' could not be saved: {error}") from error
-    if student.info.quantity != "disparity":
+    if student.info.quantity != "disparity" and not student.takes_points:
         raise ValueError(
             f"distill: student '{config.student}' predicts {student.info.quantity}; a student must predict disparity"
         )

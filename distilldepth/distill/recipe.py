@@ -13,7 +13,7 @@ RANDOM_WEIGHTS = "random initialisation"
 
 _TRAINED = (5e-5, 0.1)
 """Learning rate and the encoder's share of it, for trained weights: Distill Any Depth, section 4.1."""
-_RANDOM = dict.fromkeys(("light", "topformer", "efficientnet-lite"), (2e-3, 1.0))
+_RANDOM = dict.fromkeys(("light", "topformer", "efficientnet-lite", "completion"), (2e-3, 1.0))
 """The same for random weights, by family. At 5e-5 a step moves them so little that a few hundred steps only smooth the
 random map: the gradient term falls, and which end of the scene is near stays a matter of chance."""
 _RANDOM_OTHERS = (3e-4, 1.0)

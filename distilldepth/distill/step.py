@@ -67,7 +67,7 @@ class DistillationStep(nn.Module):
     def forward(self, regions: Regions, label: PseudoLabel) -> StepOutputs:
         """Run the student on the regions' images, and weigh what it says against the label."""
         with self._watch("student"):
-            output = self.run_student(regions.image, features=bool(label.features))
+            output = self.run_student(regions, features=bool(label.features))
             prediction = output.values
         with self._watch("loss"):
             batch = len(prediction)
@@ -88,8 +88,12 @@ class DistillationStep(nn.Module):
                 loss, terms, skipped.sum(), center, (detached - center).abs().mean(), detached.abs().amax()
             )
 
-    def run_student(self, images: Tensor, *, features: bool) -> DepthOutput:
-        """Return what the student says of images `(B, 3, H, W)` in [0, 1] of any size, its map at that size."""
+    def run_student(self, regions: Regions, *, features: bool) -> DepthOutput:
+        """Return what the student says of the images `(B, 3, H, W)` in [0, 1] of regions, of any size, at that size."""
+        images = regions.image
+        if self.student.takes_points:
+            points = {"sparse": regions.sparse, "aligned": regions.aligned}
+            return self._run_in_parts(images, features=features, **points)
         height, width = images.shape[-2:]
         preprocessing = self.student.preprocessing
         inner = nearest_size(height, width, preprocessing.multiple)
@@ -98,12 +102,20 @@ class DistillationStep(nn.Module):
             output = self._run_in_parts(images, features=features)
         return replace(output, values=restore(output.values, (height, width), preprocessing))
 
-    def _run_in_parts(self, images: Tensor, *, features: bool) -> DepthOutput:
-        run = partial(self._compiled or self.student, features=features)
-        count = len(images)
+    def _run_in_parts(self, images: Tensor, *, features: bool, **points: Tensor | None) -> DepthOutput:
+        network, count = self._compiled or self.student, len(images)
         if self.at_once is None or self.at_once >= count:
-            return run(images)
-        parts = [recompute(run, part, module=self.student) for part in images.tensor_split(-(-count // self.at_once))]
+            return network(images, features=features, **points)
+        pieces = -(-count // self.at_once)
+        given = {name: values.tensor_split(pieces) for name, values in points.items() if values is not None}
+        parts = [
+            recompute(
+                partial(network, features=features, **{name: values[place] for name, values in given.items()}),
+                part,
+                module=self.student,
+            )
+            for place, part in enumerate(images.tensor_split(pieces))
+        ]
         return DepthOutput(
             torch.cat([part.values for part in parts]),
             {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].features},

@@ -165,7 +165,9 @@ def _gradient(run: Run, batch: Regions, teacher: Teacher) -> StepOutputs:
     accelerator, learner = run.accelerator, run.learner
     stopwatch, settings = learner.stopwatch, run.config.augment
     with stopwatch("teacher"), teacher.used():
-        regions, label = label_batch(batch, teacher, settings, accelerator.device, features=learner.features)
+        regions, label = label_batch(
+            batch, teacher, settings, accelerator.device, features=learner.features, guides=run.guides
+        )
     with accelerator.accumulate(learner.module):
         outputs: StepOutputs = learner.module(regions, label)
         with stopwatch("student"):
@@ -192,7 +194,8 @@ def _measure(run: Run, done: int) -> None:
     student = whole_student(run)
     if not run.accelerator.is_main_process:
         return
-    measured = measure_agreement(student, run.teachers.teachers, run.images.heldout, run.config, most=BETWEEN)
+    teachers, heldout = run.teachers.teachers, run.images.heldout
+    measured = measure_agreement(student, teachers, heldout, run.config, most=BETWEEN, guides=run.guides)
     run.progress.write(run.agreement.add(done, measured))
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distilldepth.errors import DistillDepthError, first_line
 from distilldepth.images.crops import CropConfig, Regions, make_crop
 from distilldepth.images.sources import ImageSource, Sample, Samples, load_or_replace
+from distilldepth.sparse.corrupt import draw_training_points
 
 
 class SourceView:
@@ -61,13 +62,22 @@ def fingerprint(source: ImageSource) -> str:
 class CropDataset(Dataset):
     """Crop number `ordinal` of the endless, reshuffled sequence of a source's images.
 
-    Without `depth` true depth is left out where it is known, since cutting it costs as much as reading the image.
+    Without `depth` true depth is left out where it is known, since cutting it costs as much as reading the image. With
+    `points` sparse points are drawn from it, which needs it.
     """
 
     def __init__(
-        self, source: SourceView, config: CropConfig, seed: int, *, shuffle: bool = True, depth: bool = True
+        self,
+        source: SourceView,
+        config: CropConfig,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        depth: bool = True,
+        points: bool = False,
     ) -> None:
-        self.source, self.config, self.seed, self.shuffle, self.depth = source, config, seed, shuffle, depth
+        self.source, self.config, self.seed, self.shuffle = source, config, seed, shuffle
+        self.depth, self.points = depth, points
         self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -86,6 +96,10 @@ class CropDataset(Dataset):
             sample = sample.copy()
             sample.pop("depth", None)
         region = make_crop(sample, self.config, np.random.default_rng([self.seed, 2, ordinal]))
+        if self.points and region.depth is not None:
+            rng = np.random.default_rng([self.seed, 5, ordinal])
+            drawn = draw_training_points(region.depth.numpy(), region.image.permute(1, 2, 0).numpy(), rng)
+            region.sparse = torch.from_numpy(drawn)
         region.unreadable, region.errors = [len(errors)], ["; ".join(str(error) for error in errors[:3])]
         return region
 

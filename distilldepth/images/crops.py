@@ -99,6 +99,10 @@ class Regions:
     intrinsics: Tensor | None = None
     """float32 `(B, 3, 3)`, pixels of `image`: of the photograph's camera, or of one that sees `FOV_DEG` of the
     photograph from top to bottom, cut and resized with the region. None for regions whose photograph is not at hand."""
+    sparse: Tensor | None = None
+    """float32 `(B, H, W)`, metres, 0 = no point: what a student that completes depth is given of `depth`."""
+    aligned: Tensor | None = None
+    """float32 `(B, H, W)`, metres: a map that was brought to these points."""
     unreadable: list[int] = field(default_factory=list)
     """How many images could not be read, for each that took their place."""
     errors: list[str] = field(default_factory=list)

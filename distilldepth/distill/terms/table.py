@@ -62,6 +62,13 @@ class LossSection:
         least=0,
         most=_LARGEST,
     )
+    metric_log: float = _term(
+        0.0, "weight of the error in log depth, at its edges and in metres; only for students that complete points",
+        "MetricLogTerm", teaches=True, linear="metric_log_linear",
+    )  # fmt: skip
+    metric_log_linear: float = option(
+        0.5, "what the error in metres, over the mean depth, weighs in metric_log", least=0, most=_LARGEST
+    )
     map_mse: float = _term(
         0.0, "weight of the mean squared difference of the maps, each over its median and deviation", "MapMseTerm",
         teaches=True,

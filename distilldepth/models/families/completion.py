@@ -3,18 +3,22 @@
 Classical maps come first, all of log depth and relative to the median of the points, so that metres mean nothing to the
 network: planes through the points in inverse depth, the aligned map with planes through what it leaves over at the
 points, and a smooth form of the latter. A small U-Net looks at them and at the photograph, and says for each pixel how
-to mix them, what to add, how far a point there is to be believed, and how to mix a pixel with its four neighbours in
-the few rounds that follow, in which believed points are held. It works with `preprocessing.size` pixels on the shorter
-side; its map is enlarged, and points are honoured once more at full resolution.
+to mix them, what to add, and how far a point there is to be believed. Then believed points spread: on levels from an
+eighth of the resolution to the whole, in a few rounds each, points are held and every pixel is mixed with its four
+neighbours, the less the more their colours differ and by what the U-Net adds to that. So a point reaches as far as its
+surface, and edges stay where the photograph has them. All of this works with `preprocessing.size` pixels on the shorter
+side; the map is enlarged by colour, and points are honoured once more at full resolution.
 
 No layer normalises over a map, so that a frame of another size is no other matter.
 
 Source: label-free distillation's two-stage completion (an aligned relative map, corrected); Cheng et al., Depth
-Estimation via Affinity Learned with Convolutional Spatial Propagation Network (2018), for the rounds.
+Estimation via Affinity Learned with Convolutional Spatial Propagation Network (2018), for the rounds; Levin et al.,
+Colorization using Optimization (2004), for their colours.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "widths": [24, 48, 72, 96],
         "blocks": [0, 2, 2, 2],
         "decoder": [1, 1, 1],
-        "rounds": 3,
+        "rounds": [6, 8, 8, 8],
         "guide": "distilldepth-mini",
         "align": "least-squares",
     },
@@ -48,7 +52,7 @@ ARCHITECTURE = {
     "widths": listed(whole(1, WIDEST), 2, 8),
     "blocks": listed(_BLOCKS, 2, 8),
     "decoder": listed(_BLOCKS, 1, 7),
-    "rounds": whole(0, 64),
+    "rounds": listed(whole(0, 64), 1, 8),
     "guide": text(1, 1000),
     "align": word(*METHODS),
 }
@@ -62,6 +66,13 @@ _LARGEST_CHANGE = 1.5
 """What the network adds, in log depth, at most."""
 _UNBELIEVED = 0.05
 """A point that is believed less than this hardly moves the map at full resolution."""
+_LIKE = 0.06
+"""Difference of two colours in [0, 1], over three channels, at which a cell's weight has fallen to exp(-1/2)."""
+_NEAR_COLOUR = 0.03
+"""The same between neighbours in an untrained network."""
+_MOST_UNLIKE = 7.0
+_OWN = -1.6
+"""Logits: of a neighbour of another colour at least minus the one, of the pixel itself the other."""
 _LEAST = 1e-6
 """Metres; nearer points and maps are taken for this."""
 _INPUTS = 10
@@ -82,6 +93,11 @@ class _Points:
     aligned: Tensor
 
 
+def _silence(layer: nn.Conv2d) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class _Residual(nn.Module):
     """Two 3x3 convolutions around a skip, without normalisation; begins as the skip alone."""
 
@@ -89,8 +105,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        _silence(self.second)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.relu(self.first(F.relu(x))))
@@ -105,7 +120,8 @@ class CompletionModel(DepthModel):
         widths: channels of each level of the U-Net, that of half the working resolution first.
         blocks: residual blocks of each level on the way down.
         decoder: the same on the way up; one fewer, since the coarsest level has none.
-        rounds: how often each pixel is mixed with its neighbours.
+        rounds: how often each pixel is mixed with its neighbours, at the working resolution, at half of it, and so on;
+            no more entries than there are widths.
         guide: name of the model whose map it was trained to correct.
         align: the method of `align_to_points` with which that map was aligned.
     """
@@ -120,7 +136,7 @@ class CompletionModel(DepthModel):
         widths: Sequence[int],
         blocks: Sequence[int],
         decoder: Sequence[int],
-        rounds: int,
+        rounds: Sequence[int],
         guide: str,
         align: str,
     ) -> None:
@@ -129,16 +145,21 @@ class CompletionModel(DepthModel):
                 f"CompletionModel: blocks must have as many entries as widths, {len(widths)}, and decoder one less, "
                 f"got {len(blocks)} and {len(decoder)}"
             )
+        if len(rounds) > len(widths):
+            raise ValueError(
+                f"CompletionModel: rounds must have no more entries than widths, {len(widths)}, got {len(rounds)}"
+            )
         super().__init__(info, preprocessing)
         self.widths, self.blocks, self.depths = list(widths), list(blocks), list(decoder)
-        self.rounds, self.guide, self.align = rounds, guide, align
+        self.rounds, self.guide, self.align = list(rounds), guide, align
         self._again = False
         self.planes = LocalPlanes(2)
         self.stem = nn.Conv2d(4 * _INPUTS, widths[0], 3, padding=1)
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairs)
         self.stages = nn.ModuleList(
-            nn.Sequential(*(_Residual(width) for _ in range(count))) for width, count in zip(widths, blocks, strict=True)
+            nn.Sequential(*(_Residual(width) for _ in range(count)))
+            for width, count in zip(widths, blocks, strict=True)
         )
         self.fuse = nn.ModuleList(nn.Conv2d(fine + coarse, fine, 1) for fine, coarse in pairs)
         self.decoder = nn.ModuleList(
@@ -146,15 +167,18 @@ class CompletionModel(DepthModel):
             for width, count in zip(widths, decoder, strict=False)
         )
         self.head = nn.Conv2d(widths[0], 4 * _OUTPUTS, 1)
+        self.around = nn.ModuleList(nn.Conv2d(width, 5, 1) for width in widths[: len(rounds) - 1])
+        self.colour = nn.Parameter(torch.zeros(len(rounds)))
         self._begin_classically()
 
     def _begin_classically(self) -> None:
-        """An untrained network is the corrected map, with points believed."""
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        """An untrained network is the corrected map, from which points that are believed spread by colour alone."""
+        for layer in (self.head, *self.around):
+            _silence(layer)
+        assert self.head.bias is not None, "a convolution has one unless told otherwise"
         with torch.no_grad():
             bias = self.head.bias.view(_OUTPUTS, 4)
-            bias[0], bias[_MIXED + 1], bias[_MIXED + 2] = 2.0, 2.0, 3.0
+            bias[0], bias[_MIXED + 1] = 2.0, 2.0
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -162,7 +186,7 @@ class CompletionModel(DepthModel):
             "widths": list(self.widths),
             "blocks": list(self.blocks),
             "decoder": list(self.depths),
-            "rounds": self.rounds,
+            "rounds": list(self.rounds),
             "guide": self.guide,
             "align": self.align,
         }
@@ -235,12 +259,11 @@ class CompletionModel(DepthModel):
             picture = _even(resize(images, size, self.preprocessing.interpolation), size)
             maps = self._classical(points)
             seen = _seen(self.normalise(picture), points, maps)
-        spoken = F.pixel_shuffle(self._network(seen), 2).float()
-        values, belief = self._mixed(spoken, maps, points)
+        values, belief = self._spread(self._network(seen), maps, points, picture)
         values, belief = values[:, : size[0], : size[1]], belief[:, : size[0], : size[1]]
         if size != (height, width):
-            both = torch.stack((values, belief), 1)
-            values, belief = F.interpolate(both, (height, width), mode="bilinear", align_corners=False).unbind(1)
+            picture = picture[..., : size[0], : size[1]]
+            values, belief = _enlarged(torch.stack((values, belief), 1), picture, images).unbind(1)
         held = torch.where(known, depth - median, 0)
         return (_honoured(values, belief * known, held) + median).exp()
 
@@ -261,7 +284,8 @@ class CompletionModel(DepthModel):
         bounded = torch.minimum(torch.maximum(maps, low[:, None]), high[:, None])
         return torch.where(any_point[:, None], bounded, aligned[:, None])
 
-    def _network(self, seen: Tensor) -> Tensor:
+    def _network(self, seen: Tensor) -> list[Tensor]:
+        """What is said of each pixel, `(B, 11, h, w)`, and of its neighbours on each coarser level, `(B, 5, ...)`."""
         again = self._again
         x = self.stem(F.pixel_unshuffle(seen, 2))
         levels: list[Tensor] = []
@@ -274,23 +298,56 @@ class CompletionModel(DepthModel):
             finer = levels[number]
             x = F.interpolate(x, finer.shape[-2:], mode="bilinear", align_corners=False)
             x = self.fuse[number](F.relu(torch.cat((finer, x), 1)))
-            x = run_block(self.decoder[number], x, again=again)
-        return self.head(F.relu(x))
+            x = levels[number] = run_block(self.decoder[number], x, again=again)
+        said = [F.pixel_shuffle(self.head(F.relu(x)), 2)]
+        said += [layer(F.relu(level)) for layer, level in zip(self.around, levels, strict=False)]
+        return [each.float() for each in said]
 
-    def _mixed(self, spoken: Tensor, maps: Tensor, points: _Points) -> tuple[Tensor, Tensor]:
+    def _spread(self, said: list[Tensor], maps: Tensor, points: _Points, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Log depth from the median, and how far a point at each pixel would be believed."""
-        weights, change, belief, around = spoken.split((_MIXED, 1, 1, 5), 1)
-        values = (weights.softmax(1) * maps).sum(1)
-        values = values + _LARGEST_CHANGE * torch.tanh(change[:, 0] / (2 * _LARGEST_CHANGE))
-        belief = belief[:, 0].sigmoid()
-        held, around = belief * points.known, around.softmax(1)
-        for _ in range(self.rounds):
-            values = values + held * (points.depth - values)
-            padded = F.pad(values[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
-            above, below = padded[:, :-2, 1:-1], padded[:, 2:, 1:-1]
-            left, right = padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]
-            values = (around * torch.stack((values, above, below, left, right), 1)).sum(1)
-        return values, belief
+        weights, change, belief, around = said[0].split((_MIXED, 1, 1, 5), 1)
+        values = (weights.softmax(1) * maps).sum(1, keepdim=True)
+        values = values + _LARGEST_CHANGE * torch.tanh(change / (2 * _LARGEST_CHANGE))
+        belief = belief.sigmoid()
+        held = belief * points.known[:, None]
+        levels = [[values, points.known[:, None], held, held * points.depth[:, None], picture]]
+        for _ in said[1:]:
+            levels.append([F.avg_pool2d(each, 2, ceil_mode=True) for each in levels[-1]])
+        moved: Tensor | None = None
+        for number in reversed(range(len(levels))):
+            begun, share, weight, total, colours = levels[number]
+            now = begun
+            if moved is not None:
+                now = now + F.interpolate(moved, now.shape[-2:], mode="bilinear", align_corners=False)
+            likeness = self._likeness(around if number == 0 else said[number], colours, number)
+            # A cell with a point is held as far as the point is believed, however many pixels without one are in it.
+            anchor = weight / share.clamp(min=1e-6)
+            now = _rounds(now, anchor, total / weight.clamp(min=1e-6), likeness, self.rounds[number])
+            moved = now - begun
+        return now[:, 0], belief[:, 0]
+
+    def _likeness(self, around: Tensor, colours: Tensor, level: int) -> Tensor:
+        """What each pixel and its four neighbours count in a mixture, `(B, 5, h, w)`, in all 1."""
+        padded = F.pad(colours, (1, 1, 1, 1), mode="replicate")
+        off = torch.stack([(each - colours).square().sum(1) for each in _neighbours(padded)], 1)
+        unlike = (off * (self.colour[level].exp() / (2 * _NEAR_COLOUR**2))).clamp(max=_MOST_UNLIKE)
+        own = torch.full_like(off[:, :1], _OWN)
+        return (around + torch.cat((own, -unlike), 1)).softmax(1)
+
+
+def _neighbours(padded: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Above, below, left and right of each pixel of a map that is padded by one."""
+    return padded[..., :-2, 1:-1], padded[..., 2:, 1:-1], padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]
+
+
+def _rounds(values: Tensor, held: Tensor, points: Tensor, likeness: Tensor, count: int) -> Tensor:
+    """Hold the points, mix each pixel with its neighbours, and again: all `(B, 1, h, w)`, likeness `(B, 5, h, w)`."""
+    free, pull = 1 - held, held * points
+    for _ in range(count):
+        values = free * values + pull
+        padded = F.pad(values, (1, 1, 1, 1), mode="replicate")
+        values = (likeness * torch.cat((values, *_neighbours(padded)), 1)).sum(1, keepdim=True)
+    return values
 
 
 def _reduced(known: Tensor, depth: Tensor, aligned: Tensor, size: tuple[int, int]) -> tuple[_Points, Tensor]:
@@ -309,7 +366,9 @@ def _reduced(known: Tensor, depth: Tensor, aligned: Tensor, size: tuple[int, int
     median = torch.where(median.isnan(), aligned.flatten(1).median(1).values, median)[:, None, None]
     depth = torch.where(here, depth - median, 0)
     rest = (0, size[1] % 2, 0, size[0] % 2)
-    return _Points(F.pad(here.float(), rest), F.pad(depth, rest), _even((aligned - median)[:, None], size)[:, 0]), median
+    return _Points(
+        F.pad(here.float(), rest), F.pad(depth, rest), _even((aligned - median)[:, None], size)[:, 0]
+    ), median
 
 
 def _even(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -336,8 +395,42 @@ def _seen(picture: Tensor, points: _Points, maps: Tensor) -> Tensor:
     return torch.cat((picture, torch.stack(rows, 1)), 1)
 
 
+def _enlarged(maps: Tensor, picture: Tensor, images: Tensor) -> Tensor:
+    """Maps `(B, C, h, w)` at the size of the images: of the four cells around a pixel those of its colour count.
+
+    Enlarged by distance alone, a map would have a slope where there is an edge.
+
+    Source: Kopf et al., Joint Bilateral Upsampling (2007).
+    """
+    rows, columns = (
+        _cells(full, reduced, maps) for full, reduced in zip(images.shape[-2:], maps.shape[-2:], strict=True)
+    )
+    both = torch.cat((maps, picture.to(maps)), 1)
+    channels = maps.shape[1]
+    total = maps.new_zeros((len(maps), channels, *images.shape[-2:]))
+    weights = maps.new_zeros((len(maps), 1, *images.shape[-2:]))
+    for row, high in rows:
+        across = both.index_select(2, row)
+        for column, wide in columns:
+            cell = across.index_select(3, column)
+            off = (cell[:, channels:] - images).square().sum(1, keepdim=True)
+            weight = (torch.exp(off / (-2 * _LIKE**2)) + 1e-4) * (high[:, None] * wide)
+            total = total + weight * cell[:, :channels]
+            weights = weights + weight
+    return total / weights
+
+
+def _cells(full: int, reduced: int, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Along one axis, the two cells around each pixel's centre, and what each weighs by its distance."""
+    place = (torch.arange(full, device=like.device, dtype=like.dtype) + 0.5) * (reduced / full) - 0.5
+    first = place.floor()
+    share = place - first
+    cells = ((first, 1 - share), (first + 1, share))
+    return [(cell.long().clamp(0, reduced - 1), weight) for cell, weight in cells]
+
+
 def _honoured(values: Tensor, belief: Tensor, points: Tensor) -> Tensor:
-    """Bring a map to the points, and their direct neighbours along, as far as each is believed; 0 where there is none."""
+    """Bring a map to the points, and their neighbours along, as far as each is believed; 0 where there is none."""
     row = values.new_tensor((0.5, 1.0, 0.5))
     kernel = (row[:, None] * row).expand(2, 1, 3, 3)
     with torch.autocast(values.device.type, enabled=False):
