@@ -226,9 +226,7 @@ def evaluate(ctx: click.Context, **given: Any) -> None:
     mode = _mode(ctx, given)
     options.check_json_target(given["json_file"], _files_in_use(given))
     if given["task"] == TASKS[1] and ctx.get_parameter_source("model") is click.core.ParameterSource.DEFAULT:
-        from distilldepth.evaluate.completing import NETWORK
-
-        given["model"] = NETWORK
+        given["model"] = words.COMPLETION_MODEL
     given["model"] = options.with_max_depth(given["model"], given["model_max_depth"])
     mode(given)
 

@@ -28,7 +28,7 @@ def script(monkeypatch) -> dict:
 @pytest.fixture
 def network(tmp_path) -> Path:
     torch.manual_seed(0)
-    architecture = {**VARIANTS["mini"], "widths": [4, 6], "blocks": [1, 1], "decoder": [1]}
+    architecture = {**VARIANTS["mini"], "widths": [4 for _ in VARIANTS["mini"]["widths"]]}
     info = ModelInfo("network", "completion", "metric_depth", "Apache-2.0", "test")
     save_model(build(architecture, info), tmp_path / "network")
     return tmp_path / "network"

@@ -21,9 +21,9 @@ from distilldepth import load_model, save_model
 from distilldepth.cli.main import cli
 from distilldepth.datasets.truth import Dataset, Item, Truth
 from distilldepth.errors import DistillDepthError, UsageError
-from distilldepth.evaluate import COMPLETION_BASELINES, StoredPredictions, evaluate, read_evaluation
+from distilldepth.evaluate import COMPLETION_BASELINES, EvaluateOptions, StoredPredictions, evaluate, read_evaluation
 from distilldepth.evaluate.compare import compare
-from distilldepth.evaluate.completing import Aligned, Guided, Interpolated, PointCompletion
+from distilldepth.evaluate.completing import PointCompletion, open_completion
 from distilldepth.evaluate.given import GivenPoints
 from distilldepth.evaluate.record.cases import Cases
 from distilldepth.evaluate.record.table import make_table, to_latex, to_markdown
@@ -71,9 +71,15 @@ class Answer(PointCompletion):
         super().__init__(info, Preprocessing(1, 1, resize_policy="square"))
         self.function, self.seen = function, []
 
-    def complete(self, images, points, *, policy, size):
+    def complete(self, images, points, *, policy):
         self.seen += list(points.clone())
         return self.function(images, points)
+
+
+def score(model, data, **changes):
+    """`evaluate` without the measurement that `auto` makes of the machine."""
+    usual = {"task": "completion", "points": 60, "device": "cpu", "precision": "float32"}
+    return evaluate(model, data, **{**usual, **changes})
 
 
 # The points
@@ -155,17 +161,17 @@ def test_frames_without_enough_are_named():
 def test_what_makes_no_sense_is_one_line(arguments, said):
     kind = TypeError if said is None else UsageError
     with pytest.raises(kind, match=said) as caught:
-        evaluate("baseline:nearest", frames(1), **{"task": "completion", **arguments})
+        score("baseline:nearest", frames(1), **{"points": None, **arguments})
     assert "\n" not in str(caught.value)
 
 
 def test_models_that_complete_nothing_are_refused(tmp_path):
     with pytest.raises(UsageError, match="must be known, got 'baseline:linea'; did you mean 'linear'"):
-        evaluate("baseline:linea", frames(1), task="completion", points=50)
+        score("baseline:linea", frames(1), points=50)
     with pytest.raises(UsageError, match="must be known, got 'baseline:nearest:dav2-mini'"):
-        evaluate("baseline:nearest:dav2-mini", frames(1), task="completion", points=50)
+        score("baseline:nearest:dav2-mini", frames(1), points=50)
     with pytest.raises(UsageError, match="stored maps were not completed from the points"):
-        evaluate(StoredPredictions(tmp_path, "metric_depth"), frames(1), task="completion", points=50)
+        score(StoredPredictions(tmp_path, "metric_depth"), frames(1), points=50)
 
 
 # The scores
@@ -215,14 +221,14 @@ def test_what_is_given_counts_only_if_all_is_scored(size):
             maps.append(torch.where(sparse > 0, 7 * truth, truth))
         return torch.stack(maps)
 
-    arguments = {"task": "completion", "points": 20, "overrides": {"resize": "nearest"}}
-    unseen = evaluate(Answer(wrong_at_points), frames(size=size), **arguments)
+    arguments = {"points": 20, "overrides": {"resize": "nearest"}}
+    unseen = score(Answer(wrong_at_points), frames(size=size), **arguments)
     assert unseen.complete
     metrics = unseen.datasets[0].metrics
     if size == (HEIGHT, WIDTH):
         assert metrics["rmse"] == metrics["imae_km"] == metrics["whdr"] == 0
         assert metrics["delta_1.05"] == metrics["delta1"] == 1
-        everything = evaluate(Answer(wrong_at_points), frames(size=size), score="all", **arguments)
+        everything = score(Answer(wrong_at_points), frames(size=size), score="all", **arguments)
         assert everything.datasets[0].metrics["abs_rel"] > 0.1
     assert {"rmse", "mae", "irmse_km", "imae_km", "abs_rel", "delta_1.10", "delta1", "whdr"} <= metrics.keys()
     assert "boundary_f1" not in metrics
@@ -230,9 +236,9 @@ def test_what_is_given_counts_only_if_all_is_scored(size):
 
 def test_every_model_sees_the_same_points_whatever_the_batch_and_the_other_frames():
     first, second, third = (Answer(lambda images, points: 1 + points) for _ in range(3))
-    evaluate(first, frames(4), task="completion", points="lines:4", seed=5)
-    evaluate(second, [frames(3, "other"), frames(4)], task="completion", points="lines:4", seed=5, batch_size=1)
-    evaluate(third, frames(4), task="completion", points="lines:4", seed=6)
+    score(first, frames(4), points="lines:4", seed=5)
+    score(second, [frames(3, "other"), frames(4)], points="lines:4", seed=5, batch_size=1)
+    score(third, frames(4), points="lines:4", seed=6)
     assert len(first.seen) == 4
     assert all(torch.equal(one, other) for one, other in zip(first.seen, second.seen[3:], strict=True))
     assert not all(torch.equal(one, other) for one, other in zip(first.seen, third.seen, strict=True))
@@ -247,7 +253,7 @@ def test_a_frame_that_fails_is_named_and_the_others_are_scored():
     data = frames(4)
     poor = dataclasses.replace(some_truth(), valid=np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) < 30)
     data.items.append(Item("set", "poor.png", lambda: (a_photograph(9), poor)))
-    result = evaluate(Answer(break_one), data, task="completion", points=40)
+    result = score(Answer(break_one), data, points=40)
     assert result.datasets[0].frames == 3
     errors = {failure.name: failure.error for failure in result.failures}
     assert errors.keys() == {"2.png", "poor.png"}
@@ -261,7 +267,7 @@ def test_a_frame_that_fails_is_named_and_the_others_are_scored():
 def test_baselines_are_what_their_arithmetic_says():
     data = frames(3)
     seen = Answer(lambda images, points: torch.ones_like(points))
-    evaluate(seen, data, task="completion", points=60)
+    score(seen, data, points=60)
     model = load_model("distilldepth-mini").eval()
     for name, function in {
         "baseline:nearest": lambda image, points: nearest(points),
@@ -272,7 +278,7 @@ def test_baselines_are_what_their_arithmetic_says():
         )[0].numpy(),
     }.items():
         with torch.inference_mode():
-            result = evaluate(name, data, task="completion", points=60, precision="float32", device="cpu", size=64)
+            result = score(name, data, points=60, size=64)
             assert result.metadata.model.name == name
             for index, sample in enumerate(result.samples):
                 image, truth = data.items[index].read()
@@ -285,11 +291,13 @@ def test_baselines_are_what_their_arithmetic_says():
                 assert sample.metrics["imae_km"] == pytest.approx(imae, rel=1e-4)
 
 
-def a_network(guide: str = "distilldepth-mini") -> CompletionModel:
-    info = ModelInfo("a-network", "completion", "metric_depth", "Apache-2.0", "test")
+def a_network() -> CompletionModel:
     torch.manual_seed(0)
-    network = build({**VARIANTS["mini"], "widths": [4, 6], "blocks": [1, 1], "decoder": [1], "guide": guide}, info)
-    torch.nn.init.normal_(network.head.weight, std=0.3)
+    narrow = {**VARIANTS["mini"], "widths": [4 for _ in VARIANTS["mini"]["widths"]]}
+    network = build(narrow, ModelInfo("a-network", "completion", "metric_depth", "Apache-2.0", "test"))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
     return network.eval()
 
 
@@ -299,8 +307,8 @@ def test_a_completion_network_stands_behind_the_depth_model_that_it_names():
     with pytest.raises(UsageError, match="a-network completes depth that is known at some points; add --task complet"):
         evaluate(network, data)
     seen = Answer(lambda images, points: torch.ones_like(points))
-    evaluate(seen, data, task="completion", points=60)
-    result = evaluate(network, data, task="completion", points=60, size=64, device="cpu", precision="float32")
+    score(seen, data, points=60)
+    result = score(network, data, points=60, size=64)
     assert result.metadata.model.name == "a-network"
     assert result.metadata.model.quantity == "metric_depth"
     guide = load_model("distilldepth-mini").eval()
@@ -314,31 +322,21 @@ def test_a_completion_network_stands_behind_the_depth_model_that_it_names():
         assert sample.metrics["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-3)
 
 
-def test_the_depth_model_before_a_network_decides_its_name_and_its_digest():
-    guide, other = load_model("distilldepth-mini"), create_student("light-mini", seed=0)
-    pairs = [Guided(a_network(), guide), Guided(a_network(), other), Guided(a_network("light-mini"), guide)]
-    assert [pair.info.name for pair in pairs] == [
-        "a-network", "a-network behind light-mini", "a-network behind distilldepth-mini"
-    ]  # fmt: skip
-    assert len({model_digest(pair) for pair in pairs}) == 3
-    assert Aligned(other).info.name == "baseline:align:light-mini"
-    assert model_digest(Aligned(other)) != model_digest(Aligned(guide))
-    assert len({model_digest(Interpolated(kind)) for kind in ("nearest", "linear", "morphology")}) == 3
-
-
-def test_a_network_before_a_network_is_refused(tmp_path):
-    save_model(a_network(), tmp_path / "network")
-    with pytest.raises(UsageError, match="completes depth itself, and cannot be the depth model before that"):
-        evaluate(f"baseline:align:{tmp_path / 'network'}", frames(1), task="completion", points=50)
+def test_every_baseline_and_every_stage_has_a_name_and_a_digest(tmp_path):
+    save_model(create_student("light-mini", seed=0), tmp_path / "student")
+    options = EvaluateOptions(device="cpu", precision="float32", offline=True)
+    models = [*(f"baseline:{kind}" for kind in COMPLETION_BASELINES), f"baseline:align:{tmp_path / 'student'}"]
+    opened = [open_completion(model, options) for model in (*models, a_network())]
+    assert [model.info.name for model in opened] == [*models, "a-network"]
+    assert {model.info.quantity for model in opened} == {"metric_depth"}
+    assert len({model_digest(model) for model in opened}) == len(opened)
 
 
 @pytest.mark.parametrize("kind", COMPLETION_BASELINES)
 def test_every_baseline_runs_on_every_pattern(kind):
     data = frames(2)
     for points in ("30", "lines:4", "keypoints:20"):
-        result = evaluate(
-            f"baseline:{kind}", data, task="completion", points=points, device="cpu", size=64, precision="float32"
-        )
+        result = score(f"baseline:{kind}", data, points=points, size=64)
         assert result.complete
         assert result.metadata.points == points
         assert result.protocol.name == "completion"
@@ -362,7 +360,9 @@ def folder(tmp_path) -> Path:
 
 
 def run(*words: object):
-    return CliRunner().invoke(cli, ["evaluate", "--device", "cpu", "--task", "completion", *map(str, words)])
+    return CliRunner().invoke(
+        cli, ["evaluate", "--device", "cpu", "--precision", "float32", "--task", "completion", *map(str, words)]
+    )
 
 
 def test_the_command_writes_everything_and_goes_on(folder, tmp_path):
@@ -397,7 +397,7 @@ def test_the_command_writes_everything_and_goes_on(folder, tmp_path):
 
 
 def test_the_tables_have_the_columns_of_completion():
-    result = evaluate("baseline:nearest", frames(3), task="completion", points=40)
+    result = score("baseline:nearest", frames(3), points=40)
     text = to_markdown(result)
     assert "| dataset | frames | RMSE | MAE | iRMSE [1/km] | iMAE [1/km] | AbsRel | delta 1.05" in text
     latex = to_latex(result)
@@ -413,14 +413,14 @@ def test_the_tables_have_the_columns_of_completion():
 
 def test_results_of_the_same_points_are_compared_and_others_are_not():
     data = frames(4)
-    first = evaluate("baseline:nearest", data, task="completion", points=40)
-    second = evaluate("baseline:linear", data, task="completion", points=40)
+    first = score("baseline:nearest", data, points=40)
+    second = score("baseline:linear", data, points=40)
     found = compare(first, second).datasets[0].metrics
     assert found["rmse"].difference == pytest.approx(second.datasets[0].metrics["rmse"] - found["rmse"].a)
     assert found["whdr"].interval is not None
     assert {"delta_1.05", "irmse_km"} <= found.keys()
     for change, said in (({"points": 41}, "points is '40' and '41'"), ({"seed": 1}, "seed is 0 and 1")):
-        other = evaluate("baseline:linear", data, task="completion", **{"points": 40, **change})
+        other = score("baseline:linear", data, **{"points": 40, **change})
         with pytest.raises(ValueError, match=said):
             compare(first, other)
 

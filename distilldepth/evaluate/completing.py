@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilldepth.device import autocast
-from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
+from distilldepth.errors import UsageError, did_you_mean
+from distilldepth.evaluate.options import EvaluateOptions
 from distilldepth.evaluate.predictions import StoredPredictions
 from distilldepth.inference.batches import LoadedImage, by_halves
+from distilldepth.inference.completer import GUIDE, Completer
 from distilldepth.inference.estimator import Estimator, InferenceOptions
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.families.completion import CompletionModel
 from distilldepth.models.preprocess import Preprocessing
-from distilldepth.sparse.align import align_to_points
 from distilldepth.sparse.interpolate import linear, morphology, nearest
 
 INTERPOLATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -31,17 +30,16 @@ ALIGN = "align"
 COMPLETION_BASELINES = (*INTERPOLATIONS, ALIGN)
 """`nearest`, `linear` and `morphology` look at the points alone; `align` brings a depth model's map to them by least
 squares."""
-GUIDE = "distilldepth-mini"
-"""The depth model of `align`, where none is named."""
-NETWORK = "completion-mini"
-"""The completion network behind a depth model that is named alone."""
 
 
 class PointCompletion(DepthModel):
     """Gives metric depth for images with points; `complete` stands in place of `estimate`."""
 
-    def complete(self, images: Tensor, points: Tensor, *, policy: str | None, size: int | None) -> Tensor:
-        """Return depth `(B, H, W)`, metres, for images `(B, 3, H, W)` in [0, 1] and points `(B, H, W)`, 0 = none."""
+    def complete(self, images: Tensor, points: Tensor, *, policy: str | None) -> Tensor:
+        """Return depth `(B, H, W)`, metres, for images `(B, 3, H, W)` in [0, 1] and points `(B, H, W)`, 0 = none.
+
+        The precision and the size at which a network sees the images are those of the options it was opened with.
+        """
         raise NotImplementedError
 
     def forward(self, images: Tensor, *, features: bool = False) -> DepthOutput:
@@ -62,61 +60,33 @@ class Interpolated(PointCompletion):
         """Which one it is: it has no weights that would tell."""
         return self.kind
 
-    def complete(self, images: Tensor, points: Tensor, *, policy: str | None, size: int | None) -> Tensor:
-        """Return the interpolated points; there is no network that policy and size could be about."""
+    def complete(self, images: Tensor, points: Tensor, *, policy: str | None) -> Tensor:
+        """Return the interpolated points; there is no network that a resize policy could be about."""
         maps = [INTERPOLATIONS[self.kind](one) for one in points.cpu().numpy()]
         return torch.from_numpy(np.stack(maps)).to(images.device)
 
 
-class Aligned(PointCompletion):
-    """A baseline that brings the map of a depth model to the points, and does no more."""
+class Staged(PointCompletion):
+    """A depth model, its map brought to the points, and a completion network if there is one: `Completer`.
 
-    def __init__(self, guide: DepthModel) -> None:
-        name = guide.info.name
-        info = ModelInfo(
-            f"baseline:{ALIGN}" + ("" if name == GUIDE else f":{name}"),
-            "baseline",
-            "metric_depth",
-            guide.info.licence,
-            f"{name}, from {guide.info.source}",
-            guide.info.notes,
-        )
-        super().__init__(info, guide.preprocessing)
-        self.guide = guide
+    Args:
+        completer: the stages at work.
+        name: what it is called; empty for what the stages are called.
+    """
+
+    def __init__(self, completer: Completer, name: str = "") -> None:
+        info = replace(completer.info, name=name) if name else completer.info
+        super().__init__(info, completer.model.preprocessing)
+        self.completer, self.guide, self.network = completer, completer.model, completer.network
 
     @property
-    def identity(self) -> list[object]:
-        """The depth model's, whose numbers may mean one thing or another."""
-        return [ALIGN, self.guide.info.quantity, self.guide.identity]
+    def identity(self) -> str:
+        """All that decides the numbers of the stages."""
+        return self.completer.digest
 
-    def complete(self, images: Tensor, points: Tensor, *, policy: str | None, size: int | None) -> Tensor:
-        """Return the depth model's map, aligned by least squares."""
-        relative = self.guide.estimate(images, policy=policy, size=size)
-        return align_to_points(relative, points, quantity=self.guide.info.quantity)
-
-
-class Guided(PointCompletion):
-    """A completion network, and the depth model before it."""
-
-    def __init__(self, network: CompletionModel, guide: DepthModel) -> None:
-        info = network.info
-        if guide.info.name != network.guide:
-            info = replace(info, name=f"{info.name} behind {guide.info.name}")
-        info = replace(info, notes=(*info.notes, *(note for note in guide.info.notes if note not in info.notes)))
-        super().__init__(info, guide.preprocessing)
-        self.network, self.guide = network, guide
-
-    @property
-    def identity(self) -> list[object]:
-        """Those of both, and what the depth model's numbers mean."""
-        network, guide = self.network, self.guide
-        return [network.identity, network.preprocessing.to_dict(), guide.info.quantity, guide.identity]
-
-    def complete(self, images: Tensor, points: Tensor, *, policy: str | None, size: int | None) -> Tensor:
-        """Return what the network makes of the depth model's map, aligned as it was in its training."""
-        relative = self.guide.estimate(images, policy=policy, size=size)
-        aligned = align_to_points(relative, points, quantity=self.guide.info.quantity, method=self.network.align)
-        return self.network.complete(images, points, aligned)
+    def complete(self, images: Tensor, points: Tensor, *, policy: str | None) -> Tensor:
+        """Return what the last stage gives."""
+        return self.completer.complete_batch(images, points, policy=policy).depth
 
 
 class Completing(Estimator):
@@ -133,22 +103,19 @@ class Completing(Estimator):
         def complete(part: Sequence[LoadedImage[Any, Any]]) -> list[Tensor]:
             images = torch.from_numpy(np.stack([loaded.image for loaded in part])).to(self.device)
             points = torch.from_numpy(np.stack([loaded.extra.points for loaded in part])).to(self.device)
-            with autocast(self.device, self.precision):
-                values = self.completion.complete(
-                    images.permute(0, 3, 1, 2).float() / 255, points, policy=part[0].policy, size=self.options.size
-                )
-            return list(values.float())
+            images = images.permute(0, 3, 1, 2).float() / 255
+            return list(self.completion.complete(images, points, policy=part[0].policy).float())
 
         return by_halves(batch, complete)
 
 
-def open_completion(model: str | Path | DepthModel, offline: bool = False) -> PointCompletion:
+def open_completion(model: str | Path | DepthModel, options: EvaluateOptions) -> PointCompletion:
     """Return what completes depth: `baseline:nearest` and so on, a completion network, or a depth model before one.
 
     Args:
         model: as `evaluate` takes it: `baseline:` and one of `COMPLETION_BASELINES`, for `align` with a depth model
-            after another colon; or what `load_model` takes.
-        offline: never touch the network for a model.
+            after another colon; or what `Completer` takes.
+        options: how its networks are run.
 
     Raises:
         UsageError: no such baseline, or stored predictions, which were not made from these points.
@@ -158,31 +125,14 @@ def open_completion(model: str | Path | DepthModel, offline: bool = False) -> Po
         return model
     if isinstance(model, StoredPredictions):
         raise UsageError("evaluate: stored maps were not completed from the points that are drawn; give a model")
-    from distilldepth.models import load_model
-
-    kind, colon, name = ("", "", "") if isinstance(model, DepthModel) else str(model).partition(":")
-    if not colon or kind != "baseline":
-        opened = model if isinstance(model, DepthModel) else load_model(model, offline=offline)
-        if isinstance(opened, CompletionModel):
-            return Guided(opened, _guide(opened.guide, offline)).eval()
-        network = load_model(NETWORK, offline=offline)
-        if not isinstance(network, CompletionModel):
-            raise DistillDepthError(f"{NETWORK}: is no completion network, but {network.info.family}")
-        return Guided(network, opened).eval()
-    kind, _, guide = name.partition(":")
-    if kind in INTERPOLATIONS and not guide:
+    word, colon, name = ("", "", "") if isinstance(model, DepthModel) else str(model).partition(":")
+    if not colon or word != "baseline":
+        return Staged(Completer(model, options, offline=options.offline)).eval()
+    kind, colon, guide = name.partition(":")
+    if kind in INTERPOLATIONS and not colon:
         return Interpolated(kind).eval()
     if kind != ALIGN:
         hint = did_you_mean(kind, COMPLETION_BASELINES)
         raise UsageError(f"evaluate: a baseline of completion must be known, got {str(model)!r}{hint}")
-    return Aligned(_guide(guide or GUIDE, offline)).eval()
-
-
-def _guide(name: str, offline: bool) -> DepthModel:
-    """The depth model of this name, which must do without points."""
-    from distilldepth.models import load_model
-
-    model = load_model(name, offline=offline)
-    if model.takes_points:
-        raise UsageError(f"evaluate: {name} completes depth itself, and cannot be the depth model before that")
-    return model
+    completer = Completer(guide or GUIDE, options, align="least-squares", align_only=True, offline=options.offline)
+    return Staged(completer, str(model)).eval()

@@ -147,7 +147,7 @@ def _make_estimator(model: str | Path | DepthModel, options: EvaluateOptions) ->
         options = replace(options, precision=precision_of_run(folder) or "auto")
     options = options.settle(model)
     completes = options.task == TASKS[1]
-    opened = open_completion(model, options.offline) if completes else open_model(model, options.offline)
+    opened = open_completion(model, options) if completes else open_model(model, options.offline)
     if opened.takes_points:
         raise UsageError(
             f"evaluate: {opened.info.name} completes depth that is known at some points; add --task completion "
