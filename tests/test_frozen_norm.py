@@ -21,6 +21,7 @@ from distilldepth.distill.recipe import settle_optimiser
 from distilldepth.distill.step import DistillationStep
 from distilldepth.distill.trainer import distill
 from distilldepth.errors import UsageError
+from distilldepth.images.crops import Regions
 from distilldepth.models import create_student, load_model, save_model
 from distilldepth.models.encoder import ENCODER_ALONE, keep_encoder
 from distilldepth.models.families.efficientnet_lite import build
@@ -89,6 +90,7 @@ def test_layers_of_several_processes_stay_frozen():
 
 def test_parts_of_a_batch_and_compiling_give_the_gradient_of_the_whole():
     images = torch.rand(4, 3, 64, 96, generator=seeded(2))
+    regions = Regions(images, torch.empty(4, 0, 3, 64, 96), torch.empty(4, 0, 4), [""] * 4)
     pull = torch.randn(4, 64, 96, generator=seeded(3))
     model = small()
     model.freeze_encoder_statistics()

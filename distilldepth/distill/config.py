@@ -335,12 +335,10 @@ class DistillConfig:
                 f"scenes, without --labels; got teachers {shown(self.teachers)}"
             )
         others = [name for name in TERMS if name != "metric_log" and getattr(self.loss, name)]
-        if others or not self.loss.metric_log:
-            raise UsageError(
-                f"distill: points.draw is for loss.metric_log alone, which must not be 0; set loss.{others[0]}=0"
-                if others
-                else "distill: points.draw is for loss.metric_log, which is 0; nothing to learn from"
-            )
+        if not self.loss.metric_log:
+            raise UsageError("distill: points.draw is for loss.metric_log, which is 0; nothing to learn from")
+        if others:
+            raise UsageError(f"distill: points.draw is for loss.metric_log alone; set loss.{others[0]}=0")
         for spec in parse_teachers(self.points.guides) if self.points.guides.strip() else []:
             if spec.model == ORACLE:
                 raise UsageError("distill: points.guides must be models, and oracle is none")

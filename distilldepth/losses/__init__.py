@@ -11,6 +11,7 @@ from distilldepth.losses.feature import feature_loss
 from distilldepth.losses.geometric import depths_to_compare, geometric_loss
 from distilldepth.losses.gradient import gradient_loss
 from distilldepth.losses.largest_errors import without_largest_errors
+from distilldepth.losses.metric_log import metric_log_loss
 from distilldepth.losses.normalise import center_and_spread, normalise
 from distilldepth.losses.pairwise import pairwise_loss
 from distilldepth.losses.pixel import l1_loss, ssi_loss
@@ -40,6 +41,7 @@ __all__ = [
     "gradient_loss",
     "hybrid_norm_loss",
     "l1_loss",
+    "metric_log_loss",
     "mse_loss",
     "normalise",
     "pairwise_loss",

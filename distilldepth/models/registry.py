@@ -272,7 +272,7 @@ def _transformers() -> Iterator[Entry]:
 
 def _students() -> Iterator[Entry]:
     student = partial(Entry, role="student", quantity="disparity", licence="Apache-2.0")
-    yield student("completion-mini", "completion", quantity="metric_depth", parameters=0, variant="mini")
+    yield student("completion-mini", "completion", quantity="metric_depth", parameters=881_775, variant="mini")
     yield student("light-mini", "light", parameters=3_894_873, variant="mini")
     yield student("topformer-tiny", "topformer", parameters=2_260_817, variant="tiny")
     yield student("topformer-small", "topformer", parameters=4_636_817, variant="small")

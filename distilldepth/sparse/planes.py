@@ -28,8 +28,9 @@ class LocalPlanes(nn.Module):
         argmin sum_i w_i (c + g . x_i - r_i)^2 + shift c^2 + slope |g|^2
 
     where r_i is what the inherited plane leaves over, x_i is relative to the cell's centre in widths of the cell, and
-    (shift, slope) is the ridge. A cell without any known value keeps what it inherits. So values are reproduced where
-    they are dense, and planes are reproduced everywhere: of inverse depth, planes in space are such planes.
+    (shift, slope) is the ridge. A cell without any known value keeps what it inherits; beyond the border of a level
+    are copies of its outermost planes. So values are reproduced where they are dense,
+    and planes between known values: of inverse depth, planes in space are such planes.
 
     Args:
         targets: maps that are known at the same pixels.
@@ -90,7 +91,7 @@ class LocalPlanes(nn.Module):
                 planes = _solve(moments, wanted, _COARSEST)
                 continue
             height, width = level.shape[-2:]
-            # A plane beyond the border is its neighbour's, as seen from there.
+            # Beyond the border are copies of the planes inside: a plane is not continued there as far as it might go.
             padded = F.pad(planes.flatten(0, 1), (1, 1, 1, 1), mode="replicate")
             finer = F.conv_transpose2d(padded, self._spread, stride=2)
             planes = finer[..., 3 : 3 + height, 3 : 3 + width].unflatten(0, shape)

@@ -5,6 +5,17 @@ from __future__ import annotations
 from distilldepth.distill.agreement import replaced_note
 from distilldepth.distill.record.result import RunFacts
 
+_PREDICTS = (
+    "A monocular depth estimator",
+    "up to an unknown scale and shift,\nlarger = nearer.",
+    "distilldepth predict photo.jpg -o depth.png --model PATH_OF_THIS_FOLDER",
+)
+_COMPLETES = (
+    "A network that completes sparse depth",
+    "metres, from a photograph,\npoints of known depth, and the map of a guide that is aligned to them.",
+    "distilldepth complete photo.jpg --sparse points.png -o depth.png --model PATH_OF_THIS_FOLDER",
+)
+
 
 def model_card(facts: RunFacts) -> str:
     """Return the README.md of a student."""
@@ -14,13 +25,13 @@ def model_card(facts: RunFacts) -> str:
     notes = "".join(f"- {note}\n" for teacher in facts.teachers for note in teacher.notes)
     changes = "".join(f"- Changed on the way, {change}\n" for change in facts.changes)
     wrong = "".join(f"> **Do not use this student as it is.** {f.problem}; {f.advice}.\n\n" for f in facts.findings)
+    kind, meaning, command = _PREDICTS if facts.quantity == "disparity" else _COMPLETES
     return f"""# {facts.student}
 
-A monocular depth estimator ({facts.family}, {facts.parameters / 1e6:.2f} M parameters) distilled with
-distilldepth {facts.distilldepth}. It predicts **{facts.quantity}**: up to an unknown scale and shift,
-larger = nearer.
+{kind} ({facts.family}, {facts.parameters / 1e6:.2f} M parameters) distilled with
+distilldepth {facts.distilldepth}. It predicts **{facts.quantity}**: {meaning}
 
-{wrong}    distilldepth predict photo.jpg -o depth.png --model PATH_OF_THIS_FOLDER
+{wrong}    {command}
 
 ## Training
 - Teachers:
@@ -41,6 +52,10 @@ larger = nearer.
 A student learns from its teachers' outputs and its initial weights. Their licences are listed above; whether they
 bind the student is for you to judge, and a non-commercial teacher is a reason to ask.
 """
+
+
+def _fit(facts: RunFacts) -> str:
+    return "least squares in disparity" if facts.quantity == "disparity" else "in metres, without a fit"
 
 
 def agreement_table(facts: RunFacts) -> str:
@@ -64,7 +79,7 @@ def agreement_table(facts: RunFacts) -> str:
     if "depth" in after:
         lines += [
             "",
-            f"Against true depth, least squares in disparity: AbsRel {before['depth']['abs_rel']:.3f} before, "
+            f"Against true depth, {_fit(facts)}: AbsRel {before['depth']['abs_rel']:.3f} before, "
             f"{after['depth']['abs_rel']:.3f} after; delta1 {before['depth']['delta1']:.3f} before, "
             f"{after['depth']['delta1']:.3f} after.",
         ]
