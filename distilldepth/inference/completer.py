@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilldepth.capacity import is_out_of_memory
 from distilldepth.device import autocast
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
-from distilldepth.inference.batches import FAILURES, LoadedImage
+from distilldepth.inference.batches import LoadedImage, by_halves
 from distilldepth.inference.estimator import Estimator, InferenceOptions
 from distilldepth.models import load_model
 from distilldepth.models.base import DepthModel, ModelInfo
@@ -158,19 +157,14 @@ class Completer(Estimator):
 
     def estimate_batch(self, batch: Sequence[LoadedImage[Any, Any]]) -> list[Tensor | Exception]:
         """Return the completed depth of each image, or what went wrong with it; where memory runs out, by halves."""
-        try:
-            images = torch.from_numpy(np.stack([loaded.image for loaded in batch])).to(self.device)
-            points = torch.from_numpy(np.stack([loaded.extra.points for loaded in batch])).to(self.device)
-            completed = self.complete_batch(images.permute(0, 3, 1, 2).float() / 255, points, policy=batch[0].policy)
+
+        def complete(part: Sequence[LoadedImage[Any, Any]]) -> list[Tensor]:
+            images = torch.from_numpy(np.stack([loaded.image for loaded in part])).to(self.device)
+            points = torch.from_numpy(np.stack([loaded.extra.points for loaded in part])).to(self.device)
+            completed = self.complete_batch(images.permute(0, 3, 1, 2).float() / 255, points, policy=part[0].policy)
             return list(completed.depth)
-        except FAILURES as error:
-            if len(batch) == 1:
-                if is_out_of_memory(error):
-                    height, width = batch[0].image.shape[:2]
-                    error = MemoryError(f"not enough memory for {height} x {width} pixels; try a smaller --size")
-                return [error]
-        half = len(batch) // 2
-        return [result for part in (batch[:half], batch[half:]) for result in self.estimate_batch(part)]
+
+        return by_halves(batch, complete)
 
 
 def _open(model: str | PathLike | DepthModel, align_only: bool, offline: bool) -> tuple[DepthModel, DepthModel | None]:
