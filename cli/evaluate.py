@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from distilldepth import words
 from distilldepth.cli import options
 from distilldepth.evaluate.protocol import ALIASES, BY_QUANTITY, CHOICES, PROTOCOLS
-from distilldepth.evaluate.words import ANALYSES, RESUME
+from distilldepth.evaluate.words import ANALYSES, RESUME, SCORED, TASKS
 from distilldepth.formats.table import STORED
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ _GROUPS = {
     "Model": ("model", "model_max_depth", "resize_policy", "size", "predictions", "quantity", "depth_scale"),
     "Data": ("data", "root", "split", "truth_scale", "limit", "check"),
     "Scoring": ("protocol", *OVERRIDES),
+    "Completion": ("task", "points", "score", "seed"),
     "Output": ("out", "resume", "overwrite", "save_predictions", "published", "json_file"),
     "Instead of scoring": ("compare", "analysis", "kitti_submission"),
     "Machine": ("device", "precision", "batch_size", "offline"),
@@ -113,6 +114,34 @@ _GROUPS = {
     help="See `distilldepth list protocols`. Default: what fits the model's numbers.",
 )
 @_override_options
+@click.option(
+    "--task",
+    type=options.NearestChoice(TASKS),
+    default=TASKS[0],
+    show_default=True,
+    help="completion: depth completed from points of the ground truth, which are not scored themselves.",
+)
+@click.option(
+    "--points",
+    default=None,
+    metavar="N|lines:K|keypoints",
+    help="Which pixels of the ground truth are given: N at random, K rows as a LiDAR has them, or corners of the "
+    "photograph; the same for every model.",
+)
+@click.option(
+    "--score",
+    type=options.NearestChoice(SCORED),
+    default=SCORED[0],
+    show_default=True,
+    help="unseen: only pixels that were not given; all: those too.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="With a frame's name it decides where its points are.",
+)
 @click.option(
     "--out",
     "-o",
@@ -187,12 +216,17 @@ def evaluate(ctx: click.Context, **given: Any) -> None:
     distilldepth evaluate --data nyuv2 --root NYU --check
     distilldepth evaluate --predictions MAPS --quantity depth --data pairs/
     distilldepth evaluate --compare eval/mine eval/other
+    distilldepth evaluate --task completion --points 500 --data pairs/
 
-    baseline:constant and baseline:ramp look at no pixel: what a model has to beat. Frames that cannot be read are
-    listed at the end, the result says that it is not complete, and the exit code is 1.
+    baseline:constant and baseline:ramp look at no pixel: what a model has to beat. Those of completion are
+    baseline:nearest, baseline:linear, baseline:morphology, and baseline:align, or baseline:align:MODEL for a depth
+    model brought to the points by least squares; iRMSE and iMAE are in 1/km, as KITTI states them. Frames that cannot
+    be read are listed at the end, the result says that it is not complete, and the exit code is 1.
     """
     mode = _mode(ctx, given)
     options.check_json_target(given["json_file"], _files_in_use(given))
+    if given["task"] == TASKS[1] and ctx.get_parameter_source("model") is click.core.ParameterSource.DEFAULT:
+        given["model"] = words.COMPLETION_MODEL
     given["model"] = options.with_max_depth(given["model"], given["model_max_depth"])
     mode(given)
 
@@ -220,6 +254,7 @@ def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]
     if not name and given["published"] and not given["data"]:
         name, run = "--published without --data", _show_published
     _refuse_what_is_not_used(ctx, name)
+    _check_task(ctx, given)
     if given["predictions"] is not None:
         if ctx.get_parameter_source("model") is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError("--model and --predictions contradict each other", ctx)
@@ -271,6 +306,21 @@ def _refuse_what_is_not_used(ctx: click.Context, name: str) -> None:
                 raise click.UsageError(f"{name} needs a --model, not --predictions", ctx)
             if key not in _USED[name] | _ANYWHERE:
                 raise click.UsageError(f"{_option(key)} has no part in {name}", ctx)
+
+
+def _check_task(ctx: click.Context, given: dict[str, Any]) -> None:
+    """What is about completion goes with it only, and what is not about it does not."""
+    completes = given["task"] == TASKS[1]
+    for key in ("points", "score", "seed"):
+        if not completes and ctx.get_parameter_source(key) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{_option(key)} is about completion: add --task completion", ctx)
+    if not completes:
+        return
+    for key in ("predictions", "published"):
+        if given[key]:
+            raise click.UsageError(f"{_option(key)} has no part in --task completion", ctx)
+    if given["points"] is None and not given["check"]:
+        raise click.UsageError("--task completion needs --points: 500, lines:64 or keypoints, for example", ctx)
 
 
 def _require_root(ctx: click.Context, given: dict[str, Any]) -> None:
@@ -329,7 +379,7 @@ def _score(given: dict[str, Any]) -> None:
 
 
 def _show(result: Evaluation, published: bool) -> None:
-    from distilldepth.evaluate.record.table import make_table
+    from distilldepth.evaluate.record.table import make_table, point_lines
 
     console = options.console()
     info = result.metadata.model
@@ -338,6 +388,7 @@ def _show(result: Evaluation, published: bool) -> None:
         f"model     {info.name} ({info.quantity}, {info.licence})",
         f"protocol  {result.protocol.describe()}",
         *(f"          {line}" for line in result.protocol.effective(kinds).splitlines()),
+        *(f"          {line}" for line in point_lines(result)),
         *(f"note      {note}" for note in result.notes),
     ]
     for line in lines:
@@ -352,7 +403,7 @@ def _overrides(given: dict[str, Any]) -> dict[str, Any]:
 
 _PASSED = (
     "root", "split", "protocol", "limit", "resize_policy", "size", "batch_size", "device", "precision", "offline",
-    "out", "overwrite", "save_predictions",
+    "out", "overwrite", "save_predictions", "task", "points", "score", "seed",
 )  # fmt: skip
 """Options that `evaluate` takes by the same name."""
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "label": ("distilldepth.cli.label:label", "Store what teachers say of many images."),
     "evaluate": ("distilldepth.cli.evaluate:evaluate", "Score a model on a benchmark or on your own RGB-D pairs."),
     "predict": ("distilldepth.cli.predict:predict", "Predict depth for images and folders."),
+    "complete": ("distilldepth.cli.complete:complete", "Complete depth that is known at some pixels."),
     "bench": ("distilldepth.cli.bench:bench", "Time the fused kernels against plain PyTorch."),
     "list": (
         "distilldepth.cli.list:list_",

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _SUBMODULES = (
     "alignment",
+    "completion",
     "datasets",
     "depth",
     "distill",
@@ -28,6 +29,7 @@ _SUBMODULES = (
 _NAMES = {
     "load_model": "distilldepth.models",
     "save_model": "distilldepth.models",
+    "complete": "distilldepth.completion",
     "Prediction": "distilldepth.models",
     "DepthModel": "distilldepth.models",
     "DistillDepthError": "distilldepth.errors",

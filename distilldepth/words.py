@@ -35,6 +35,12 @@ transformer they are the stages that its head brings to about these sizes, thems
 QUANTITIES = ("disparity", "depth", "metric_depth")
 """What the numbers of a map mean."""
 
+ALIGNMENTS = ("least-squares", "trimmed", "ransac", "local")
+"""How a map is brought to points of known depth; see `align_to_points`."""
+
+COMPLETION_MODEL = "completion-mini"
+"""The completion network that is taken where none is named."""
+
 RESIZE_POLICIES = ("lower-bound", "upper-bound", "hf", "square")
 """How the side that a model is asked for is applied. `lower-bound`: both sides at least `size`, aspect kept (official
 Depth Anything). `upper-bound`: both sides at most `size`, aspect kept (GenPercept). `hf`: the rule of transformers' DPT

@@ -38,7 +38,8 @@ LAYERS = (
     {"datasets"},
     {"models"},
     {"inference", "teachers"},
-    {"distill", "evaluate", "label", "predict"},
+    {"outputs"},
+    {"completion", "distill", "evaluate", "label", "predict"},
     {"cli"},
     {"__main__"},
 )

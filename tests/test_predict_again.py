@@ -19,8 +19,8 @@ from distilldepth.evaluate.predictions import StoredPredictions
 from distilldepth.models import create_student, save_model
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
+from distilldepth.outputs.origin import INDEX
 from distilldepth.predict import PredictOptions, predict_files, read_depth_png, write_depth_png
-from distilldepth.predict.origin import INDEX
 
 
 def photograph(path: Path, seed: int) -> Path:

@@ -13,7 +13,7 @@ from distilldepth.cli.evaluate import evaluate as evaluate_command
 from distilldepth.evaluate.protocol import PROTOCOLS, Protocol, Rules, choose_protocol, crop_box, parse_protocol
 
 NAMES = {
-    "affine-depth", "affine-disparity", "bts", "dav2", "distill-any-depth", "eigen", "genpercept",
+    "affine-depth", "affine-disparity", "bts", "completion", "dav2", "distill-any-depth", "eigen", "genpercept",
     "kitti-benchmark", "marigold", "metric", "moge", "newcrfs", "scale-depth", "zoedepth",
 }  # fmt: skip
 QUANTITIES = ("disparity", "depth", "metric_depth")

@@ -23,6 +23,7 @@ _NAMES = {
     "choose_protocol": "distilldepth.evaluate.protocol",
     "load_baseline": "distilldepth.evaluate.baselines",
     "BASELINES": "distilldepth.evaluate.baselines",
+    "COMPLETION_BASELINES": "distilldepth.evaluate.completing",
 }
 
 __all__ = sorted(_NAMES)

@@ -84,6 +84,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         ValueError: the protocols differ, or there is no sample in both.
     """
     _check_same_protocol(a, b)
+    _check_same_points(a, b)
     rows_a, rows_b = _metrics_by_sample(a), _metrics_by_sample(b)
     datasets = [
         _compare_dataset(name, rows_a.get(name, {}), rows_b.get(name, {})) for name in dict.fromkeys([*rows_a, *rows_b])
@@ -135,6 +136,17 @@ def _check_same_protocol(a: Evaluation, b: Evaluation) -> None:
             raise ValueError(
                 f"compare: evaluations must have one protocol; both say {a.protocol.name}, but on {dataset.name} "
                 f"{key} is {mine[key]!r} and {theirs[key]!r}"
+            )
+
+
+def _check_same_points(a: Evaluation, b: Evaluation) -> None:
+    """Raise unless both are of depth, or both completed the same points and were scored on the same pixels."""
+    for key in ("points", "score", "seed"):
+        mine, theirs = getattr(a.metadata, key), getattr(b.metadata, key)
+        if mine != theirs:
+            raise ValueError(
+                f"compare: evaluations of completion must have been given the same points; {key} is {mine!r} and "
+                f"{theirs!r}"
             )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from distilldepth.datasets.kitti_official import TEST_COUNT
 from distilldepth.evaluate.protocol import Protocol
+from distilldepth.evaluate.words import SCORED, TASKS
 from distilldepth.inference.estimator import InferenceOptions
+from distilldepth.sparse.patterns import Points
 
 Start = Callable[[int], Callable[[int], None]]
 """Called with the number of frames when the work begins; what it returns is told how many more are done."""
@@ -31,6 +33,15 @@ class EvaluateOptions(InferenceOptions):
     """A protocol or its name; None for the one that fits the model's quantity."""
     overrides: Mapping[str, Any] | None = None
     """Rules of the protocol to replace, for example `{"align": "median"}`; its name then says so."""
+    task: str = TASKS[0]
+    """`depth` from the photograph alone, or `completion` of points of the ground truth."""
+    points: str | int | Points | None = None
+    """For completion: which pixels of the ground truth are given, `500`, `lines:64` or `keypoints`; see
+    `distilldepth.sparse.patterns.parse_points`."""
+    score: str = SCORED[0]
+    """For completion: `unseen` scores the pixels that were not given, `all` those too."""
+    seed: int = 0
+    """For completion: with a frame's name it decides which of its pixels are given, whatever the model."""
     offline: bool = False
     """Never touch the network for the model."""
     out: str | Path | None = None

@@ -13,10 +13,12 @@ import torch
 from distilldepth.datasets.catalogue import BENCHMARKS
 from distilldepth.datasets.open import Data, check_any_readable, open_data
 from distilldepth.datasets.truth import Dataset
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
 from distilldepth.evaluate.aggregate import mean_metrics, summarise
 from distilldepth.evaluate.baselines import open_model
+from distilldepth.evaluate.completing import Completing, PointCompletion, open_completion
 from distilldepth.evaluate.doubts import TRUTH_SCALE
+from distilldepth.evaluate.given import GivenPoints
 from distilldepth.evaluate.options import EvaluateOptions
 from distilldepth.evaluate.predictions import StoredPredictions
 from distilldepth.evaluate.protocol import PROTOCOLS, Protocol, Rules, choose_protocol
@@ -26,6 +28,7 @@ from distilldepth.evaluate.record.rows import Doubt, Failure, Metadata, ScoredMo
 from distilldepth.evaluate.record.saved_maps import check_distinct, write_index
 from distilldepth.evaluate.samples import Scoring, StoredMaps, Task
 from distilldepth.evaluate.score import MEANINGLESS, is_meaningless
+from distilldepth.evaluate.words import TASKS
 from distilldepth.files import expand_user
 from distilldepth.formats.kitti import check_metres
 from distilldepth.inference.estimator import Estimator
@@ -38,7 +41,8 @@ def evaluate(
     """Score a model.
 
     Args:
-        model: a model, what `load_model` takes, `baseline:constant` or `baseline:ramp`, or `StoredPredictions`.
+        model: a model, what `load_model` takes, `baseline:constant` or `baseline:ramp`, or `StoredPredictions`; with
+            `task="completion"` what `open_completion` takes.
         data: see `open_data`.
         options: how; None for the usual way.
         changes: options given by name, for example `evaluate("dav2-small", "scenes", protocol="marigold", out="eval")`;
@@ -53,19 +57,24 @@ def evaluate(
         TypeError: no such option.
     """
     options = (options or EvaluateOptions()).changed(changes, "evaluate")
+    given = _find_points(options)
     _check_output(options, model)
     # What costs nothing to find out is found out before a model is loaded, which may take minutes.
     datasets = _find_data(data, options)
     scale_notes = check_any_readable(datasets)
     estimator = _make_estimator(model, options)
+    if given is not None and options.protocol is None:
+        options = replace(options, protocol=TASKS[1])
     info = estimator.model.info
     protocol = _find_protocol(info.quantity, options)
     _check_fields(datasets, protocol, options)
     rules = _find_rules(datasets, protocol, info.quantity)
+    if given is not None:
+        _check_rules(protocol, rules)
     tasks, missing = _plan(estimator.model, datasets, rules, options.save_predictions)
     advance = options.start(len(tasks)) if options.start is not None else lambda count: None
-    folder = _open_folder(estimator, protocol, rules, datasets, options)
-    scoring = Scoring(estimator, tasks, folder=folder, save_as=options.save_predictions, advance=advance)
+    folder = _open_folder(estimator, protocol, rules, datasets, options, given)
+    scoring = Scoring(estimator, tasks, folder=folder, save_as=options.save_predictions, advance=advance, given=given)
     try:
         began = time.perf_counter()
         _score(scoring, missing)
@@ -77,6 +86,29 @@ def evaluate(
     finally:
         if folder is not None:
             folder.release()
+
+
+def _find_points(options: EvaluateOptions) -> GivenPoints | None:
+    """What a completion is given; None where depth is scored."""
+    if options.task not in TASKS:
+        raise UsageError(f"evaluate: task must be known, got {options.task!r}{did_you_mean(str(options.task), TASKS)}")
+    if options.task == TASKS[0]:
+        if options.points is not None:
+            raise UsageError("evaluate: points are about completion; add --task completion, or leave --points out")
+        return None
+    return GivenPoints.asked_for(options.points, options.score, options.seed)
+
+
+def _check_rules(protocol: Protocol, rules: Mapping[str, Rules]) -> None:
+    """Raise where a protocol would align what was made in metres, or cut the photograph out of its truth."""
+    for one in rules.values():
+        if one.align != "none":
+            raise UsageError(
+                f"evaluate: completed depth is scored as it is, and the protocol {protocol.name} would align it; leave "
+                "--align and --protocol out"
+            )
+        if one.image_crop == "kb-in-frame":
+            raise UsageError("evaluate: completion needs truth of the photograph's frame; take --image-crop kb")
 
 
 def _check_output(options: EvaluateOptions, model: str | Path | DepthModel) -> None:
@@ -114,10 +146,22 @@ def _make_estimator(model: str | Path | DepthModel, options: EvaluateOptions) ->
         # What auto means is measured, and where the two are close it is not the same every time.
         options = replace(options, precision=precision_of_run(folder) or "auto")
     options = options.settle(model)
-    opened = open_model(model, options.offline)
+    completes = options.task == TASKS[1]
+    opened = open_completion(model, options) if completes else open_model(model, options.offline)
+    if opened.takes_points:
+        raise UsageError(
+            f"evaluate: {opened.info.name} completes depth that is known at some points; add --task completion "
+            "--points 500"
+        )
     if options.save_predictions == "kitti":
         check_metres(opened.info.quantity)
-    estimator = StoredMaps(opened, options) if isinstance(opened, StoredPredictions) else Estimator(opened, options)
+    estimator: Estimator
+    if isinstance(opened, PointCompletion):
+        estimator = Completing(opened, options)
+    elif isinstance(opened, StoredPredictions):
+        estimator = StoredMaps(opened, options)
+    else:
+        estimator = Estimator(opened, options)
     estimator.check_size()
     return estimator
 
@@ -188,6 +232,7 @@ def _open_folder(
     rules: Mapping[str, Rules],
     datasets: list[Dataset],
     options: EvaluateOptions,
+    given: GivenPoints | None,
 ) -> RunFolder | None:
     """The folder that is written into, begun or continued."""
     path, model = _folder(options), estimator.model
@@ -204,6 +249,8 @@ def _open_folder(
         settings["depth_scale"] = model.depth_scale
     if options.save_predictions is not None:
         settings["save_predictions"] = options.save_predictions
+    if given is not None:
+        settings |= given.to_dict()
     described = describe_run(model, protocol, rules, datasets, settings)
     folder = RunFolder(path, described, resume=options.resume, overwrite=options.overwrite)
     if options.save_predictions is not None:
@@ -239,6 +286,7 @@ def _describe(scoring: Scoring, options: EvaluateOptions, seconds: float) -> Met
         seconds=round(seconds, 3),
         model_seconds=round(estimator.model_seconds, 3),
         resumed_after=scoring.resumed_after,
+        **(scoring.given.to_dict() if scoring.given is not None else {}),
     )
 
 

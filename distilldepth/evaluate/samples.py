@@ -22,13 +22,14 @@ from distilldepth.evaluate.doubts import (
     find_wrong_direction,
     fits_slope,
 )
+from distilldepth.evaluate.given import GivenPoints
 from distilldepth.evaluate.predictions import StoredPredictions
 from distilldepth.evaluate.protocol import Rules
 from distilldepth.evaluate.record.cases import Cases
 from distilldepth.evaluate.record.folder import PREDICTIONS, RunFolder
 from distilldepth.evaluate.record.rows import Metrics, ScoredSample
 from distilldepth.evaluate.record.saved_maps import save_prediction
-from distilldepth.evaluate.score import Scores, apply_image_crop, score_batch, to_frame
+from distilldepth.evaluate.score import Scores, add_completion, apply_image_crop, score_batch, to_frame
 from distilldepth.inference.batches import FAILURES, LoadedImage, reason, without_relief
 from distilldepth.inference.estimator import Estimator, InferenceOptions
 from distilldepth.models.preprocess import resize
@@ -56,6 +57,10 @@ class _Known:
     """Stored predictions: the map under the empty name, further maps of the same size, such as an uncertainty."""
     digest: str
     """Of the files of the maps; empty if a model made them."""
+    points: np.ndarray | None = None
+    """Of the image's size, for completion."""
+    truth_points: np.ndarray | None = None
+    """The same at the size of the truth."""
 
 
 @dataclass
@@ -69,6 +74,8 @@ class _Predicted:
     extras: dict[str, Tensor]
     """Further maps of the same size, such as an uncertainty."""
     digest: str
+    points: np.ndarray | None
+    """What was given of the truth, at its size; None where it is depth that is scored."""
 
     @property
     def shapes(self) -> tuple[object, ...]:
@@ -98,6 +105,7 @@ class Scoring:
         folder: where each sample is written down; None for nowhere.
         save_as: format of maps that are kept below the folder; None keeps none.
         advance: told how many more samples are done.
+        given: which points of the truth a completion is given; None where it is depth that is scored.
     """
 
     def __init__(
@@ -108,9 +116,10 @@ class Scoring:
         folder: RunFolder | None = None,
         save_as: str | None = None,
         advance: Callable[[int], None] = lambda count: None,
+        given: GivenPoints | None = None,
     ) -> None:
         self.estimator, self.tasks = estimator, tasks
-        self.folder, self.save_as, self.advance = folder, save_as, advance
+        self.folder, self.save_as, self.advance, self.given = folder, save_as, advance, given
         self.cases = Cases()
         self.rows: dict[Task, ScoredSample] = {}
         self.errors: dict[Task, str] = {}
@@ -170,6 +179,9 @@ class Scoring:
         """Read a sample; runs in a worker while the model computes."""
         image, truth = task.item.read()
         cropped, truth = apply_image_crop(image, truth, task.rules)
+        if self.given is not None:
+            drawn = self.given.draw(task.item.name, cropped, truth)
+            return cropped, _Known(drawn.truth, {}, "", drawn.points, drawn.truth_points)
         if task.stored is None or not isinstance(self.estimator, StoredMaps):
             return cropped, _Known(truth, {}, "")
         model = self.estimator.stored
@@ -186,7 +198,7 @@ class Scoring:
             extras = {
                 name: torch.from_numpy(other).to(self.estimator.device) for name, other in known.maps.items() if name
             }
-            one = _Predicted(loaded.item, loaded.image, known.truth, values, extras, known.digest)
+            one = _Predicted(loaded.item, loaded.image, known.truth, values, extras, known.digest, known.truth_points)
             groups.setdefault(one.shapes, []).append(one)
         return list(groups.values())
 
@@ -222,6 +234,8 @@ class Scoring:
                 extras={name: torch.stack([one.extras[name] for one in group]) for name in first.extras},
                 dense=first.truth.dense,
             )
+            if self.given is not None:
+                add_completion(scores)
         except FAILURES as error:
             if len(group) == 1:
                 self.fail(first.task, error)
@@ -284,7 +298,9 @@ class Scoring:
                 channels = torch.from_numpy(one.image).permute(2, 0, 1)
                 image = to_frame(channels, _size(one.truth.depth), "nearest", one.task.rules).permute(1, 2, 0)
             maps = scores.depth[index], one.truth.depth, scores.scored[index]
-            self.cases.offer(row.dataset, row.name, score, image, *maps, is_metric=one.truth.is_metric)
+            kept = self.cases.offer(row.dataset, row.name, score, image, *maps, is_metric=one.truth.is_metric)
+            if kept and one.points is not None:
+                self.cases.add_points(row.dataset, row.name, one.points)
 
     def _record(self, rows: list[tuple[Task, ScoredSample]], saving: dict[Task, Future[Path]]) -> None:
         """Note scored samples, once their maps are written."""

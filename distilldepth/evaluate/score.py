@@ -16,7 +16,13 @@ from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.doubts import median_ratio, rank_correlation
 from distilldepth.evaluate.measure import Maps, Measured, measure, scored_pixels, to_depth
 from distilldepth.evaluate.protocol import PARAMETERS, Rules, crop_box
-from distilldepth.metrics import boundary_f1, boundary_f1_masked, calibration_error, uncertainty_metrics
+from distilldepth.metrics import (
+    boundary_f1,
+    boundary_f1_masked,
+    calibration_error,
+    completion_metrics,
+    uncertainty_metrics,
+)
 from distilldepth.metrics.depth import DELTAS, LEAST_DEPTH, SUMS, metrics_from_sums
 from distilldepth.models.preprocess import resize
 
@@ -243,6 +249,15 @@ def score_batch(
         for column in (*scores.metrics.values(), *scores.sums.values()):
             column[list(problems)] = torch.nan
     return scores
+
+
+def add_completion(scores: Scores) -> None:
+    """Add the metrics that completion has besides those of depth; NaN for an image that has a problem."""
+    found = completion_metrics(scores.depth, scores._maps.truth.float(), scores.scored)
+    for name, values in found.items():
+        column = torch.as_tensor(values)
+        column[list(scores.problems)] = torch.nan
+        scores.metrics[name] = column
 
 
 def _find_problems(measured: Measured, rules: Rules) -> dict[int, str]:

@@ -5,3 +5,9 @@ RESUME = ("auto",)
 
 ANALYSES = ("local-global",)
 """What `evaluate` can measure instead of scores."""
+
+TASKS = ("depth", "completion")
+"""What is scored: depth from the photograph alone, or completed from points of the truth."""
+
+SCORED = ("unseen", "all")
+"""Which pixels a completion is scored on: those that were not given as points, or those too."""

@@ -120,16 +120,27 @@ def estimate_batch(
     precision: str = "auto",
     size: int | None = None,
 ) -> list[Tensor | Exception]:
-    """Return each image's map, float32 `(H, W)` on `device`, or what went wrong with it.
+    """Return each image's map, float32 `(H, W)` on `device`, or what went wrong with it; see `by_halves`."""
+
+    def estimate(part: Sequence[LoadedImage[Item, Extra]]) -> list[Tensor]:
+        images = torch.from_numpy(np.stack([loaded.image for loaded in part])).to(device)
+        with autocast(device, precision):
+            values = model.estimate(images.permute(0, 3, 1, 2).float().div_(255), policy=part[0].policy, size=size)
+        return list(values.float())
+
+    return by_halves(batch, estimate)
+
+
+def by_halves(
+    batch: Sequence[LoadedImage[Item, Extra]], run: Callable[[Sequence[LoadedImage[Item, Extra]]], list[Tensor]]
+) -> list[Tensor | Exception]:
+    """Return what `run` makes of each image of a batch, or what went wrong with it.
 
     Where memory runs out, or anything else fails, the batch is tried again by halves, so that only the image at fault
     is lost.
     """
     try:
-        images = torch.from_numpy(np.stack([loaded.image for loaded in batch])).to(device)
-        with autocast(device, precision):
-            values = model.estimate(images.permute(0, 3, 1, 2).float().div_(255), policy=batch[0].policy, size=size)
-        return list(values.float())
+        return [*run(batch)]
     except FAILURES as error:
         if len(batch) == 1:
             if is_out_of_memory(error):
@@ -137,11 +148,7 @@ def estimate_batch(
                 error = MemoryError(f"not enough memory for {height} x {width} pixels; try a smaller --size")
             return [error]
     half = len(batch) // 2
-    return [
-        result
-        for part in (batch[:half], batch[half:])
-        for result in estimate_batch(model, part, device, precision=precision, size=size)
-    ]
+    return [result for part in (batch[:half], batch[half:]) for result in by_halves(part, run)]
 
 
 def without_relief(maps: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ Functions of tensors. Which pixels count, what is fitted before and how images b
 """
 
 from distilldepth.metrics.boundary import boundary_f1, boundary_f1_masked
+from distilldepth.metrics.completion import COMPLETION_NAMES, completion_metrics
 from distilldepth.metrics.depth import HIGHER_IS_BETTER, LEAST_DEPTH, NAMES, depth_metrics
 from distilldepth.metrics.ordinal import ordinal_accuracy, whdr
 from distilldepth.metrics.uncertainty import UNCERTAINTY_NAMES, calibration_error, uncertainty_metrics
 
 __all__ = [
+    "COMPLETION_NAMES",
     "HIGHER_IS_BETTER",
     "LEAST_DEPTH",
     "NAMES",
@@ -16,6 +18,7 @@ __all__ = [
     "boundary_f1",
     "boundary_f1_masked",
     "calibration_error",
+    "completion_metrics",
     "depth_metrics",
     "ordinal_accuracy",
     "uncertainty_metrics",

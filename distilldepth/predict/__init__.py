@@ -1,6 +1,7 @@
-"""`distilldepth predict`: depth for files of images; which image becomes which files, and what may be left as it is.
+"""`distilldepth predict`: depth for files of images.
 
-How a map is written is the business of `distilldepth.formats`.
+Which image becomes which files, and what may be left as it is, is the business of `distilldepth.outputs`; how a map is
+written that of `distilldepth.formats`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ _NAMES = {
     "predict_files": "distilldepth.predict.run",
     "PredictOptions": "distilldepth.predict.run",
     "PredictReport": "distilldepth.predict.run",
-    "plan_jobs": "distilldepth.predict.plan",
-    "Job": "distilldepth.predict.plan",
+    "plan_jobs": "distilldepth.outputs.plan",
+    "Job": "distilldepth.outputs.plan",
     "colorize": "distilldepth.formats.colormaps",
     "COLORMAPS": "distilldepth.formats.colormaps",
     "read_depth_png": "distilldepth.formats.png",

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from distilldepth.alignment import fit_scale_shift
 from distilldepth.errors import did_you_mean
-from distilldepth.words import QUANTITIES
+from distilldepth.words import ALIGNMENTS, QUANTITIES
 
-METHODS = ("least-squares", "trimmed", "ransac", "local")
+METHODS = ALIGNMENTS
 REACH = 2.0
 """Aligned depth lies between the nearest point over this and the furthest point times this."""
 TRIM_ROUNDS, TRIM_DEVIATIONS = 6, 3.0
@@ -108,7 +108,7 @@ def _aligned(relative: Tensor, sparse: Tensor, inverse: bool, method: str) -> Te
     high = torch.where(held, wanted, 0).amax(1)
     low, high = torch.where(low > high, 1, low), torch.where(low > high, 1, high)
     if method == "local":
-        scale, shift = _local(values, wanted, every, place, (scale, shift), relative.shape[1:])
+        scale, shift = _local(values, wanted, every, place, (scale, shift), (relative.shape[1], relative.shape[2]))
     else:
         scale, shift = scale[:, None, None], shift[:, None, None]
     # The sums were made in float64; one multiplication over the whole map needs no more than float32.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import io
 import json
 import math
@@ -62,6 +63,8 @@ class Case:
     """float16 `(h, w)`, depth; 0 where not valid."""
     valid: np.ndarray
     """bool `(h, w)`; True = was scored."""
+    points: np.ndarray | None = None
+    """float16 `(h, w)`, depth that a completion was given; 0 = nothing. None where it is depth that was scored."""
 
     @property
     def key(self) -> tuple[float, str]:
@@ -141,6 +144,19 @@ class Cases:
         self._changed.add(dataset)
         return True
 
+    def add_points(self, dataset: str, name: str, points: np.ndarray) -> None:
+        """Show what a completion was given beside a sample that was just kept.
+
+        Args:
+            dataset, name: of the sample; one that is not kept is left alone.
+            points: `(h, w)` depth of the truth's size; 0 = nothing.
+        """
+        kept = self._kept.get(dataset, [])
+        for index, case in enumerate(kept):
+            if case.name == name:
+                kept[index] = dataclasses.replace(case, points=_shrink_points(points, self._width))
+                self._changed.add(dataset)
+
     def datasets(self) -> list[str]:
         """Return the datasets that have a case."""
         return [dataset for dataset, kept in self._kept.items() if kept]
@@ -161,6 +177,7 @@ class Cases:
             kept = self._kept[dataset]
             facts = [{"name": case.name, "score": case.score, "is_metric": case.is_metric} for case in kept]
             arrays = {f"{name}_{index}": getattr(case, name) for index, case in enumerate(kept) for name in _ARRAYS}
+            arrays |= {f"points_{index}": case.points for index, case in enumerate(kept) if case.points is not None}
             stream = io.BytesIO()
             # Not compressed: this is written while the run goes on, and deflating takes longer than scoring.
             np.savez(stream, facts=np.array(json.dumps({"dataset": dataset, "cases": facts})), **arrays)
@@ -182,7 +199,12 @@ class Cases:
                     _check_sizes(stored.zip)
                     facts = parse_json(str(stored["facts"]), path.name)
                     kept = [
-                        _case(facts["dataset"], case, *(stored[f"{name}_{index}"] for name in _ARRAYS))
+                        _case(
+                            facts["dataset"],
+                            case,
+                            *(stored[f"{name}_{index}"] for name in _ARRAYS),
+                            points=stored.get(f"points_{index}"),
+                        )
                         for index, case in enumerate(facts["cases"][:_MOST_CASES])
                     ]
             except _DAMAGE as error:
@@ -197,9 +219,10 @@ def _check_sizes(archive: zipfile.ZipFile | None) -> None:
         raise ValueError("it unpacks into more than cases take")
 
 
-def _case(dataset: object, facts: dict[str, Any], *arrays: np.ndarray) -> Case:
+def _case(dataset: object, facts: dict[str, Any], *arrays: np.ndarray, points: np.ndarray | None) -> Case:
     """A case as it was saved; ValueError if anything is of another kind or shape."""
-    image, *maps = arrays
+    image, prediction, truth, valid = arrays
+    maps = prediction, truth, valid
     name, score = facts["name"], facts["score"]
     shapes = {values.shape for values in maps}
     kinds = [values.dtype.kind for values in arrays]
@@ -209,7 +232,9 @@ def _case(dataset: object, facts: dict[str, Any], *arrays: np.ndarray) -> Case:
         raise ValueError("arrays are of another kind or shape")
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError("the image is none")
-    return Case(dataset, name, float(score), bool(facts["is_metric"]), *arrays)
+    if points is not None and (points.dtype.kind != "f" or {points.shape} != shapes):
+        raise ValueError("the points are of another kind or shape")
+    return Case(dataset, name, float(score), bool(facts["is_metric"]), image, prediction, truth, valid, points)
 
 
 def _array(values: np.ndarray | Tensor) -> np.ndarray:
@@ -224,21 +249,28 @@ def _shrink_maps(
     An average would invent depths between foreground and background, and plain decimation would lose most of a LiDAR
     sweep.
     """
-    height, across = truth.shape
-    side = max(1, math.ceil(across / width))
-    rows, columns = math.ceil(height / side), math.ceil(across / side)
-    padding = ((0, rows * side - height), (0, columns * side - across))
-
-    def blocks(values: np.ndarray, mode: Literal["constant", "edge"]) -> np.ndarray:
-        padded = np.pad(values, padding, mode=mode)
-        return padded.reshape(rows, side, columns, side).transpose(0, 2, 1, 3).reshape(rows, columns, side * side)
-
+    side = max(1, math.ceil(truth.shape[1] / width))
     offsets = np.arange(side) - (side - 1) / 2
     from_centre = np.argsort((offsets[:, None] ** 2 + offsets[None, :] ** 2).ravel(), kind="stable")
-    kept = blocks(valid.astype(bool), "constant")[..., from_centre]
+    kept = _blocks(valid.astype(bool), side, "constant")[..., from_centre]
     # The first True, or 0 = the centre where there is none.
     chosen = from_centre[kept.argmax(-1)][..., None]
-    pick = [np.take_along_axis(blocks(values, "edge"), chosen, -1)[..., 0] for values in (prediction, truth)]
+    pick = [np.take_along_axis(_blocks(values, side, "edge"), chosen, -1)[..., 0] for values in (prediction, truth)]
     small_valid = np.asarray(kept.any(-1))
     small, small_truth = (np.clip(values, 0, _LARGEST).astype(np.float16) for values in pick)
     return small, np.where(small_valid, small_truth, np.float16(0)), small_valid
+
+
+def _shrink_points(points: np.ndarray, width: int) -> np.ndarray:
+    """The nearest point of each block of pixels that has one."""
+    blocks = _blocks(points, max(1, math.ceil(points.shape[1] / width)), "constant")
+    nearest = np.where(blocks > 0, blocks, np.inf).min(-1)
+    return np.where(np.isfinite(nearest), np.clip(nearest, 0, _LARGEST), 0).astype(np.float16)
+
+
+def _blocks(values: np.ndarray, side: int, mode: Literal["constant", "edge"]) -> np.ndarray:
+    """Squares of pixels, `(rows, columns, side * side)`, continued beyond the map by 0 or by its border."""
+    height, across = values.shape
+    rows, columns = math.ceil(height / side), math.ceil(across / side)
+    padded = np.pad(values, ((0, rows * side - height), (0, columns * side - across)), mode=mode)
+    return padded.reshape(rows, side, columns, side).transpose(0, 2, 1, 3).reshape(rows, columns, side * side)

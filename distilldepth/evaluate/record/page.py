@@ -12,6 +12,7 @@ import numpy as np
 
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate.record.cases import Case, Cases
+from distilldepth.evaluate.record.columns import DEPTH, Columns, columns_of
 from distilldepth.evaluate.record.published import (
     dataset_title,
     format_published,
@@ -23,7 +24,6 @@ from distilldepth.evaluate.record.published import (
 from distilldepth.evaluate.record.result import Evaluation
 from distilldepth.evaluate.record.rows import Intervals, Metrics, ScoredDataset, ScoredSample
 from distilldepth.evaluate.record.table import (
-    COLUMNS,
     doubts,
     format_metric,
     frames_of,
@@ -42,11 +42,14 @@ NAME = "report.html"
 _WORST_ERROR = 0.5
 """Relative error at the ends of the colour scale; one scale for all pictures, so that they can be compared."""
 
+_FEW = 0.05
+"""Points on fewer of the pixels of a picture are drawn three pixels wide."""
+
 _ERROR_COLOURS = ("1f4e9c", "6f9bd8", "f4f1ea", "e88a5a", "b3261e")
 """From too near over right to too far."""
 
 _HEADINGS = {
-    **COLUMNS,
+    **DEPTH.headings,
     "sq_rel_squared": "SqRel (squared)",
     "irmse_km": "iRMSE [1/km]",
 }
@@ -144,8 +147,10 @@ def _facts(evaluation: Evaluation) -> str:
 
 
 def _scores(evaluation: Evaluation) -> str:
+    columns = columns_of(evaluation)
+
     def cells(metrics: Metrics, intervals: Intervals) -> str:
-        return "".join(_cell(name, metrics, intervals) for name in COLUMNS)
+        return "".join(_cell(name, metrics, intervals, columns) for name in columns.headings)
 
     rows = []
     for index, dataset in enumerate(evaluation.datasets):
@@ -154,7 +159,7 @@ def _scores(evaluation: Evaluation) -> str:
         rows.append(f"<tr><td>{name}</td>{frames}{cells(*dataset.headline)}</tr>")
     if len(evaluation.datasets) > 1:
         rows.append(f'<tr class="ours"><td>mean of datasets</td><td></td>{cells(evaluation.mean, {})}</tr>')
-    heads = "".join(f'<th class="number">{heading}</th>' for heading in ("frames", *COLUMNS.values()))
+    heads = "".join(f'<th class="number">{heading}</th>' for heading in ("frames", *columns.headings.values()))
     note = (
         '<p class="quiet">In brackets: 95 % bootstrap intervals over the frames. Frames of one scene resemble each '
         "other, so the true uncertainty is larger.</p>"
@@ -165,8 +170,8 @@ def _scores(evaluation: Evaluation) -> str:
     return f'<div class="wide">{table}</div>{note}'
 
 
-def _cell(name: str, metrics: Metrics, intervals: Intervals) -> str:
-    value, _, bounds = format_metric(name, metrics, intervals).partition(" ")
+def _cell(name: str, metrics: Metrics, intervals: Intervals, columns: Columns = DEPTH) -> str:
+    value, _, bounds = format_metric(name, metrics, intervals, columns=columns).partition(" ")
     small = f"<small>{bounds}</small>" if bounds else ""
     return f'<td class="number">{value}{small}</td>'
 
@@ -385,9 +390,11 @@ def _case(case: Case, metrics: Metrics, unit: str) -> str:
         words.append(f"half of the pixels within {_length(median, unit)}, 95 % within {_length(most, unit)}")
     spectral = colormap_table("spectral")
     alt = html.escape(case.name)
+    what = "prediction, aligned" if case.points is None else "completed depth"
     pictures = [
         ("image", data_url(jpeg(case.image), "jpeg")),
-        ("prediction, aligned", data_url(_paint_depth(prediction, None, low, high, spectral))),
+        *_points(case, low, high, spectral),
+        (what, data_url(_paint_depth(prediction, None, low, high, spectral))),
         ("ground truth", data_url(_paint_depth(truth, case.valid, low, high, spectral))),
         ("error of the prediction", data_url(_paint_error(prediction, truth, case.valid))),
     ]
@@ -398,7 +405,7 @@ def _case(case: Case, metrics: Metrics, unit: str) -> str:
         _gradient(_error_table()),
         [f"−{_WORST_ERROR:.0%}, too near", "0", f"too far, +{_WORST_ERROR:.0%}"],
     )
-    legends = ("", depth_legend, depth_legend, error_legend)
+    legends = ("", *[depth_legend] * (len(pictures) - 2), error_legend)
     figures = "".join(
         f'<figure><figcaption>{what}</figcaption><img alt="{what} of {alt}" src="{url}">{legend}</figure>'
         for (what, url), legend in zip(pictures, legends, strict=True)
@@ -407,6 +414,18 @@ def _case(case: Case, metrics: Metrics, unit: str) -> str:
         f'<div class="case"><p><strong>{alt}</strong> <span class="quiet">{html.escape(", ".join(words))}</span></p>'
         f'<div class="strip">{figures}</div></div>'
     )
+
+
+def _points(case: Case, low: float, high: float, table: np.ndarray) -> list[tuple[str, str]]:
+    """The picture of the points that a completion was given, grown by a pixel where they are few; none without."""
+    if case.points is None:
+        return []
+    points = case.points.astype(np.float64)
+    if np.count_nonzero(points) < _FEW * points.size:
+        around = np.pad(np.where(points > 0, points, np.inf), 1, constant_values=np.inf)
+        nearest = np.lib.stride_tricks.sliding_window_view(around, (3, 3)).min((2, 3))
+        points = np.where(np.isfinite(nearest), nearest, 0)
+    return [("points given", data_url(_paint_depth(points, None, low, high, table)))]
 
 
 def _depth_range(depth: np.ndarray) -> tuple[float, float]:

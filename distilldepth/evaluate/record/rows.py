@@ -52,6 +52,12 @@ class Metadata(Record):
     model_seconds: float | None = None
     resumed_after: int | None = None
     """How many samples were scored by an earlier run into the same folder."""
+    points: str | None = None
+    """For completion: which pixels of the ground truth were given; None where it is depth that was scored."""
+    score: str | None = None
+    """For completion: whether the given pixels were scored too."""
+    seed: int | None = None
+    """For completion: what the pixels were drawn with."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Metadata:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from distilldepth.evaluate.record.columns import DEPTH, Columns, columns_of
 from distilldepth.evaluate.record.published import PublishedRow
 from distilldepth.evaluate.record.result import Evaluation
 from distilldepth.evaluate.record.rows import Intervals, Metrics, ScoredDataset
@@ -17,33 +18,11 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-COLUMNS = {
-    "abs_rel": "AbsRel",
-    "sq_rel": "SqRel",
-    "rmse": "RMSE",
-    "rmse_log": "RMSE log",
-    "log10": "log10",
-    "silog": "SILog",
-    "delta1": "delta1",
-    "delta2": "delta2",
-    "delta3": "delta3",
+_LATEX_HEADINGS = {
+    **{f"delta{number}": rf"$\delta_{number}$" for number in (1, 2, 3)},
+    **{f"delta {factor}": rf"$\delta_{{{factor}}}$" for factor in ("1.05", "1.10", "1.25")},
+    "log10": r"$\log_{10}$",
 }
-"""Metrics of the table with their headings; the JSON and the CSV have all of them."""
-
-INTERVALS = ("abs_rel", "delta1")
-"""Metrics that are shown with their interval."""
-
-_LAYOUTS: tuple[tuple[tuple[str, ...], str | None], ...] = (
-    (tuple(COLUMNS), " "),
-    (tuple(COLUMNS), "\n"),
-    (("abs_rel", "rmse", "silog", "delta1", "delta2", "delta3"), "\n"),
-    (("abs_rel", "rmse", "delta1"), "\n"),
-    (("abs_rel", "delta1"), "\n"),
-    (("abs_rel", "delta1"), None),
-)
-"""From wide to narrow: metrics, and what stands between a number and its interval (None = intervals are left out)."""
-
-_LATEX_HEADINGS = {"delta1": r"$\delta_1$", "delta2": r"$\delta_2$", "delta3": r"$\delta_3$", "log10": r"$\log_{10}$"}
 _LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -79,7 +58,7 @@ class _Table:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.measure import Measurement
 
-        for names, separator in _LAYOUTS:
+        for names, separator in columns_of(self.evaluation).layouts:
             table = self.build(names, separator)
             if Measurement.get(console, options.update(max_width=10_000), table).maximum <= options.max_width:
                 break
@@ -90,11 +69,13 @@ class _Table:
         from rich.table import Table
         from rich.text import Text
 
+        columns = columns_of(self.evaluation)
+
         def cells(metrics: Metrics, intervals: Intervals | None = None) -> list[Text]:
             shown = intervals if separator else None
-            return [Text(format_metric(name, metrics, shown, separator or " ")) for name in names]
+            return [Text(format_metric(name, metrics, shown, separator or " ", columns)) for name in names]
 
-        left_out = [heading for name, heading in COLUMNS.items() if name not in names]
+        left_out = [heading for name, heading in columns.headings.items() if name not in names]
         sentences = [
             f"no room for {', '.join(left_out)}; --json has them" if left_out else "",
             _interval_note(self.evaluation) if separator else "",
@@ -106,7 +87,7 @@ class _Table:
         table.add_column("dataset", no_wrap=separator == " ", overflow="fold")
         table.add_column("frames", justify="right")
         for name in names:
-            table.add_column(COLUMNS[name], justify="right", no_wrap=True)
+            table.add_column(columns.headings[name], justify="right", no_wrap=True)
         for dataset in self.evaluation.datasets:
             table.add_row(Text(dataset.name), Text(frames_of(dataset)), *cells(*dataset.headline))
         if len(self.evaluation.datasets) > 1:
@@ -152,7 +133,13 @@ def doubts(evaluation: Evaluation) -> list[str]:
     return [f"DOUBTFUL: {text}" for text in evaluation.doubts]
 
 
-def format_metric(name: str, metrics: Metrics, intervals: Intervals | None = None, separator: str = " ") -> str:
+def format_metric(
+    name: str,
+    metrics: Metrics,
+    intervals: Intervals | None = None,
+    separator: str = " ",
+    columns: Columns = DEPTH,
+) -> str:
     """Return `0.636 [0.60, 0.67]` for a metric that has an interval to show, else `0.636`; empty if there is none.
 
     The bounds have two digits, or three where two would make them look alike.
@@ -162,7 +149,11 @@ def format_metric(name: str, metrics: Metrics, intervals: Intervals | None = Non
         return ""
     text = f"{value:.3f}"
     interval = (intervals or {}).get(name)
-    if name in INTERVALS and interval and all(bound is not None and math.isfinite(bound) for bound in interval):
+    if (
+        name in columns.with_interval
+        and interval
+        and all(bound is not None and math.isfinite(bound) for bound in interval)
+    ):
         low, high = interval
         digits = 2 if high - low >= 0.02 else 3
         text += f"{separator}[{low:.{digits}f}, {high:.{digits}f}]"
@@ -177,7 +168,7 @@ def to_markdown(evaluation: Evaluation) -> str:
         lines += ["", f"**{_markdown(missing)}.**"]
     for doubt in doubts(evaluation):
         lines += ["", f"**{_markdown(doubt)}**"]
-    headings = ["dataset", "frames", *COLUMNS.values()]
+    headings = ["dataset", "frames", *columns_of(evaluation).headings.values()]
     lines += ["", f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
     for cells in _table_rows(evaluation):
         lines.append(f"| {' | '.join(_markdown(cell) for cell in cells)} |")
@@ -189,7 +180,8 @@ def to_markdown(evaluation: Evaluation) -> str:
 
 def to_latex(evaluation: Evaluation) -> str:
     r"""Return a LaTeX table for the package booktabs, `\input` as it is; everything from outside is escaped."""
-    headings = ["Dataset", "Frames", *(_LATEX_HEADINGS.get(name, _latex(text)) for name, text in COLUMNS.items())]
+    titles = columns_of(evaluation).headings.values()
+    headings = ["Dataset", "Frames", *(_LATEX_HEADINGS.get(title, _latex(title)) for title in titles)]
     rows = [[_latex(cell) for cell in cells] for cells in _table_rows(evaluation)]
     body = [" & ".join(cells) + r" \\" for cells in rows]
     if len(evaluation.datasets) > 1:
@@ -256,15 +248,28 @@ def protocol_lines(evaluation: Evaluation) -> list[str]:
     kinds = list(dict.fromkeys(dataset.kind for dataset in evaluation.datasets))
     if any(kinds):
         lines += [line.strip() for line in evaluation.protocol.effective(kinds).splitlines() if line.strip()]
-    return lines
+    return [*lines, *point_lines(evaluation)]
+
+
+def point_lines(evaluation: Evaluation) -> list[str]:
+    """Return the line on the points that a completion was given; none where it is depth that was scored."""
+    metadata = evaluation.metadata
+    if metadata.points is None:
+        return []
+    scored = "every pixel with truth" if metadata.score == "all" else "the pixels with truth that were not given"
+    return [f"Points of the truth that were given: {metadata.points} (seed {metadata.seed}); scored: {scored}"]
 
 
 def _table_rows(evaluation: Evaluation) -> Iterable[list[str]]:
+    columns = columns_of(evaluation)
+
+    def cells(metrics: Metrics, intervals: Intervals | None = None) -> list[str]:
+        return [format_metric(name, metrics, intervals, columns=columns) for name in columns.headings]
+
     for dataset in evaluation.datasets:
-        metrics, intervals = dataset.headline
-        yield [dataset.name, frames_of(dataset), *(format_metric(name, metrics, intervals) for name in COLUMNS)]
+        yield [dataset.name, frames_of(dataset), *cells(*dataset.headline)]
     if len(evaluation.datasets) > 1:
-        yield ["mean of datasets", "", *(format_metric(name, evaluation.mean) for name in COLUMNS)]
+        yield ["mean of datasets", "", *cells(evaluation.mean)]
 
 
 def _model_line(evaluation: Evaluation) -> str:
@@ -274,7 +279,7 @@ def _model_line(evaluation: Evaluation) -> str:
 
 def shows_intervals(evaluation: Evaluation) -> bool:
     """Return whether a number of the table stands beside its interval."""
-    return any(set(dataset.headline[1]) & set(INTERVALS) for dataset in evaluation.datasets)
+    return any(set(dataset.headline[1]) & set(columns_of(evaluation).with_interval) for dataset in evaluation.datasets)
 
 
 def _interval_note(evaluation: Evaluation) -> str:

@@ -1,7 +1,7 @@
 """What an output was made from, so that `--skip-existing` keeps only what would come out the same again.
 
-PNGs say their origin in their texts. Of formats that cannot, the folder of the outputs keeps it in `.predict.jsonl`, a
-line per output: its path, its digest and its origin.
+PNGs say their origin in their texts. Of formats that cannot, the folder of the outputs keeps it in a hidden file with
+the name of the command (`.predict.jsonl`), a line per output: its path, its digest and its origin.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from distilldepth.images.decode import check_regular, open_file, open_image
 from distilldepth.images.listing import is_own_file
 
 INDEX = ".predict.jsonl"
+"""Of `predict`; other commands have their own."""
 _BYTES = 1 << 30
 
 
@@ -31,7 +32,8 @@ class Origin:
     model_sha256: str
     """See `model_digest`."""
     source_sha256: str
-    """Of the photograph's bytes: size and time stay the same when a file is replaced by a copying program."""
+    """Of the bytes of the photograph, and of what else was read with it: size and time stay the same when a file is
+    replaced by a copying program."""
     settings: str
     """JSON of the options that change this format's content."""
 
@@ -45,20 +47,25 @@ class State(Enum):
     OTHER_SOURCE = "made from another photograph"
     OTHER_SETTINGS = "made with other options"
     UNKNOWN = "made by this package, from what is not known"
-    FOREIGN = "not made by predict"
-    CHANGED = "changed since predict made it"
+    FOREIGN = "not made by {command}"
+    CHANGED = "changed since {command} made it"
 
 
 class Outputs:
     """The outputs in a folder that say, themselves or in its index, what they were made from.
 
+    Args:
+        folder: where they are.
+        command: which makes them; each has an index of its own.
+
     Raises:
         DistillDepthError: the index is a link or no text.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, command: str = "predict") -> None:
         self.folder = folder
-        self._index = folder / INDEX
+        self.command = command
+        self._index = folder / f".{command}.jsonl"
         self._entries: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         if not os.path.lexists(self._index):
@@ -69,7 +76,7 @@ class Outputs:
         for line in read_text(self._index, remedy=remedy, limit=_BYTES).split("\n"):
             # A line that a kill cut off, or that somebody edited, costs that output: it is then none of ours.
             try:
-                entry = parse_json(line, INDEX)
+                entry = parse_json(line, self._index.name)
             except DistillDepthError:
                 continue
             if isinstance(entry, dict) and isinstance(entry.get("path"), str):
@@ -93,7 +100,7 @@ class Outputs:
         return _compare(known if isinstance(known, dict) else {}, origin)
 
     def made(self, path: Path) -> bool:
-        """Return whether a file is what some run of predict left there."""
+        """Return whether a file is what some run of the command left there."""
         entry = self._entries.get(self._key(path))
         if entry is None or is_own_file(path):
             return is_own_file(path)

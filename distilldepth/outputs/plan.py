@@ -26,6 +26,8 @@ class Job:
     source: Path
     outputs: dict[str, Path] = field(default_factory=dict)
     """Format: file."""
+    points: Path | None = None
+    """What is known of its depth, where that is a file besides."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def plan_jobs(
         jobs = _plan_file(found, out, formats)
     else:
         jobs = _plan_folder(found, out, formats)
-    _check_sources_survive(jobs)
+    check_sources_survive(jobs)
     return jobs, is_file
 
 
@@ -170,10 +172,12 @@ def _repeated(items: Iterable[Path]) -> bool:
     return any(count > 1 for count in Counter(items).values())
 
 
-def _check_sources_survive(jobs: list[Job]) -> None:
-    """A source that is a link is lost with the link and with what it leads to."""
-    sources = {name for job in jobs for name in places(job.source)}
-    for job in jobs:
-        for path in job.outputs.values():
-            if place(path) in sources:
-                raise UsageError(f"{path}: this output would replace an input image; choose another name or folder")
+def check_sources_survive(jobs: Sequence[Job]) -> None:
+    """Raise UsageError if an output would replace what is read; a source that is a link is lost with the link and with
+    what it leads to."""
+    images = {name for job in jobs for name in places(job.source)}
+    points = {name for job in jobs if job.points for name in places(job.points)}
+    for path in (path for job in jobs for path in job.outputs.values()):
+        if place(path) in images | points:
+            what = "an input image" if place(path) in images else "a file of points"
+            raise UsageError(f"{path}: this output would replace {what}; choose another name or folder")
