@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
 
 from distilldepth.cli.main import cli
@@ -488,3 +489,13 @@ def test_what_cannot_be_is_one_line(tmp_path, monkeypatch, arguments, words):
     result = run(*SMALL, "--steps", 1, "--out", "o", *arguments, code=2)
     (line,) = result.stderr.strip().splitlines()[-1:]
     assert words in line
+
+
+@pytest.mark.parametrize("arguments", [["predict", "a.png", "-o", "b.png"], ["evaluate", "--data", "scenes:2"]])
+def test_commands_without_points_name_the_one_with(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    save_model(create_student("completion-mini", seed=0), "network")
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save("a.png")
+    result = CliRunner().invoke(cli, [*arguments, "--model", "network"])
+    assert result.exit_code == 2, result.stderr
+    assert "completes depth that is known at some points" in result.stderr.strip().splitlines()[-1]

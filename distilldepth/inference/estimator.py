@@ -83,6 +83,9 @@ class Estimator:
         model: moved to the device; in the mode that it was in again at the end.
         options: how it is run; None for the model's own ways.
 
+    Raises:
+        UsageError: the model completes points, and predicts nothing without them.
+
     >>> from distilldepth import load_model
     >>> pictures = {"a.jpg": np.zeros((30, 40, 3), np.uint8), "b.jpg": np.ones((30, 40, 3), np.uint8)}
     >>> with Estimator(load_model("distilldepth-mini"), InferenceOptions(size=64)) as estimator:
@@ -92,6 +95,7 @@ class Estimator:
     """
 
     def __init__(self, model: DepthModel, options: InferenceOptions | None = None) -> None:
+        model.refuse_without_points()
         self.options = (options or InferenceOptions()).settle(model)
         self.device = resolve_device(self.options.device)
         self.precision = self.options.precision

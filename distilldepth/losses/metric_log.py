@@ -47,7 +47,7 @@ def metric_log_loss(
     Gradient: to `prediction`.
 
     >>> target = torch.tensor([[[1.0, 2.0, 4.0]]])
-    >>> float(metric_log_loss(target, target)) < 1e-6, float(metric_log_loss(2 * target, target, linear=0)) > 0.69
+    >>> float(metric_log_loss(target, target)) < 1e-3, float(metric_log_loss(2 * target, target, linear=0)) > 0.69
     (True, True)
     """
     check_pair("metric_log_loss", prediction, target, valid)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distilldepth.capacity import check_memory, network_bytes
+from distilldepth.errors import UsageError
 from distilldepth.models.inputs import ImageInput, as_images, is_batch
 from distilldepth.models.preprocess import Preprocessing, choose_policy, nearest_size, resize, restore, target_size
 from distilldepth.words import FEATURE_LEVELS, QUANTITIES
@@ -127,6 +128,17 @@ class DepthModel(nn.Module):
         self.preprocessing = preprocessing
         self.register_buffer("_mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+
+    def refuse_without_points(self) -> None:
+        """Raise UsageError, with the command that is meant, if the model predicts nothing without points.
+
+        Whoever runs a model on many images asks it once, before the first.
+        """
+        if self.takes_points:
+            raise UsageError(
+                f"{self.info.name} completes depth that is known at some points, and there are none here; "
+                "use distilldepth complete IMAGE --sparse POINTS"
+            )
 
     @property
     def architecture(self) -> dict[str, Any]:

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilldepth.errors import UsageError
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.bounds import DEEPEST, WIDEST, listed, text, whole, word
 from distilldepth.models.preprocess import Preprocessing, resize
@@ -195,13 +194,8 @@ class CompletionModel(DepthModel):
         self._again = True
 
     def estimate(self, images: Tensor, *, policy: str | None = None, size: int | None = None) -> Tensor:
-        raise self._no_points()
-
-    def _no_points(self) -> UsageError:
-        return UsageError(
-            f"{self.info.name} completes depth that is known at some points, and there are none here; "
-            "use distilldepth complete IMAGE --sparse POINTS"
-        )
+        self.refuse_without_points()
+        raise AssertionError("unreachable: it takes points")
 
     def forward(
         self,
@@ -223,7 +217,8 @@ class CompletionModel(DepthModel):
             UsageError: no points, or no map.
         """
         if sparse is None or aligned is None:
-            raise self._no_points()
+            self.refuse_without_points()
+            raise AssertionError("unreachable: it takes points")
         return DepthOutput(self.complete(images, sparse, aligned))
 
     def complete(self, images: Tensor, sparse: Tensor, aligned: Tensor) -> Tensor:
@@ -409,10 +404,11 @@ def _enlarged(maps: Tensor, picture: Tensor, images: Tensor) -> Tensor:
     channels = maps.shape[1]
     total = maps.new_zeros((len(maps), channels, *images.shape[-2:]))
     weights = maps.new_zeros((len(maps), 1, *images.shape[-2:]))
-    for row, high in rows:
-        across = both.index_select(2, row)
-        for column, wide in columns:
-            cell = across.index_select(3, column)
+    for column, wide in columns:
+        # Columns first, since picking single numbers is slow and there are fewer rows yet.
+        across = both.index_select(3, column)
+        for row, high in rows:
+            cell = across.index_select(2, row)
             off = (cell[:, channels:] - images).square().sum(1, keepdim=True)
             weight = (torch.exp(off / (-2 * _LIKE**2)) + 1e-4) * (high[:, None] * wide)
             total = total + weight * cell[:, :channels]
@@ -431,11 +427,9 @@ def _cells(full: int, reduced: int, like: Tensor) -> list[tuple[Tensor, Tensor]]
 
 def _honoured(values: Tensor, belief: Tensor, points: Tensor) -> Tensor:
     """Bring a map to the points, and their neighbours along, as far as each is believed; 0 where there is none."""
-    row = values.new_tensor((0.5, 1.0, 0.5))
-    kernel = (row[:, None] * row).expand(2, 1, 3, 3)
-    with torch.autocast(values.device.type, enabled=False):
-        both = torch.stack((belief * (points - values), belief), 1).float()
-        change, total = F.conv2d(both, kernel, padding=1, groups=2).unbind(1)
+    both = F.pad(torch.stack((belief * (points - values), belief), 1), (1, 1, 1, 1))
+    both = both[..., 1:-1] + (both[..., :-2] + both[..., 2:]) / 2
+    change, total = (both[..., 1:-1, :] + (both[..., :-2, :] + both[..., 2:, :]) / 2).unbind(1)
     return values + change / (total + _UNBELIEVED)
 
 
