@@ -2,15 +2,15 @@
 
     python benchmarks/inference_speed.py --other FOLDER --json benchmarks/results/inference-speed.json
 
-FOLDER is a model to compare with, for example an earlier distilldepth-mini (`git show COMMIT:FILE`). Every way runs
+FOLDER is a model to compare with, for example an earlier distilldepth-mini (that of commit 3263ac2). Every way runs
 once per round, in an order that turns from round to round; ratios are medians over rounds of the quotient within a
 round, so that other work on the machine meets both. On a busy machine the processor's time says more than the clock:
 set OMP_WAIT_POLICY=passive there, or threads that wait for each other are counted as work.
 
 `network` is the network alone, one image at the size that it sees; `estimate` what `distilldepth predict` runs per
 image, resizing there and back included, for one image and for batches of eight; `files` is `predict_files` on eight
-JPEGs into 16-bit PNGs, folding included, every third round; `model.predict` the Python call, which does not fold. `as
-before` leaves normalisations where they are and hands `model.predict` its image in planes.
+JPEGs into 16-bit PNGs, folding included, every third round; `model.predict` the Python call, which does not fold and
+computes in float32. `as before` leaves normalisations where they are and hands `model.predict` its image in planes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from distilldepth.bench.timing import quantile
 from distilldepth.inference.batches import LoadedImage, estimate_batch
 from distilldepth.machine import command_line, load_average, machine
 from distilldepth.models import DepthModel, load_model
+from distilldepth.models.digest import model_digest
 from distilldepth.models.folded import fold_norms
 from distilldepth.models.preprocess import target_size
 from distilldepth.predict import predict_files
@@ -184,6 +186,8 @@ def main() -> None:
         "load_average": load_average(),
         "image": [arguments.height, arguments.width],
         "precision": arguments.precision,
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "models_sha256": {name: model_digest(load_model(name)) for name in (arguments.model, arguments.other) if name},
     }
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
