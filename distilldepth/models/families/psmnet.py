@@ -307,7 +307,7 @@ class _Features(nn.Module):
             x = F.relu(layer(x), inplace=True)
         levels = []
         for stage in self.stages:
-            for block in stage:
+            for block in stage.children():
                 x = run_block(block, x, again=again)
             levels.append(x)
         raw, last = levels[1], levels[3]
