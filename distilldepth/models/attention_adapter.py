@@ -68,7 +68,7 @@ class AttentionAdapter(nn.Module):
             features: `(B, C, H, W)`, a floating dtype.
 
         Returns:
-            As `features`, of the same size.
+            As `features`, of the same size; under autocast in its type.
 
         Raises:
             ValueError: another shape or width.
