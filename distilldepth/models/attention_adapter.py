@@ -68,7 +68,7 @@ class AttentionAdapter(nn.Module):
             features: `(B, C, H, W)`, a floating dtype.
 
         Returns:
-            As `features`, of the same size.
+            As `features`, of the same size; under autocast in its type.
 
         Raises:
             ValueError: another shape or width.
@@ -88,7 +88,7 @@ class AttentionAdapter(nn.Module):
             # The cells at the right and at the bottom are averages of what they have. Keys of averages are averages of
             # keys, being linear.
             seen = F.avg_pool2d(features, REDUCTION, ceil_mode=True)
-        mixed = self._attend(*(_tokens(x) for x in (self.query(features), self.key(seen), seen)))
+        mixed = self._attend(_tokens(self.query(features)), _tokens(self.key(seen)), _tokens(seen))
         return mixed.transpose(2, 3).reshape(features.shape)
 
     def _in_windows(self, features: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ class AttentionAdapter(nn.Module):
         if any(margin):
             inside = torch.ones(1, 1, height, width, dtype=torch.bool, device=features.device)
             there = windows(inside).transpose(2, 3)
-        query, key, value = windows(self.query(features)), windows(self.key(features)), windows(features)
-        mixed = self._attend(query, key, value, there)
+        query, key = windows(self.query(features)), windows(self.key(features))
+        mixed = self._attend(query, key, windows(features), there)
         mixed = mixed.view(batch, rows, columns, WINDOW, WINDOW, -1).permute(0, 5, 1, 3, 2, 4)
         return mixed.reshape(batch, -1, rows * WINDOW, columns * WINDOW)[..., :height, :width]
 
