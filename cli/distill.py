@@ -162,8 +162,16 @@ def _summary(result: RunResult) -> None:
             f"SSI error {before['ssi_error']:.3f} -> {after['ssi_error']:.3f}",
             err=True,
         )
+    if "depth" in result.after:
+        before, after = result.before["depth"], result.after["depth"]
+        click.echo(
+            f"against true depth: AbsRel {before['abs_rel']:.3f} -> {after['abs_rel']:.3f}, "
+            f"delta1 {before['delta1']:.3f} -> {after['delta1']:.3f}",
+            err=True,
+        )
     for finding in result.findings:
         click.secho(f"WARNING: {options.printable(finding)}", fg="red", bold=True, err=True)
     click.echo(f"student: {result.folder / 'student'}", err=True)
     click.echo(f"report:  {result.folder / 'report.html'}", err=True)
-    click.echo(f"try it:  distilldepth predict IMAGE -o depth.png --model {result.folder / 'student'}", err=True)
+    command = "complete IMAGE --sparse POINTS" if result.quantity == "metric_depth" else "predict IMAGE"
+    click.echo(f"try it:  distilldepth {command} -o depth.png --model {result.folder / 'student'}", err=True)

@@ -45,6 +45,19 @@ def test_what_is_wrong_is_named(before, after, word):
     assert finding.advice
 
 
+def test_a_student_of_metres_must_not_go_away_from_the_truth():
+    def found(before, after):
+        first, last = agreement(0.9, 0.3), agreement(0.9, 0.3)
+        first["depth"], last["depth"] = {"abs_rel": before}, {"abs_rel": after}
+        rules = {"steps": 500, "settings": SETTINGS, "usual_lr": 2e-3}
+        assert judge(first, last, (), **rules) == []  # What others predict is fitted to the truth.
+        return [finding.problem for finding in judge(first, last, (), **rules, in_metres=True)]
+
+    assert found(0.2, 0.1) == found(0.2, 0.205) == []
+    assert "further from the truth" in found(0.2, 0.25)[0]
+    assert "further from the truth" in found(0.2, math.nan)[0]
+
+
 def test_the_advice_fits_the_settings():
     before, after = agreement(0.1, 1.4), agreement(-0.2, 1.5)
     for settings, expected in (

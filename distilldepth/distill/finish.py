@@ -34,6 +34,7 @@ def finish(run: Run, command: str) -> RunResult:
     side = max(min(run.config.height_width), student.preprocessing.multiple)
     student.preprocessing = dataclasses.replace(student.preprocessing, size=side)
     result = RunResult(run.folder, run.config.steps, run.before, run.before, run.log.state().seconds)
+    result.quantity = student.info.quantity
     result.labels = [
         f"{'; '.join(teacher.info.notes)}; licence {teacher.info.licence}"
         for teacher in run.teachers.teachers
@@ -63,6 +64,7 @@ def _judge(run: Run, result: RunResult) -> None:
         steps=config.steps,
         settings=config.optimiser,
         usual_lr=usual_rate(run.judged)[0],
+        in_metres=result.quantity == "metric_depth",
     )
 
 

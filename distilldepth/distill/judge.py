@@ -12,6 +12,8 @@ from distilldepth.distill.record.state import Agreement, MetricsRow
 _LOSS_OF_CORRELATION = 0.02
 _GAIN_OF_ERROR = 0.05
 """Changes smaller than these two are not called worse."""
+_GROWTH_OF_ABS_REL = 1.05
+"""The same of the error of a student of metres."""
 _HARDLY = 0.3
 """Correlation below which a student is said to have learned hardly anything."""
 _DRIFT = 10.0
@@ -38,6 +40,7 @@ def judge(
     steps: int,
     settings: OptimiserSection,
     usual_lr: float,
+    in_metres: bool = False,
 ) -> list[Finding]:
     """Return what is wrong with a trained student, the worst first; nothing for one that is as it should be.
 
@@ -47,6 +50,7 @@ def judge(
         steps: how many steps it was trained.
         settings: the optimiser's settings, settled.
         usual_lr: the learning rate that suits this student.
+        in_metres: whether it predicts metres, so that its error against true depth, if that is known, must not grow.
     """
     advice = _advice(steps, settings, usual_lr)
     findings = []
@@ -57,6 +61,12 @@ def judge(
         findings.append(Finding(f"the student predicts a constant map for {what}", smaller))
     for name, scores in after.get("teachers", {}).items():
         findings += _against_teacher(name, before.get("teachers", {}).get(name), scores, advice)
+    if in_metres and "depth" in after:
+        first, last = before["depth"]["abs_rel"], after["depth"]["abs_rel"]
+        if not last <= first * _GROWTH_OF_ABS_REL:
+            findings.append(
+                Finding(f"the student is further from the truth than before (AbsRel {first:.3f} -> {last:.3f})", advice)
+            )
     drift = _drift(rows)
     if drift is not None:
         findings.append(

@@ -125,6 +125,7 @@ def _bundled() -> Iterator[Entry]:
     yield mini("distilldepth-mini", "efficientnet-lite", parameters=3_423_953, variant="lite0")
     yield mini("dav2-mini", "depth-anything", parameters=4_079_049)
     yield mini("genpercept-mini", "latent", parameters=3_584_768)
+    yield mini("completion-mini", "completion", role="student", quantity="metric_depth", parameters=881_775)
 
 
 def _depth_anything() -> Iterator[Entry]:
@@ -306,7 +307,6 @@ def _psmnet() -> Iterator[Entry]:
 
 def _students() -> Iterator[Entry]:
     student = partial(Entry, role="student", quantity="disparity", licence="Apache-2.0")
-    yield student("completion-mini", "completion", quantity="metric_depth", parameters=881_775, variant="mini")
     yield student("light-mini", "light", parameters=3_894_873, variant="mini")
     yield student("topformer-tiny", "topformer", parameters=2_260_817, variant="tiny")
     yield student("topformer-small", "topformer", parameters=4_636_817, variant="small")

@@ -34,6 +34,8 @@ class RunResult:
     """Agreement in the course of the run: `step`, `images`, `teachers` with scores by name."""
     findings: list[Finding] = field(default_factory=list)
     """What is wrong with the student, the worst first; empty if it is as it should be."""
+    quantity: str = "disparity"
+    """What the student's numbers mean."""
     labels: list[str] = field(default_factory=list)
     """Of each teacher that was not in memory: its set of labels, its licence, and the digests of both."""
 
