@@ -124,7 +124,8 @@ def model_max_depth_option(function: F) -> F:
         type=click.FloatRange(min=0, min_open=True),
         default=None,
         metavar="METRES",
-        help="--model is a file of NeWCRFs or a metric Depth Anything, trained up to this depth (as dav2-metric:METRES@FILE).",
+        help="--model is a file of NeWCRFs or a metric Depth Anything, trained up to this depth (as "
+        "dav2-metric:METRES@FILE).",
     )(function)
 
 
