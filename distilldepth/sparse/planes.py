@@ -92,12 +92,21 @@ class LocalPlanes(nn.Module):
                 continue
             height, width = level.shape[-2:]
             # Beyond the border are copies of the planes inside: a plane is not continued there as far as it might go.
-            padded = F.pad(planes.flatten(0, 1), (1, 1, 1, 1), mode="replicate")
+            padded = _extended(planes.flatten(0, 1))
             finer = F.conv_transpose2d(padded, self._spread, stride=2)
             planes = finer[..., 3 : 3 + height, 3 : 3 + width].unflatten(0, shape)
             planes = planes + _solve(moments, wanted - _applied(moments, planes), ridge)
         assert planes is not None, "there is at least one level"
         return planes[:, :, 0]
+
+
+def _extended(planes: Tensor) -> Tensor:
+    """Planes `(B, 3, h, w)` with a border of one cell: those at the border, as seen from the middle of the new cells."""
+    padded = F.pad(planes, (1, 1, 1, 1), mode="replicate")
+    value, right, down = padded.unbind(1)
+    value = torch.cat((value[..., :1] - right[..., :1], value[..., 1:-1], value[..., -1:] + right[..., -1:]), 2)
+    value = torch.cat((value[:, :1] - down[:, :1], value[:, 1:-1], value[:, -1:] + down[:, -1:]), 1)
+    return torch.stack((value, right, down), 1)
 
 
 def _pooling(targets: int) -> Tensor:
