@@ -308,7 +308,10 @@ def test_a_completion_network_stands_behind_the_depth_model_that_it_names():
         evaluate(network, data)
     seen = Answer(lambda images, points: torch.ones_like(points))
     score(seen, data, points=60)
+    network.train()
     result = score(network, data, points=60, size=64)
+    assert network.training  # the mode that it was in
+    network.eval()
     assert result.metadata.model.name == "a-network"
     assert result.metadata.model.quantity == "metric_depth"
     guide = load_model("distilldepth-mini").eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,20 @@ class Completing(Estimator):
     def __init__(self, model: PointCompletion, options: InferenceOptions) -> None:
         super().__init__(model, options)
         self.completion = model
+        self._modes: list[tuple[torch.nn.Module, bool]] = []
+
+    def __enter__(self) -> Completing:
+        # Each stage has a mode of its own, and what stands before them all is made here.
+        self._modes = [(module, module.training) for module in self.completion.modules()]
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        for module, training in self._modes:
+            module.training = training
 
     @torch.inference_mode()
     def estimate_batch(self, batch: Sequence[LoadedImage[Any, Any]]) -> list[Tensor | Exception]:
@@ -127,12 +142,12 @@ def open_completion(model: str | Path | DepthModel, options: EvaluateOptions) ->
         raise UsageError("evaluate: stored maps were not completed from the points that are drawn; give a model")
     word, colon, name = ("", "", "") if isinstance(model, DepthModel) else str(model).partition(":")
     if not colon or word != "baseline":
-        return Staged(Completer(model, options, offline=options.offline)).eval()
+        return Staged(Completer(model, options, offline=options.offline))
     kind, colon, guide = name.partition(":")
     if kind in INTERPOLATIONS and not colon:
-        return Interpolated(kind).eval()
+        return Interpolated(kind)
     if kind != ALIGN:
         hint = did_you_mean(kind, COMPLETION_BASELINES)
         raise UsageError(f"evaluate: a baseline of completion must be known, got {str(model)!r}{hint}")
     completer = Completer(guide or GUIDE, options, align="least-squares", align_only=True, offline=options.offline)
-    return Staged(completer, str(model)).eval()
+    return Staged(completer, str(model))
