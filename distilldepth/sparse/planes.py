@@ -101,7 +101,7 @@ class LocalPlanes(nn.Module):
 
 
 def _extended(planes: Tensor) -> Tensor:
-    """Planes `(B, 3, h, w)` with a border of one cell: those at the border, as seen from the middle of the new cells."""
+    """Planes `(B, 3, h, w)` with a border of one cell: those at the edge, as seen from the middle of the new cells."""
     padded = F.pad(planes, (1, 1, 1, 1), mode="replicate")
     value, right, down = padded.unbind(1)
     value = torch.cat((value[..., :1] - right[..., :1], value[..., 1:-1], value[..., -1:] + right[..., -1:]), 2)
