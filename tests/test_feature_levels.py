@@ -25,6 +25,7 @@ from distilldepth.distill.step import DistillationStep
 from distilldepth.distill.terms.feature_mse import FeatureMseTerm
 from distilldepth.distill.terms.table import TERMS, level_names
 from distilldepth.errors import UsageError
+from distilldepth.images.crops import Regions
 from distilldepth.losses import channel_kl_loss, channel_mse_loss
 from distilldepth.losses.feature import feature_loss
 from distilldepth.models import create_student, load_model
@@ -118,9 +119,10 @@ def test_only_what_is_asked_for_is_kept(monkeypatch):
         teacher.label(images, None, features=("1/16",)).features["1/16"], whole, atol=1e-4, rtol=1e-3
     )
     step = DistillationStep(model, only("feature_mse"), Stopwatch(torch.device("cpu")))
-    assert step.run_student(images, features=()).features == {}
+    regions = Regions(images, torch.empty(3, 0), torch.empty(3, 0, 4), ["a", "b", "c"])
+    assert step.run_student(regions, features=()).features == {}
     for step.at_once in (None, 2):
-        features = step.run_student(images, features=("1/4",)).features
+        features = step.run_student(regions, features=("1/4",)).features
         assert {name: len(values) for name, values in features.items()} == {"1/4": 3}
     assert asked == [False, True, True, True, False, True, True, True]
 

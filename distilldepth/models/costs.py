@@ -76,7 +76,8 @@ def count_model(model: DepthModel) -> Costs:
     try:
         # The kernel of CPUs that does attention at once is one that torch does not count.
         with torch.no_grad(), torch.device(device), sdpa_kernel(SDPBackend.MATH), thop, counter:
-            model(torch.zeros(1, 3, height, width))
+            maps = {name: torch.ones(1, height, width) for name in ("sparse", "aligned") if model.takes_points}
+            model(torch.zeros(1, 3 * model.views, height, width), **maps)
     finally:
         for hook in hooks:
             hook.remove()

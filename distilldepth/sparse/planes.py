@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,8 @@ class LocalPlanes(nn.Module):
 
         Gradient: to values and known. Computed in float32, under autocast too.
         """
-        with torch.autocast(known.device.type, enabled=False):
+        kind = known.device.type  # On `meta`, where layers are counted, there is no autocast to switch off.
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             levels = self._levels(known.float(), values.float())
             return [self._fit(levels, ridge) for ridge in ridges]
 
