@@ -7,13 +7,13 @@ import importlib.metadata
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -75,13 +75,17 @@ def _build(kind: str, library: Path, progress: Progress) -> Built:
         began = time.monotonic()
         _remove_remains(library.parent)
         # In the same folder, so that the finished library is renamed into place: no process ever sees half of it.
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as folder:
-            record = _compile(kind, Path(folder), library.with_suffix(".log"), progress)
+        folder = library.parent / f".build-{secrets.token_hex(8)}"
+        try:  # Before the folder is there: a signal may come as soon as it is.
+            folder.mkdir(mode=0o700)
+            record = _compile(kind, folder, library.with_suffix(".log"), progress)
             seconds = time.monotonic() - began
-            record.seconds, record.sha256 = round(seconds, 1), file_digest(Path(folder) / "library")
-            (Path(folder) / "record").write_text(json.dumps(record.facts(), indent=2) + "\n", encoding="utf-8")
-            os.replace(Path(folder) / "library", library)
-            os.replace(Path(folder) / "record", library.with_suffix(".json"))
+            record.seconds, record.sha256 = round(seconds, 1), file_digest(folder / "library")
+            (folder / "record").write_text(json.dumps(record.facts(), indent=2) + "\n", encoding="utf-8")
+            os.replace(folder / "library", library)
+            os.replace(folder / "record", library.with_suffix(".json"))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return Built(library, seconds)
 
 
