@@ -29,7 +29,6 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -388,18 +387,12 @@ def run_one(out: Path, make: Callable[[], PointNet] | None, steps: int, seed: in
     result = distill(config)
     scores = evaluate(str(out), [SCORED], protocol="affine-disparity", offline=True, device="cpu", precision="float32")
     (dataset,) = scores.datasets
-    after: dict[str, Any] = json.loads((out / "result.json").read_text()) if (out / "result.json").is_file() else {}
-    del result
+    (agreement,) = result.after["teachers"].values()
     return {
         "delta1": float(dataset.metrics["delta1"]),
         "abs_rel": float(dataset.metrics["abs_rel"]),
-        "correlation": _agreement(after),
+        "correlation": float(agreement["correlation"]),
     }
-
-
-def _agreement(result: dict[str, Any]) -> float:
-    (scores,) = result["agreement"]["after"]["teachers"].values()
-    return float(scores["correlation"])
 
 
 def main() -> None:

@@ -129,3 +129,14 @@ def test_the_committed_numbers_keep_the_bounds():
     for row in found["results"][1:]:
         assert row["cpu_share_of_step"] < 0.1
         assert row["peak_bytes"] < 200e6
+
+
+def test_a_comparison_by_distillation_runs_to_its_end(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(script["run_one"].__globals__, "SCORED", "scenes:2")
+    (tmp_path / "training.json").write_text("{}")
+    script["compare"](tmp_path, ["none"], 1, 1, tmp_path / "found.json")
+    assert "| none | " in capsys.readouterr().out
+    (cell,) = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert (cell["cell"], len(cell["seeds"])) == ("none", 1)
+    assert 0 < cell["mean"]["delta1"] < 1
+    assert -1 < cell["mean"]["correlation"] < 1
