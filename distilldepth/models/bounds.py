@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from distilldepth.errors import shown
+from distilldepth.errors import did_you_mean, shown
 
 Check = Callable[[str, Any], None]
 """Told the name and the value of an entry; raises ValueError if it makes no sense."""
@@ -109,6 +109,34 @@ def _check_entry(name: str, key: str, value: Any) -> None:
         if _VOCABULARY.search(key):
             low, high = -1, 10 * _LARGEST
         whole(low, high)(name, value)
+
+
+def full_architecture(
+    kind: str, architecture: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], known: Collection[str]
+) -> dict[str, Any]:
+    """Return every argument of a network of which a variant may have been named, in place of some or all.
+
+    Args:
+        kind: what the network is called in messages.
+        architecture: arguments, which go before those of the `variant` that may be among them.
+        variants: arguments by variant.
+        known: names of all arguments.
+
+    Raises:
+        ValueError: unknown variant or argument, or an argument is missing.
+    """
+    arguments = dict(architecture)
+    variant = arguments.pop("variant", None)
+    if variant is not None:
+        if variant not in variants:
+            raise ValueError(f"build: unknown {kind} variant {variant!r}{did_you_mean(variant, variants)}")
+        arguments = {**variants[variant], **arguments}
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"build: unknown {kind} argument {name!r}{did_you_mean(name, known)}")
+    if missing := [name for name in known if name not in arguments]:
+        raise ValueError(f"build: {kind} needs {', '.join(missing)}; give them, or a variant")
+    return arguments
 
 
 def check_architecture(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -378,3 +378,22 @@ def briefly(error: Exception) -> str:
     """What was wrong, in one short line."""
     text = one_line(error, 160)
     return f"lacks {text}" if isinstance(error, KeyError) else text
+
+
+def count_blocks(state: Mapping[str, Tensor], stages: str) -> list[int]:
+    """Return how many blocks each of four stages has, by the numbers in the names of tensors.
+
+    Args:
+        state: by name.
+        stages: pattern of what comes before a block's number, with `{}` for that of the stage.
+
+    Raises:
+        ValueError: more blocks than there are tensors.
+    """
+    depths = []
+    for stage in range(4):
+        pattern = re.compile(stages.format(stage) + r"(\d{1,6})\.")
+        depths.append(1 + max((int(found[1]) for key in state if (found := pattern.match(key))), default=0))
+    if sum(depths) > len(state):
+        raise ValueError(f"blocks: the last ones have the numbers {depths}, with {len(state)} tensors in all")
+    return depths

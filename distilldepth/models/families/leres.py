@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from transformers import ResNetBackbone, ResNetConfig
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
-from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.errors import DistillDepthError
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo, pyramid
-from distilldepth.models.bounds import DEEPEST, WIDEST, listed, whole
+from distilldepth.models.bounds import DEEPEST, WIDEST, full_architecture, listed, whole
 from distilldepth.models.candidate import Candidate
 from distilldepth.models.fusion import FusionDecoder
 from distilldepth.models.preprocess import Preprocessing, resize
 from distilldepth.models.recompute import run_block
-from distilldepth.models.state_dict import build_to_fit, check_state
+from distilldepth.models.state_dict import build_to_fit, check_state, count_blocks
 
 FAMILY = "leres"
 
@@ -177,17 +177,7 @@ def build(architecture: dict[str, Any], info: ModelInfo, preprocessing: Preproce
     >>> build(small, info).eval()(torch.rand(1, 3, 64, 96)).values.shape
     torch.Size([1, 64, 96])
     """
-    arguments = dict(architecture)
-    variant = arguments.pop("variant", None)
-    if variant is not None:
-        if variant not in VARIANTS:
-            raise ValueError(f"build: unknown LeReS variant {variant!r}{did_you_mean(variant, VARIANTS)}")
-        arguments = {**VARIANTS[variant], **arguments}
-    for name in arguments:
-        if name not in ARCHITECTURE:
-            raise ValueError(f"build: unknown LeReS argument {name!r}{did_you_mean(name, ARCHITECTURE)}")
-    if missing := [name for name in ARCHITECTURE if name not in arguments]:
-        raise ValueError(f"build: LeReS needs {', '.join(missing)}; give them, or a variant")
+    arguments = full_architecture("LeReS", architecture, VARIANTS, ARCHITECTURE)
     preprocessing = preprocessing or Preprocessing(
         448, 32, "square", interpolation="bilinear", map_interpolation="bilinear"
     )
@@ -269,12 +259,7 @@ def infer_architecture(state: dict[str, Tensor]) -> dict[str, Any]:
         ValueError: a number of blocks that cannot be.
     """
     blocks = "encoder.encoder.stages"
-    depths = []
-    for stage in range(4):
-        numbers = [int(found[1]) for key in state if (found := re.match(rf"{blocks}\.{stage}\.layers\.(\d+)\.", key))]
-        depths.append(1 + max(numbers, default=0))
-    if sum(depths) > len(state):
-        raise ValueError(f"blocks: the last ones have the numbers {depths}, with {len(state)} tensors in all")
+    depths = count_blocks(state, r"encoder\.encoder\.stages\.{}\.layers\.")
     return {
         "stem": len(state["encoder.embedder.embedder.convolution.weight"]),
         "widths": [len(state[f"{blocks}.{stage}.layers.0.layer.2.convolution.weight"]) for stage in range(4)],

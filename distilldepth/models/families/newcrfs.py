@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SwinBackbone, SwinConfig
 
-from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
+from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.bounds import DEEPEST, WIDEST, listed, number, whole
+from distilldepth.models.bounds import DEEPEST, WIDEST, full_architecture, listed, number, whole
 from distilldepth.models.candidate import Candidate
 from distilldepth.models.preprocess import Preprocessing, resize
 from distilldepth.models.recompute import recompute, run_block
-from distilldepth.models.state_dict import build_to_fit, check_state
+from distilldepth.models.state_dict import build_to_fit, check_state, count_blocks
 from distilldepth.models.unit import LARGEST
 
 FAMILY = "newcrfs"
@@ -433,17 +433,7 @@ def build(architecture: dict[str, Any], info: ModelInfo, preprocessing: Preproce
     >>> build({"variant": "micro"}, info).eval()(torch.rand(1, 3, 64, 96)).values.shape
     torch.Size([1, 64, 96])
     """
-    arguments = dict(architecture)
-    variant = arguments.pop("variant", None)
-    if variant is not None:
-        if variant not in VARIANTS:
-            raise ValueError(f"build: unknown NeWCRFs variant {variant!r}{did_you_mean(variant, VARIANTS)}")
-        arguments = {**VARIANTS[variant], **arguments}
-    for name in arguments:
-        if name not in ARCHITECTURE:
-            raise ValueError(f"build: unknown NeWCRFs argument {name!r}{did_you_mean(name, ARCHITECTURE)}")
-    if missing := [name for name in ARCHITECTURE if name not in arguments]:
-        raise ValueError(f"build: NeWCRFs needs {', '.join(missing)}; give them, or a variant")
+    arguments = full_architecture("NeWCRFs", architecture, VARIANTS, ARCHITECTURE)
     if preprocessing is None:
         size = _SIZES["indoor" if arguments["max_depth"] <= _MOST_INDOORS else "outdoor"]
         preprocessing = Preprocessing(size, MULTIPLE, interpolation="bilinear", map_interpolation="bilinear")
@@ -568,12 +558,7 @@ def infer_architecture(state: dict[str, Tensor], max_depth: float) -> dict[str, 
         ValueError: a number of blocks that cannot be.
     """
     stages = "encoder.swin.encoder.layers"
-    depths = []
-    for stage in range(4):
-        numbers = [int(found[1]) for key in state if (found := re.match(rf"{stages}\.{stage}\.blocks\.(\d+)\.", key))]
-        depths.append(1 + max(numbers, default=0))
-    if sum(depths) > len(state):
-        raise ValueError(f"blocks: the last ones have the numbers {depths}, with {len(state)} tensors in all")
+    depths = count_blocks(state, r"encoder\.swin\.encoder\.layers\.{}\.blocks\.")
     table = "attention.relative_position_bias.relative_position_bias_table"
     tables = [state[f"{stages}.{stage}.blocks.0.{table}"] for stage in range(4)]
     decoder = [state[f"crfs.{level}.blocks.0.bias_table"] for level in range(4)]

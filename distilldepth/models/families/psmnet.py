@@ -23,13 +23,13 @@ from torch.nn import functional as F
 
 from distilldepth.capacity import check_memory
 from distilldepth.depth import stereo_disparity_to_depth
-from distilldepth.errors import DistillDepthError, did_you_mean
+from distilldepth.errors import DistillDepthError
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
-from distilldepth.models.bounds import DEEPEST, flag, listed, whole
+from distilldepth.models.bounds import DEEPEST, flag, full_architecture, listed, whole
 from distilldepth.models.candidate import Candidate
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.models.recompute import run_block
-from distilldepth.models.state_dict import build_to_fit, check_state
+from distilldepth.models.state_dict import build_to_fit, check_state, count_blocks
 
 FAMILY = "psmnet"
 
@@ -382,17 +382,7 @@ def build(architecture: dict[str, Any], info: ModelInfo, preprocessing: Preproce
     >>> build(small, info).eval()(torch.rand(1, 6, 30, 40)).values.shape
     torch.Size([1, 30, 40])
     """
-    arguments = dict(architecture)
-    variant = arguments.pop("variant", None)
-    if variant is not None:
-        if variant not in VARIANTS:
-            raise ValueError(f"build: unknown PSMNet variant {variant!r}{did_you_mean(variant, VARIANTS)}")
-        arguments = {**VARIANTS[variant], **arguments}
-    for name in arguments:
-        if name not in ARCHITECTURE:
-            raise ValueError(f"build: unknown PSMNet argument {name!r}{did_you_mean(name, ARCHITECTURE)}")
-    if missing := [name for name in ARCHITECTURE if name not in arguments]:
-        raise ValueError(f"build: PSMNet needs {', '.join(missing)}; give them, or a variant")
+    arguments = full_architecture("PSMNet", architecture, VARIANTS, ARCHITECTURE)
     preprocessing = preprocessing or Preprocessing(
         512, 1, "upper-bound", interpolation="bilinear", map_interpolation="bilinear"
     )
@@ -473,12 +463,7 @@ def infer_architecture(state: dict[str, Tensor]) -> dict[str, Any]:
         KeyError: a tensor that is needed for this is missing.
         ValueError: a number of blocks that cannot be.
     """
-    depths = []
-    for stage in range(4):
-        numbers = [int(found[1]) for key in state if (found := re.match(rf"features\.stages\.{stage}\.(\d+)\.", key))]
-        depths.append(1 + max(numbers, default=0))
-    if sum(depths) > len(state):
-        raise ValueError(f"blocks: the last ones have the numbers {depths}, with {len(state)} tensors in all")
+    depths = count_blocks(state, r"features\.stages\.{}\.")
     return VARIANTS["stacked-hourglass"] | {"width": len(state["features.stem.0.0.weight"]), "depths": depths}
 
 
