@@ -14,19 +14,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from waiting import wait_until
 
 from benchmarks.ablation import jobs as job_module
 from benchmarks.ablation.__main__ import derive, main
 from benchmarks.ablation.intervals import FAILS, HOLDS, UNKNOWN, estimate
 from benchmarks.ablation.jobs import Places, changes, plan, prepare
+from benchmarks.ablation.labels import SharedLabels
 from benchmarks.ablation.pool import Clock, run_jobs
 from benchmarks.ablation.report import above_ramp, judge, make_markdown
 from benchmarks.ablation.result import FORMAT, read_result, recall, write_result
 from benchmarks.ablation.table import find_table, read_table, table_names
 from benchmarks.ablation.worker import training_config, work
 from distilldepth.errors import DistillDepthError, UsageError
+from distilldepth.models import load_model
 from distilldepth.signals import Interrupted, raise_on_signals
+from distilldepth.teachers.spec import parse_teachers
+from distilldepth.teachers.teacher import Teacher
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = """
@@ -410,6 +415,59 @@ def test_killed_and_run_again_it_goes_on_and_a_failing_cell_is_named(tmp_path, c
     assert again["training"] == first["training"]
     shorter = plan(read_table(path, steps=95), Places(tmp_path / "elsewhere"))
     assert recall(shorter, tmp_path / "results") == 0
+
+
+@pytest.mark.parametrize("features", [(), ("encoder",)])
+def test_a_shared_label_is_what_would_have_been_computed(tmp_path, monkeypatch, features):
+    random = torch.Generator().manual_seed(3)
+    images = torch.rand(2, 3, 42, 56, generator=random).contiguous(memory_format=torch.channels_last)
+    spec = parse_teachers("dav2-mini")[0]
+    asked = []
+    run = Teacher._run
+    monkeypatch.setattr(Teacher, "_run", lambda *given, **more: asked.append(1) or run(*given, **more))
+    plain = Teacher(spec, load_model("dav2-mini")).label(images, None, features=features)
+    shared = SharedLabels(tmp_path / "labels")
+    with shared.asked_first():
+        first = Teacher(spec, load_model("dav2-mini")).label(images, None, features=features)
+        assert len(asked) == 2
+        again = Teacher(spec, load_model("dav2-mini")).label(images, None, features=features)
+        assert len(asked) == 2, "read, not computed"
+        other = Teacher(spec, load_model("genpercept-mini")).label(images, None, features=features)
+        half = Teacher(spec, load_model("dav2-mini"), torch.bfloat16).label(images, None, features=features)
+        turned = Teacher(spec, load_model("dav2-mini")).label(images.flip(-1), None, features=features)
+        assert len(asked) == 5, "another teacher, precision or image is another label"
+    for label in (first, again):
+        assert torch.equal(label.disparity, plain.disparity)
+        assert torch.equal(label.valid, plain.valid)
+        assert (label.teacher, label.inverse_depth, label.quantity) == ("dav2-mini", False, "disparity")
+        assert label.features.keys() == set(features)
+        for name, value in label.features.items():
+            assert torch.equal(value, plain.features[name])
+            assert value.stride() == plain.features[name].stride()
+    assert all(not torch.equal(label.disparity, plain.disparity) for label in (other, half, turned))
+    Teacher(spec, load_model("dav2-mini")).label(images, None, features=features)
+    assert len(asked) == 6, "outside the block teachers are asked"
+
+    # Damaged or cut, it is asked for again; what others laid there stays.
+    files = sorted((tmp_path / "labels").glob("*/*.safetensors"))
+    assert len(files) == 4
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-9])
+    (files[0].parent / "mine.safetensors").write_bytes(b"mine")
+    with shared.asked_first():
+        mended = Teacher(spec, load_model("dav2-mini")).label(images, None, features=features)
+    assert len(asked) == 7
+    assert torch.equal(mended.disparity, plain.disparity)
+    shared.clear()
+    left = [path for path in (tmp_path / "labels").rglob("*") if path.is_file()]
+    assert [path.name for path in left] == ["mine.safetensors"]
+
+
+def test_a_full_disk_keeps_no_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.ablation.labels.FREE_BYTES", 1 << 60)
+    with SharedLabels(tmp_path / "labels").asked_first():
+        Teacher(parse_teachers("dav2-mini")[0], load_model("dav2-mini")).label(torch.rand(1, 3, 28, 28), None)
+    assert not list((tmp_path / "labels").rglob("*.safetensors"))
 
 
 # Intervals and verdicts.

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.ablation.jobs import Places, changes, plan
+from benchmarks.ablation.jobs import LABELS, Places, changes, plan
 from benchmarks.ablation.pool import in_words, run_jobs
 from benchmarks.ablation.report import make_markdown
 from benchmarks.ablation.result import collect, read_result, recall, write_result
@@ -22,7 +22,8 @@ from distilldepth.signals import Interrupted, raise_on_signals
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablation"
 _EPILOG = """Stopped or killed, the same command goes on where it was. Runs lie in OUT/runs, each under a digest of its
 settings: one whose settings change is trained anew, and the earlier one stays. A run whose scores stand in a file of
---results is not run again. Exit code 0 done, 1 a run failed,
+--results is not run again. What teachers say is shared by the runs that show them the same images, some gigabytes in
+OUT/labels until all is done. Exit code 0 done, 1 a run failed,
 2 wrong usage, 128 + signal stopped."""
 
 
@@ -105,9 +106,18 @@ def _main(options: argparse.Namespace) -> int:
     with claim_folder(places.out, "ablation"):
         for table in tables:
             failed += _run(table, places, results, options.jobs or cores(), command)
+        if not failed:
+            _clear_labels(places.out)
     for line in failed:
         tell(f"FAILED: {line}")
     return 1 if failed else 0
+
+
+def _clear_labels(out: Path) -> None:
+    if (out / LABELS).is_dir():
+        from benchmarks.ablation.labels import SharedLabels
+
+        SharedLabels(out / LABELS).clear()
 
 
 def _run(table: Table, places: Places, results: Path, width: int, command: str) -> list[str]:

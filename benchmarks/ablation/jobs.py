@@ -29,6 +29,8 @@ PROTOCOL = "affine-disparity"
 """By which every cell is scored."""
 KEY, LOG, TRAIN, TRAINED, LIST = "run.json", "log.txt", "train", "trained.json", "photographs.txt"
 """What lies in the folder of a run, besides its scores."""
+LABELS = "labels"
+"""Where the teachers' labels lie until all is done, beside the folder of the runs."""
 _DIGITS = 16
 
 

@@ -21,7 +21,7 @@ import warnings
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.ablation.jobs import KEY, LIST, PROTOCOL, TRAIN, TRAINED
+from benchmarks.ablation.jobs import KEY, LABELS, LIST, PROTOCOL, TRAIN, TRAINED
 from benchmarks.ablation.table import PHOTOS
 from distilldepth.cli.main import EXPECTED_ERRORS, error_message
 from distilldepth.distill.config import DistillConfig
@@ -79,13 +79,16 @@ def work(folder: Path, score: str, data: list[str]) -> None:
     """
     import torch
 
+    from benchmarks.ablation.labels import SharedLabels
+
     torch.set_num_threads(1)
     lock = _claim(folder)
     key = read_json(folder / KEY)
     model = key.get("model") or str(folder / TRAIN)
     trained = folder / TRAINED
     if "model" not in key and not trained.is_file():
-        _train(key, folder)
+        with SharedLabels(folder.parents[1] / LABELS).asked_first():
+            _train(key, folder)
     scored = _score(model, data)
     if "model" not in key:
         scored["training"] = read_json(trained)
