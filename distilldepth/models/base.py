@@ -20,6 +20,9 @@ from distilldepth.words import FEATURE_LEVELS, QUANTITIES
 
 M = TypeVar("M", bound="DepthModel")
 
+LOG_VARIANCE = "log_variance"
+"""What a network's own uncertainty is called in `DepthOutput.extras`: the logarithm of the variance of its values."""
+
 
 @dataclass(frozen=True)
 class ModelInfo:
