@@ -47,6 +47,7 @@ from distilldepth.models.digest import model_digest
 from distilldepth.models.encoder import keep_encoder, load_encoder
 from distilldepth.models.preprocess import nearest_size
 from distilldepth.models.registry import lookup
+from distilldepth.models.uncertainty import with_uncertainty
 from distilldepth.native.recipe import find_compiler
 from distilldepth.ops.backend import available_backends
 from distilldepth.settings import get_key, keys
@@ -354,8 +355,6 @@ def _open_student(config: DistillConfig, device: torch.device) -> DepthModel:
     if config.two_views:
         student = _with_two_views(student)
     if config.uncertainty:
-        from distilldepth.models.uncertainty import with_uncertainty
-
         student = with_uncertainty(student, seed=config.seed)
     if config.gradient_checkpointing:
         try:

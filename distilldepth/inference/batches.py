@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -44,6 +44,8 @@ class LoadedImage(Generic[Item, Extra]):
     """What else was read with it."""
     policy: str | None
     """Resize policy to use; None for the model's own."""
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    """What the model said of it besides its map, `(H, W)` each on the device: its `extra_maps`, once it ran."""
 
 
 def load_batches(
@@ -120,13 +122,20 @@ def estimate_batch(
     precision: str = "auto",
     size: int | None = None,
 ) -> list[Tensor | Exception]:
-    """Return each image's map, float32 `(H, W)` on `device`, or what went wrong with it; see `by_halves`."""
+    """Return each image's map, float32 `(H, W)` on `device`, or what went wrong with it; see `by_halves`.
+
+    What else the model says of an image is put into its `maps`.
+    """
 
     def estimate(part: Sequence[LoadedImage[Item, Extra]]) -> list[Tensor]:
         images = torch.from_numpy(np.stack([loaded.image for loaded in part])).to(device)
         with autocast(device, precision):
-            values = model.estimate(images.permute(0, 3, 1, 2).float().div_(255), policy=part[0].policy, size=size)
-        return list(values.float())
+            output = model.estimate_output(
+                images.permute(0, 3, 1, 2).float().div_(255), policy=part[0].policy, size=size
+            )
+        for index, loaded in enumerate(part):
+            loaded.maps = {name: output.extras[name][index].float() for name in model.extra_maps}
+        return list(output.values.float())
 
     return by_halves(batch, estimate)
 

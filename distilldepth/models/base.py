@@ -21,7 +21,7 @@ from distilldepth.words import FEATURE_LEVELS, QUANTITIES
 M = TypeVar("M", bound="DepthModel")
 
 LOG_VARIANCE = "log_variance"
-"""What a network's own uncertainty is called in `DepthOutput.extras`: the logarithm of the variance of its values."""
+"""Of `DepthOutput.extras`: the logarithm of the variance of the values, as the network itself estimates it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,9 @@ class Prediction:
     """Name of the model."""
     resize_policy: str = ""
     """How the image was resized before the model saw it."""
+    log_variance: np.ndarray | None = None
+    """s = log sigma^2 of the values, as the model itself estimates it, float32 of their shape; larger = less certain.
+    None for a model that says nothing of it."""
 
 
 class DepthModel(nn.Module):
@@ -121,6 +124,8 @@ class DepthModel(nn.Module):
     """How many images of a scene the network sees at once, along the channels: left and right where it is 2."""
     takes_points: ClassVar[bool] = False
     """Whether it completes depth that is known at some points, and predicts nothing without."""
+    extra_maps: ClassVar[tuple[str, ...]] = ()
+    """Names of the maps that are in `DepthOutput.extras` whenever it predicts."""
     _mean: Tensor
     _std: Tensor
     _frozen: bool = False
@@ -291,6 +296,26 @@ class DepthModel(nn.Module):
 
         Gradient: as `forward`; resizing is differentiable.
         """
+        return self._resized(images, policy, size).values
+
+    def estimate_output(self, images: Tensor, *, policy: str | None = None, size: int | None = None) -> DepthOutput:
+        """Predict as `estimate` does, and say what else the network says.
+
+        Args:
+            images: floating `(B, 3, H, W)`, RGB in [0, 1].
+            policy, size: see `estimate`.
+
+        Returns:
+            `values` as `estimate` gives them, and those of `extra_maps` in `extras`, float32 at the images' size.
+
+        Raises:
+            TypeError, ValueError, DistillDepthError: as `estimate`.
+
+        Gradient: as `estimate`.
+        """
+        return DepthOutput(self.estimate(images, policy=policy, size=size))
+
+    def _resized(self, images: Tensor, policy: str | None, size: int | None) -> DepthOutput:
         height, width = images.shape[-2:]
         inner = target_size(height, width, self.preprocessing, policy=policy, size=size)
         check_memory(
@@ -299,7 +324,7 @@ class DepthModel(nn.Module):
             "use a smaller --size or --batch-size",
             device=images.device,
         )
-        return run_resized(self, images, inner).values
+        return run_resized(self, images, inner)
 
     @torch.inference_mode()
     def predict(
@@ -351,8 +376,14 @@ class DepthModel(nn.Module):
             return results[0]
         if not results:
             shape = (0, *image.shape[-2:]) if isinstance(image, Tensor) else (0, *image.shape[1:3])
-            return self._prediction(np.zeros(shape, np.float32), policy)
-        return dataclasses.replace(results[0], values=np.stack([result.values for result in results]))
+            none = np.zeros(shape, np.float32)
+            return self._prediction(none, policy, none.copy() if LOG_VARIANCE in self.extra_maps else None)
+        spreads = [result.log_variance for result in results if result.log_variance is not None]
+        return dataclasses.replace(
+            results[0],
+            values=np.stack([result.values for result in results]),
+            log_variance=np.stack(spreads) if spreads else None,
+        )
 
     def _predict_groups(
         self, images: list[Tensor], policy: str | None, size: int | None, batch_size: int
@@ -377,12 +408,18 @@ class DepthModel(nn.Module):
                 layout = self.memory_format if device.type == "cpu" else torch.contiguous_format
                 batch = torch.empty((len(chunk), 3, height, width), device=device, memory_format=layout)
                 torch.stack([_unit(images[i].to(device)) for i in chunk], out=batch)
-                values = self.estimate(batch, policy=chosen, size=size).cpu().numpy()
-                results |= {i: self._prediction(value, chosen) for i, value in zip(chunk, values, strict=True)}
+                output = self.estimate_output(batch, policy=chosen, size=size)
+                values, spread = output.values.cpu().numpy(), output.extras.get(LOG_VARIANCE)
+                spreads = [None] * len(chunk) if spread is None else list(spread.cpu().numpy())
+                results |= {
+                    i: self._prediction(value, chosen, own)
+                    for i, value, own in zip(chunk, values, spreads, strict=True)
+                }
         return [results[index] for index in range(len(images))]
 
-    def _prediction(self, values: np.ndarray, policy: str | None) -> Prediction:
-        return Prediction(values, self.info.quantity, self.info.name, policy or self.preprocessing.resize_policy)
+    def _prediction(self, values: np.ndarray, policy: str | None, log_variance: np.ndarray | None) -> Prediction:
+        policy = policy or self.preprocessing.resize_policy
+        return Prediction(values, self.info.quantity, self.info.name, policy, log_variance)
 
 
 def _unit(image: Tensor) -> Tensor:
@@ -429,12 +466,34 @@ def run_resized(
         network: what runs in place of the model, its compiled form for example; None for the model itself.
 
     Returns:
-        What the model says, `values` float32 `(B, H, W)`.
+        What the model says, `values` and `extras` float32 `(B, H, W)`.
     """
     size, preprocessing = (images.shape[-2], images.shape[-1]), model.preprocessing
     inner = inner or nearest_size(*size, preprocessing.multiple)
     output = (network or model)(resize(images, inner, preprocessing.interpolation), features=features)
-    return dataclasses.replace(output, values=restore(output.values, size, preprocessing))
+    return restore_output(output, size, preprocessing)
+
+
+def restore_output(output: DepthOutput, size: tuple[int, int], preprocessing: Preprocessing) -> DepthOutput:
+    """Bring the maps that a network said back to the size of its images, features left as they are; differentiable.
+
+    Args:
+        output: of one forward pass.
+        size: (height, width) of the images before they were resized.
+        preprocessing: the model's; its `map_interpolation` is how values go back. Extras do so too, but a cubic way is
+            linear for them: it would carry them beyond the bounds that some have.
+
+    Returns:
+        `values` and `extras` float32 `(B, H, W)`.
+    """
+    linear = dataclasses.replace(
+        preprocessing, map_interpolation=preprocessing.map_interpolation.replace("bicubic", "bilinear")
+    )
+    return dataclasses.replace(
+        output,
+        values=restore(output.values, size, preprocessing),
+        extras={name: restore(maps, size, linear) for name, maps in output.extras.items()},
+    )
 
 
 def predict_at(student: DepthModel, images: Tensor) -> Tensor:
