@@ -475,12 +475,13 @@ def test_killed_and_resumed_both_presets_give_the_same_weights(tmp_path, preset)
                              settings=as_settings(SMALL))  # fmt: skip
         distill(config)
     more = ["--teachers", str(teacher / "student")] if preset == "adu-depth" else []
-    arguments = ["--preset", preset, *SMALL, *more, "--steps", "9", "--checkpoint-every", "3"]
+    arguments = ["--preset", preset, *SMALL, *more, "--steps", "9"]
+    arguments += ["--checkpoint-every", "3", "--keep-checkpoints", "9"]
     result = typed(*arguments, "--out", str(tmp_path / "whole"))
     assert result.exit_code == 0, result.output
     command = [sys.executable, "-m", "distilldepth", "distill", *arguments, "--out", str(tmp_path / "cut")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_until(lambda: (tmp_path / "cut" / "checkpoints" / "step-000003").is_dir(), process)
+    wait_until(lambda: (tmp_path / "cut" / "checkpoints" / "step-00000003").is_dir(), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     left = sorted((tmp_path / "cut" / "checkpoints").glob("step-*"))

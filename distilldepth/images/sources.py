@@ -212,7 +212,7 @@ class ConcatSource:
         if any(key in sample for key in left_out):
             sample = sample.copy()
             for key in left_out:
-                sample.pop(key, None)
+                sample.pop(key, None)  # type: ignore[misc]
         return sample
 
 

@@ -73,7 +73,7 @@ def _cut_kb(sample: Sample) -> None:
         sample["intrinsics"] = assumed_camera(height, width)
     for key in ("image", "right", "depth"):
         if key in sample:
-            sample[key] = sample[key][window]  # type: ignore[literal-required]
+            sample[key] = sample[key][window]
     if "intrinsics" in sample:
         moved = np.array(sample["intrinsics"], np.float32)
         moved[0, 2] -= left
@@ -85,8 +85,8 @@ def _turn(sample: Sample, degrees: float) -> None:
     """Turn about the middle; what was outside is black, and its depth unknown."""
     for key in ("image", "right"):
         if key in sample:
-            picture = Image.fromarray(np.ascontiguousarray(sample[key]))  # type: ignore[literal-required]
-            sample[key] = np.asarray(picture.rotate(degrees, Image.Resampling.BILINEAR))  # type: ignore[literal-required]
+            picture = Image.fromarray(np.ascontiguousarray(sample[key]))
+            sample[key] = np.asarray(picture.rotate(degrees, Image.Resampling.BILINEAR))
     if "depth" in sample:
         depth = Image.fromarray(np.ascontiguousarray(sample["depth"], np.float32))
         sample["depth"] = np.asarray(depth.rotate(degrees, Image.Resampling.NEAREST, fillcolor=float("nan")))

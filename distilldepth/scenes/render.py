@@ -105,8 +105,8 @@ def _render(
         if found is not None:
             break
     if found is None:  # does not happen in practice; a plain desk nearly always gives a view
-        other = None if rig else "desk" if chosen == "room" else "room"
-        return _render(seed + 1_000_003, size, stereo=stereo, kind=other, rig=rig)
+        plain = None if rig else "desk" if chosen == "room" else "room"
+        return _render(seed + 1_000_003, size, stereo=stereo, kind=plain, rig=rig)
     camera, depth, index = found
     draw = Draw(np.random.default_rng([seed, 3]))
     table = np.ascontiguousarray(np.array(builder.materials, np.float64).T.astype(np.float32))

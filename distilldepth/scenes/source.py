@@ -11,7 +11,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from distilldepth.scenes.render import RENDERER_VERSION, Rig, Scene, render_scen
 _ENDLESS = 1_000_000
 
 
-class SceneSample(TypedDict):
+class OneView(TypedDict):
     """What a source of images gives for a scene."""
 
     image: np.ndarray
@@ -31,9 +31,14 @@ class SceneSample(TypedDict):
     """float32 `(H, W)`, metres; inf = sky."""
     intrinsics: np.ndarray
     """float32 `(3, 3)`, pixels."""
-    right: NotRequired[np.ndarray]
-    """uint8 `(H, W, 3)`, the second view; there with a rig."""
-    baseline_m: NotRequired[float]
+
+
+class SceneSample(OneView, total=False):
+    """The same with what a rig adds."""
+
+    right: np.ndarray
+    """uint8 `(H, W, 3)`, the second view."""
+    baseline_m: float
     """Metres between the two cameras."""
 
 
