@@ -132,8 +132,8 @@ def laplace_calibration(
     error = (estimate - wanted).abs() * math.sqrt(2) * (-spread / 2).exp()
     count = kept.sum(1)
     broken = torch.where(kept, error + spread, 0).isnan().any(1) | ~kept.any(1)
-    covered = torch.stack([((error <= -math.log1p(-share)) & kept).sum(1) / count for share in SHARES], 1)
-    covered = torch.where(broken[:, None], torch.nan, covered.double())
+    covered = torch.stack([((error <= -math.log1p(-share)) & kept).sum(1).double() / count for share in SHARES], 1)
+    covered = torch.where(broken[:, None], torch.nan, covered)
     gaps = (covered - covered.new_tensor(SHARES)).abs().mean(1)
     scores = dict(zip(LAPLACE_NAMES, (gaps, *covered.unbind(1)), strict=True))
     return {name: float(value[0]) for name, value in scores.items()} if prediction.ndim == 2 else scores

@@ -143,7 +143,7 @@ def _charts(metrics: Metrics, samples: Iterable[ScoredSample]) -> list[str]:
     curves = [sample.sparsification for sample in samples if sample.sparsification]
     for name, title in SPARSIFIED.items():
         kept = [np.asarray(one[name], dtype=np.float64) for one in curves if name in one]
-        if not kept or any(one.shape != kept[0].shape or one.ndim != 2 or len(one) != 2 for one in kept):
+        if not kept or any(one.shape != kept[0].shape for one in kept):
             continue
         own, best = np.mean(kept, 0)
         lines = {}
