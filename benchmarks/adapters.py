@@ -31,9 +31,9 @@ from distilldepth.distill.objective import distill_any_depth_objective
 from distilldepth.distill.terms.table import TERMS
 from distilldepth.images.crops import Regions
 from distilldepth.machine import command_line, keep_freed_memory, load_average, machine
-from distilldepth.models.base import LOG_VARIANCE, DepthOutput
+from distilldepth.models.base import DepthOutput
 from distilldepth.teachers.teacher import PseudoLabel
-from distilldepth.words import ADAPTERS, DECODER_LEVELS, FEATURE_LEVELS
+from distilldepth.words import ADAPTERS, DECODER_LEVELS, FEATURE_LEVELS, LOG_VARIANCE
 
 WIDTHS = dict(zip((*FEATURE_LEVELS, *DECODER_LEVELS), (192, 384, 768, 1536, 128, 256, 512, 1024), strict=True))
 """Of newcrfs-large."""

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 @options.model_max_depth_option
 @outputs.format_options
 @click.option(
+    "--uncertainty",
+    is_flag=True,
+    help="Write beside each map what the model says of its own uncertainty: NAME_uncertainty.png (16 bit, log of the "
+    "variance), .npy or _color.png, as --as says. For students trained to say it.",
+)
+@click.option(
     "--depth-range",
     type=options.Numbers("near", "far"),
     default="1,10",
@@ -46,6 +52,7 @@ def predict(
     percentiles: tuple[float, float],
     fov: float | None,
     intrinsics: tuple[float, ...] | None,
+    uncertainty: bool,
     depth_range: tuple[float, float],
     resize_policy: str | None,
     size: int | None,
@@ -99,6 +106,7 @@ def predict(
                 png_scale=png_scale,
                 colormap=colormap,
                 percentiles=percentiles,
+                uncertainty=uncertainty,
                 point_cloud=PointCloudOptions(60.0 if fov is None else fov, intrinsics, depth_range),
             ),
             offline=offline,

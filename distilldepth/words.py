@@ -41,6 +41,10 @@ ADAPTERS = ("none", "full", "reduced", "window")
 QUANTITIES = ("disparity", "depth", "metric_depth")
 """What the numbers of a map mean."""
 
+LOG_VARIANCE = "log_variance"
+"""What a model says of its own uncertainty: s = log sigma^2 of the numbers of its map, larger = less certain. It is so
+called in `DepthOutput.extras` and in the texts of files."""
+
 ALIGNMENTS = ("least-squares", "trimmed", "ransac", "local")
 """How a map is brought to points of known depth; see `align_to_points`."""
 

@@ -33,6 +33,7 @@ from distilldepth.files import expand_user
 from distilldepth.formats.kitti import check_metres
 from distilldepth.inference.estimator import Estimator
 from distilldepth.models.base import DepthModel
+from distilldepth.words import LOG_VARIANCE
 
 
 def evaluate(
@@ -313,5 +314,11 @@ def _summarise(
     notes = list(info.notes)
     if constant:
         notes.append(f"{constant} of {len(samples)} predicted maps are constant: the model says nothing about them")
+    says = LOG_VARIANCE in scoring.estimator.model.extra_maps
+    if says and any("laplace_error" not in row.metrics for row in samples):
+        notes.append(
+            f"the model's own uncertainty is scored by its order alone, since its {info.quantity} is fitted to the "
+            "truth and the scale of what it states is not known then; calibration is asked of metres without a fit"
+        )
     mean = mean_metrics([summary.headline[0] for summary in summaries if summary.frames])
     return Evaluation(metadata, protocol, summaries, mean, samples, failures, notes)

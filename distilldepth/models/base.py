@@ -16,12 +16,9 @@ from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.errors import UsageError
 from distilldepth.models.inputs import ImageInput, as_images, is_batch
 from distilldepth.models.preprocess import Preprocessing, choose_policy, nearest_size, resize, restore, target_size
-from distilldepth.words import FEATURE_LEVELS, QUANTITIES
+from distilldepth.words import FEATURE_LEVELS, LOG_VARIANCE, QUANTITIES
 
 M = TypeVar("M", bound="DepthModel")
-
-LOG_VARIANCE = "log_variance"
-"""Of `DepthOutput.extras`: the logarithm of the variance of the values, as the network itself estimates it."""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from distilldepth.errors import DistillDepthError, UsageError, shown
-from distilldepth.models.base import LOG_VARIANCE, DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.bounds import WIDEST, check_architecture, whole, word
 from distilldepth.models.families import Family, find_family
 from distilldepth.models.preprocess import Preprocessing, resize
-from distilldepth.words import DECODER_LEVELS, FEATURE_LEVELS
+from distilldepth.words import DECODER_LEVELS, FEATURE_LEVELS, LOG_VARIANCE
 
 KEY = "uncertainty"
 """What the module is called in an architecture and in the names of its tensors."""

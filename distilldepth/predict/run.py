@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distilldepth.errors import UsageError
 from distilldepth.formats.colormaps import colorize
 from distilldepth.formats.png import check_png_scale
 from distilldepth.images.decode import check_any_readable, read_image
@@ -29,6 +30,7 @@ from distilldepth.outputs.writing import (
     leave_out_what_is_there,
     open_outputs,
 )
+from distilldepth.words import LOG_VARIANCE
 
 
 @dataclass
@@ -39,6 +41,9 @@ class PredictReport(Report):
 @dataclass(frozen=True)
 class PredictOptions(OutputOptions):
     """How the model is run, and what the files look like."""
+
+    uncertainty: bool = False
+    """Whether what the model says of its own uncertainty is written beside each map; see `plan_jobs`."""
 
 
 def predict_files(
@@ -64,7 +69,8 @@ def predict_files(
             replaced all the same), `overwrite`, or `skip` images of which all are what would be written again: made by
             the same weights, from the same photograph, with the same options (see `Origin`). Others of this package are
             made again; a file that is not known to be is left, and the image is a failure.
-        options: size, device, colours and so on, see `InferenceOptions` and `WriteOptions`; None for the usual ones.
+        options: size, device, colours and so on, see `InferenceOptions` and `WriteOptions`, and `uncertainty` for a
+            second map beside each; None for the usual ones.
         offline: never touch the network for the model.
         start: called with the model and the number of images when the work begins; the function it returns is told how
             many more images are done.
@@ -85,7 +91,9 @@ def predict_files(
         raise ValueError(f"predict_files: existing must be refuse, skip or overwrite, got {existing!r}")
     if options.batch_size < 1:
         raise ValueError(f"predict_files: batch_size must be at least 1, got {options.batch_size}")
-    jobs, is_file = plan_jobs([inputs] if isinstance(inputs, (str, Path)) else list(inputs), out, formats)
+    jobs, is_file = plan_jobs(
+        [inputs] if isinstance(inputs, (str, Path)) else list(inputs), out, formats, uncertainty=options.uncertainty
+    )
     # A wrong colour map or range is one error here, not one per image.
     colorize(np.zeros((1, 1)), "disparity", colormap=options.colormap, percentiles=options.percentiles)
     check_png_scale(options.png_scale)
@@ -93,6 +101,8 @@ def predict_files(
     settled = options.settle(model)
     check_any_readable([job.source for job in jobs])
     estimator = Estimator(model if isinstance(model, DepthModel) else load_model(model, offline=offline), settled)
+    if options.uncertainty:
+        check_uncertain(estimator.model)
     if options.size is not None or options.resize_policy is not None:
         estimator.check_size()
     info = estimator.model.info
@@ -107,6 +117,15 @@ def predict_files(
     report.seconds = time.perf_counter() - began
     report.sort([str(job.source) for job in jobs])
     return report
+
+
+def check_uncertain(model: DepthModel) -> None:
+    """Raise UsageError, with the way to a model that does, unless a model says how uncertain it is."""
+    if LOG_VARIANCE not in model.extra_maps:
+        raise UsageError(
+            f"{model.info.name} says nothing of its own uncertainty; leave --uncertainty out, or train a student that "
+            "does: distilldepth distill --set uncertainty=true"
+        )
 
 
 @dataclass(frozen=True)

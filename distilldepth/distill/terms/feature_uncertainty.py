@@ -9,8 +9,9 @@ from torch import Tensor
 
 from distilldepth.distill.terms.projected import ProjectedTerm
 from distilldepth.losses.uncertainty import feature_uncertainty_loss
-from distilldepth.models.base import LOG_VARIANCE, DepthOutput
+from distilldepth.models.base import DepthOutput
 from distilldepth.teachers.teacher import PseudoLabel
+from distilldepth.words import LOG_VARIANCE
 
 
 class FeatureUncertaintyTerm(ProjectedTerm):

@@ -8,8 +8,9 @@ from torch import Tensor
 from distilldepth.distill.terms.metres import MetresTerm
 from distilldepth.images.crops import Regions
 from distilldepth.losses.uncertainty import response_uncertainty_loss
-from distilldepth.models.base import LOG_VARIANCE, DepthOutput
+from distilldepth.models.base import DepthOutput
 from distilldepth.teachers.teacher import PseudoLabel
+from distilldepth.words import LOG_VARIANCE
 
 
 class ResponseUncertaintyTerm(MetresTerm):

@@ -31,6 +31,7 @@ from distilldepth.evaluate.record.table import (
     protocol_lines,
     shows_intervals,
 )
+from distilldepth.evaluate.record.uncertainty import uncertainty_section
 from distilldepth.files import write_atomically
 from distilldepth.formats.colormaps import colormap_table
 from distilldepth.pages import Chart, data_url, depth_ticks, jpeg, make_page, nice_ticks, palette_png
@@ -258,6 +259,7 @@ def _dataset_section(evaluation: Evaluation, dataset: ScoredDataset, index: int,
         parts.append(_bins_table(bins))
     if not unit:
         parts.append('<p class="quiet">The ground truth has no unit: no error by depth, and lengths without one.</p>')
+    parts.append(uncertainty_section(dataset.metrics, samples))
     by_name = {sample.name: sample.metrics for sample in samples}
     for title, group in (("Worst cases", worst), ("Best cases", best)):
         if group:
