@@ -620,11 +620,11 @@ def test_equal_views_say_what_one_says(small, images):
 
 def test_another_number_of_views_is_one_line(small, images):
     wide = with_two_views(small)
-    for call in (lambda: wide(images), lambda: wide.predict(images[0])):
-        with pytest.raises(ValueError, match=r"sees 2 views, images must be \(B, 6, H, W\), left and right, got") as e:
+    for call in (lambda: wide(images), lambda: wide.estimate(images)):
+        with pytest.raises(ValueError, match=r"images must be \(B, 6, H, W\), the left and the right view .*got") as e:
             call()
         assert "\n" not in str(e.value)
-    with pytest.raises(ValueError, match=r"sees 1 view, images must be \(B, 3, H, W\), got \(2, 6, 64, 96\)"):
+    with pytest.raises(ValueError, match=r"images must be \(B, 3, H, W\), got \(2, 6, 64, 96\)"):
         small(torch.cat([images, images], 1))
 
 

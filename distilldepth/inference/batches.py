@@ -16,6 +16,7 @@ from torch import Tensor
 from distilldepth.capacity import is_out_of_memory
 from distilldepth.device import autocast
 from distilldepth.errors import DistillDepthError, one_line
+from distilldepth.inference.mirror import with_mirror
 from distilldepth.models.base import DepthModel
 from distilldepth.models.preprocess import choose_policy
 
@@ -119,14 +120,27 @@ def estimate_batch(
     *,
     precision: str = "auto",
     size: int | None = None,
+    flip: str = "",
 ) -> list[Tensor | Exception]:
-    """Return each image's map, float32 `(H, W)` on `device`, or what went wrong with it; see `by_halves`."""
+    """Return each image's map, float32 `(H, W)` on `device`, or what went wrong with it; see `by_halves`.
+
+    Args:
+        model: in evaluation mode.
+        batch: images of one size.
+        device: where the model is.
+        precision: see `resolve_precision`.
+        size: side in pixels; None for the model's own.
+        flip: which mean with the mirror image, one of `mirror.FLIPS`; empty for none.
+    """
 
     def estimate(part: Sequence[LoadedImage[Item, Extra]]) -> list[Tensor]:
+        def predict(images: Tensor) -> Tensor:
+            with autocast(device, precision):
+                return model.estimate(images, policy=part[0].policy, size=size).float()
+
         images = torch.from_numpy(np.stack([loaded.image for loaded in part])).to(device)
-        with autocast(device, precision):
-            values = model.estimate(images.permute(0, 3, 1, 2).float().div_(255), policy=part[0].policy, size=size)
-        return list(values.float())
+        images = images.permute(0, 3, 1, 2).float().div_(255)
+        return list(with_mirror(predict, images, flip) if flip else predict(images))
 
     return by_halves(batch, estimate)
 
