@@ -35,6 +35,11 @@ transformer they are the stages that its head brings to about these sizes, thems
 QUANTITIES = ("disparity", "depth", "metric_depth")
 """What the numbers of a map mean."""
 
+FLIPS = ("mean", "blended")
+"""What a prediction is where that of the mirror image has a part in it: the mean of both, everywhere; or as NeWCRFs'
+evaluation blends them, which takes the mirror image's alone in the leftmost twentieth of the columns, the image's alone
+in the rightmost, and passes to the mean over another twentieth."""
+
 ALIGNMENTS = ("least-squares", "trimmed", "ransac", "local")
 """How a map is brought to points of known depth; see `align_to_points`."""
 

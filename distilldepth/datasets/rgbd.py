@@ -143,6 +143,14 @@ class RGBDSource:
         return indices
 
     def __getitem__(self, index: int) -> RGBDSample:
+        return self.read(index)
+
+    def read(self, index: int, *, right: bool = True) -> RGBDSample:
+        """Return a sample; without its right view if that is not wanted, which then may be missing.
+
+        Raises:
+            DistillDepthError, FileNotFoundError: a file cannot be read.
+        """
         entry = self.entries[index]
         stored, scale = read_depth(entry.depth), entry.scale
         if scale is None and stored.dtype == np.uint8 and self.depth_scale is None:
@@ -172,7 +180,7 @@ class RGBDSource:
             "name": entry.name,
             "dataset": entry.dataset,
         }
-        if entry.right is not None:
+        if right and entry.right is not None:
             sample["right"] = read_image(entry.right)
         if entry.intrinsics is not None:
             fx, fy, cx, cy, skew = entry.intrinsics

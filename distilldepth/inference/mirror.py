@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from distilldepth.errors import DistillDepthError
-
-FLIPS = ("mean", "blended")
-"""`mean`: of both maps, everywhere. `blended`: as NeWCRFs' evaluation, which takes the mirror image's map alone in the
-leftmost twentieth of the columns, the image's alone in the rightmost, and passes to the mean over another twentieth."""
+from distilldepth.words import FLIPS
 
 _AGREES_PX, _AGREES_SHARE = 1.0, 0.05
 """Disparities of both views are of one point if they differ by no more than the larger of these: pixels, share."""
@@ -36,7 +33,7 @@ def with_mirror(
     Args:
         estimate: gives maps `(B, H, W)` of images, in any quantity.
         images: `(B, 3 * views, H, W)`.
-        kind: one of `FLIPS`.
+        kind: one of `FLIPS`, which says what each is.
         disparity: for pairs gives the disparity of a map, pixels, same shape; None for single images.
 
     Returns:
