@@ -16,6 +16,7 @@ from distilldepth.cli import options
 from distilldepth.evaluate.protocol import ALIASES, BY_QUANTITY, CHOICES, PROTOCOLS
 from distilldepth.evaluate.words import ANALYSES, RESUME, SCORED, TASKS
 from distilldepth.formats.table import STORED
+from distilldepth.words import FLIPS
 
 if TYPE_CHECKING:
     from distilldepth.datasets.check import DatasetReport
@@ -36,6 +37,8 @@ OVERRIDES = {
     "bounds": "whether ground truth exactly at these counts",
     "image_crop": "crop before the model sees the image",
     "score_crop": "crop of what is scored",
+    "flip_average": "what part the prediction for the mirror image has; alone it means `mean`; `blended` is as NeWCRFs "
+    "does it at the borders; of pairs the mirrored views are exchanged",
     "resize": "how a map is brought to the size of the ground truth",
 }
 """Rules of a protocol that an option replaces; the result is then labelled as custom."""
@@ -72,7 +75,8 @@ def _override_options(function: options.F) -> options.F:
     for rule, doc in reversed(OVERRIDES.items()):
         kind = _NUMBERS.get(rule) or options.NearestChoice(tuple(rule_words(rule)))
         help_text = f"Replace the protocol's: {doc}."
-        function = click.option(_option(rule), type=kind, default=None, help=help_text)(function)
+        bare: dict[str, Any] = {"is_flag": False, "flag_value": FLIPS[0]} if rule == "flip_average" else {}
+        function = click.option(_option(rule), type=kind, default=None, help=help_text, **bare)(function)
     return function
 
 
@@ -258,7 +262,7 @@ def _mode(ctx: click.Context, given: dict[str, Any]) -> Callable[[dict[str, Any]
     if given["predictions"] is not None:
         if ctx.get_parameter_source("model") is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError("--model and --predictions contradict each other", ctx)
-        for key in ("size", "resize_policy", "model_max_depth"):
+        for key in ("size", "resize_policy", "model_max_depth", "flip_average"):
             if given[key] is not None:
                 raise click.UsageError(f"{_option(key)} needs a --model, not --predictions", ctx)
     else:

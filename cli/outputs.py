@@ -136,6 +136,8 @@ def tell(report: Report, out: str, png_scale: float | None) -> None:
         )
     if report.constant:
         click.echo(f"distilldepth: warning: {_constant_line(report)}", err=True)
+    if report.swapped:
+        click.echo(f"distilldepth: warning: {_swapped_line(report)}", err=True)
     if report.clipped and png_scale is not None:
         click.echo(f"distilldepth: warning: {_clipped_line(report, png_scale)}", err=True)
     if report.skipped:
@@ -151,6 +153,16 @@ def _constant_line(report: Report) -> str:
     return (
         f"{count} of {whole} maps {'is' if count == 1 else 'are'} constant ({named}): the model says nothing about "
         "these images; its weights may be untrained or damaged"
+    )
+
+
+def _swapped_line(report: Report) -> str:
+    """What is said of pairs whose views look exchanged."""
+    count, whole = len(report.swapped), len(report.written)
+    named = ", ".join(map(options.printable, report.swapped[:3])) + (", ..." if count > 3 else "")
+    return (
+        f"the views of {count} of {whole} pair{'s' * (whole != 1)} look exchanged ({named}): what is near lies farther "
+        "right in the right view; give the left views as inputs and the right ones with --right"
     )
 
 

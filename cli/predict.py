@@ -16,7 +16,26 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="IMAGE|FOLDER|GLOB...")
+@click.argument("inputs", nargs=-1, required=True, metavar="IMAGE|FOLDER|GLOB|MANIFEST...")
+@click.option(
+    "--right",
+    default=None,
+    metavar="FILE|FOLDER",
+    help="For models of two views: the right view of a rectified pair, whose left view is the input. A folder: files "
+    "named as the images.",
+)
+@click.option(
+    "--focal-px",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Of rectified pairs: focal length, pixels of the photographs. With --baseline-m, disparity becomes metres.",
+)
+@click.option(
+    "--baseline-m",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Of rectified pairs: metres between the cameras.",
+)
 @outputs.out_option
 @options.model_option()
 @options.model_max_depth_option
@@ -43,6 +62,9 @@ if TYPE_CHECKING:
 @options.offline_option
 def predict(
     inputs: tuple[str, ...],
+    right: str | None,
+    focal_px: float | None,
+    baseline_m: float | None,
     out: str,
     model: str,
     model_max_depth: float | None,
@@ -70,16 +92,21 @@ def predict(
     distilldepth predict img.jpg -o depth.png
     distilldepth predict photos/ -o depth/ --as png16,color --skip-existing
     distilldepth predict 'photos/**/*.jpg' -o clouds/ --as ply --fov 65
+    distilldepth predict left/ --right right/ -o depth/ --model psmnet --focal-px 721 --baseline-m 0.54
 
-    A folder is searched for images and its tree is kept below -o; a .txt file names one image per line. The 16-bit PNG
-    says in its text chunks what its numbers mean: value = stored * scale + offset, stored 0 = unknown; for disparity
-    near is bright. Maps lie upright, as a viewer shows the photograph, whatever orientation its EXIF data gives the
-    stored pixels. PNGs that this program made are not taken for photographs. A bad image is listed at the end, the rest
-    is done, and the exit code is 1.
+    A folder is searched for images and its tree is kept below -o; a .txt file names one image per line, a .jsonl
+    manifest one with `image` and perhaps `right`, `focal_px` (or `intrinsics`) and `baseline_m` per line. The 16-bit
+    PNG says in its text chunks what its numbers mean: value = stored * scale + offset, stored 0 = unknown; for
+    disparity near is bright. Maps lie upright, as a viewer shows the photograph, whatever orientation its EXIF data
+    gives the stored pixels. PNGs that this program made are not taken for photographs. A bad image is listed at the
+    end, the rest is done, and the exit code is 1.
     """
     existing = outputs.chosen_existing(skip_existing, overwrite)
     outputs.check_ranges(fov, intrinsics, percentiles, depth_range)
-    options.check_json_target(json_file, (*inputs, out, model, Path(model, "config.json")))
+    if (focal_px is None) != (baseline_m is None):
+        given, missing = ("--focal-px", "--baseline-m")[:: 1 if baseline_m is None else -1]
+        raise click.UsageError(f"{given} needs {missing} too: disparity becomes metres by both")
+    options.check_json_target(json_file, (*inputs, *filter(None, [right]), out, model, Path(model, "config.json")))
 
     from distilldepth.predict import PointCloudOptions, PredictOptions, predict_files
 
@@ -103,6 +130,9 @@ def predict(
                 batch_size=batch_size,
                 device=device,
                 precision=precision,
+                right=right,
+                focal_px=focal_px,
+                baseline_m=baseline_m,
                 png_scale=png_scale,
                 colormap=colormap,
                 percentiles=percentiles,

@@ -44,6 +44,10 @@ QUANTITIES = ("disparity", "depth", "metric_depth")
 LOG_VARIANCE = "log_variance"
 """What a model says of its own uncertainty: s = log sigma^2 of the numbers of its map, larger = less certain. It is so
 called in `DepthOutput.extras` and in the texts of files."""
+FLIPS = ("mean", "blended")
+"""What a prediction is where that of the mirror image has a part in it: the mean of both, everywhere; or as NeWCRFs'
+evaluation blends them, which takes the mirror image's alone in the leftmost twentieth of the columns, the image's alone
+in the rightmost, and passes to the mean over another twentieth."""
 
 ALIGNMENTS = ("least-squares", "trimmed", "ransac", "local")
 """How a map is brought to points of known depth; see `align_to_points`."""

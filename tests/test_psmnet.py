@@ -332,9 +332,6 @@ def test_estimates_are_at_the_images_own_size(state, images):
     torch.testing.assert_close(values, model(images).values, rtol=0, atol=1e-4)
     depth = model.metric_depth(images, 721.5, 0.54)
     torch.testing.assert_close(depth, 721.5 * 0.54 / values, rtol=1e-5, atol=0)
-    for wrong in ({"policy": "square"}, {"size": 64}):
-        with pytest.raises(ValueError, match="seen at their own size; leave policy and size out"):
-            model.estimate(images, **wrong)
     with pytest.raises(ValueError, match=r"focal_px and baseline_m must be positive, got 0 and 0\.54"):
         model.metric_depth(images, 0, 0.54)
 
@@ -343,13 +340,13 @@ def test_what_does_not_fit_is_refused(state, images, monkeypatch):
     monkeypatch.setattr("distilldepth.capacity.total_memory", lambda *_: 8 * 32 * 2 * 41 * 70 - 1)
     with pytest.raises(DistillDepthError, match="2 x 41 x 70 pixels in psmnet-test would take at least") as caught:
         tiny(state).estimate(images)
-    assert str(caught.value).endswith("give it fewer or smaller pairs")
+    assert str(caught.value).endswith("give it fewer or smaller pairs, or a smaller --size")
 
 
-@pytest.mark.parametrize("call", [DepthModel.__call__, DepthModel.estimate, DepthModel.predict])
+@pytest.mark.parametrize("call", [DepthModel.__call__, DepthModel.estimate])
 def test_a_single_view_is_refused_in_one_line(state, images, call):
     model = tiny(state)
-    call = {DepthModel.estimate: model.estimate, DepthModel.predict: model.predict}.get(call, model)
+    call = {DepthModel.estimate: model.estimate}.get(call, model)
     told = r"^psmnet-test: images must be \(B, 6, H, W\), the left and the right view .* a single view$"
     with pytest.raises(ValueError, match=told):
         call(images[:, :3])
@@ -491,7 +488,7 @@ def test_where_the_file_is_looked_for_and_comes_from(state):
     assert load_model("checkpoints").info.name == "checkpoints"
 
 
-def test_commands_that_have_single_views_say_so_in_one_line(state):
+def test_commands_that_are_given_single_views_say_so_in_one_line(state):
     torch.save(official_file(state), "a.tar")
     Image.fromarray(np.random.default_rng(3).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save("a.png")
     predict = ["predict", "a.png", "-o", "a.npy", "--model", "psmnet@a.tar"]
@@ -500,12 +497,15 @@ def test_commands_that_have_single_views_say_so_in_one_line(state):
         "--batch-size", "2", "--workers", "0", "--heldout", "2", "--steps", "2", "--device", "cpu", "--log", "none",
         "--out", "run",
     ]  # fmt: skip
-    for arguments in (predict, distill):
+    for arguments, code, told in (
+        (predict, 2, "sees two views of a scene, and there is one here; give the right view"),
+        (distill, 1, "psmnet: images must be (B, 6, H, W), the left and the right view"),
+    ):
         done = CliRunner().invoke(cli, arguments)
-        assert done.exit_code == 1, done.output
+        assert done.exit_code == code, done.output
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith("distilldepth: error: ")
-        assert "psmnet: images must be (B, 6, H, W), the left and the right view" in last
+        assert told in last
         assert "Traceback" not in done.output
     assert not Path("a.npy").exists()
 

@@ -73,7 +73,7 @@ def open_benchmark(
             f"{expected}{hint}; {'; '.join(found.notes)}; complete it, or score what is there with --limit {count}"
         )
     title = name if subset == default and name != "moge-bundle" else f"{name}-{subset}"
-    items = [Item(title, sample.name, sample.read) for sample in found.samples[:limit]]
+    items = [Item(title, sample.name, sample.read, sample.right) for sample in found.samples[:limit]]
     domain = benchmark.domains.get(subset, benchmark.domain)
     return Dataset(
         name=title,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from distilldepth.datasets.archive import Place
 from distilldepth.datasets.kitti_eigen import KITTI_CODEC
+from distilldepth.datasets.right_views import Camera, find_right_views, read_camera
 from distilldepth.datasets.samples import Benchmark, FileReader, Found, Frame, Request, first_fit, pair, spread
 from distilldepth.datasets.splits import Row, Split
+from distilldepth.datasets.truth import RightReader
 from distilldepth.errors import DistillDepthError
 from distilldepth.images.decode import is_image_name
 
@@ -30,9 +32,14 @@ def find_samples(request: Request) -> Found:
         if not names:
             continue
         place, depth = _depth_folder(request, names)
+        rights = _right_views(request, names)
         samples = [
-            Frame(name, FileReader((images_place.file(name),), (place.file(f"{depth}/{_tail(name)}"),), KITTI_CODEC))
-            for name in names
+            Frame(
+                name,
+                FileReader((images_place.file(name),), (place.file(f"{depth}/{_tail(name)}"),), KITTI_CODEC),
+                right,
+            )
+            for name, right in zip(names, rights, strict=True)
         ]
         return Found(samples, notes=[f"no list: all images of {images}"])
     there = [
@@ -85,6 +92,23 @@ def _depth_folder(request: Request, names: list[str]) -> tuple[Place, str]:
     raise request.not_found("files with ground truth", f"{folders[0]}/{_tail(names[0])}", f"the folder of {names[0]}")
 
 
+def _right_views(request: Request, names: list[str]) -> list[RightReader | None]:
+    """The right views of these photographs, and their cameras where the calibration is there."""
+    paths = [(name.replace("left-image", "right-image"),) for name in names]
+    size = "full" if "left-image-full-size" in names[0] else "half"
+    cameras: dict[str, Camera | None] = {}
+
+    def camera_of(index: int) -> Camera | None:
+        # `2018-07-11-14-48-52_2018-07-11-14-50-10-570.jpg`, or in a folder of the sequence's name.
+        sequence = names[index].rpartition("/")[2].partition("_")[0]
+        if sequence not in cameras:
+            files = tuple(f"{above}{size}-image-calib/{sequence}.txt" for above in ("", f"{size}-image-calib/"))
+            cameras[sequence] = read_camera(request.root, files, "P_rect_101", "P_rect_103")
+        return cameras[sequence]
+
+    return find_right_views(request.root, paths, spread(paths, 16), camera_of)
+
+
 def _tail(image: str) -> str:
     """Path of a photograph below the folder of its kind, with the suffix of ground truth."""
     parts = image.split("/")
@@ -102,6 +126,7 @@ BENCHMARK = Benchmark(
         "test-left-image/left-image-half-size/*.jpg + test-depth-map/depth-map-half-size/*.png, folder or tar",
         "train-left-image/<seq>/*.jpg + train-depth-map/<seq>/*.png",
         "<weather>[/<weather>]/left-image-half-size + depth-map-half-size",
+        "right views: right-image in place of left-image; half-image-calib/<seq>.txt",
     ),
     licence="see source",
     source="https://drivingstereo-dataset.github.io",

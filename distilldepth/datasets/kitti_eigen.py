@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from distilldepth.datasets.codec import DepthCodec
+from distilldepth.datasets.right_views import find_right_views, read_camera
 from distilldepth.datasets.samples import Benchmark, FileReader, Found, Frame, Request, first_fit, spread
 from distilldepth.datasets.splits import Row, Split
 from distilldepth.errors import DistillDepthError
@@ -38,14 +39,24 @@ def _from_list(request: Request, split: Split) -> Found:
     depths = request.root.place(path for frame in probes for path in _depth_paths(*frame))
     if depths is None:
         raise request.not_found("files with ground truth", _depth_paths(*frames[0])[0], split.name)
+    cameras = {
+        date: read_camera(request.root, (f"{date}/calib_cam_to_cam.txt",), "P_rect_02", "P_rect_03")
+        for date in sorted({frame[0] for frame in frames})
+    }
+    rights = find_right_views(
+        request.root,
+        [_right_paths(*frame) for frame in frames],
+        [_right_paths(*frame) for frame in probes],
+        lambda index: cameras[frames[index][0]],
+    )
     samples = []
-    for frame in frames:
+    for frame, right in zip(frames, rights, strict=True):
         reader = FileReader(
             tuple(images.file(path) for path in _image_paths(*frame)),
             tuple(depths.file(path) for path in _depth_paths(*frame)),
             KITTI_CODEC,
         )
-        samples.append(Frame(_image_paths(*frame)[0], reader))
+        samples.append(Frame(_image_paths(*frame)[0], reader, right))
     notes = [f"{dropped} of {len(split.rows)} lines have no ground truth and are left out"] if dropped else []
     return Found(samples, notes=notes)
 
@@ -73,6 +84,11 @@ def _image_paths(date: str, drive: str, camera: str, frame: str) -> tuple[str, .
     return tuple(f"{date}/{drive}/image_{camera}/data/{frame}.{suffix}" for suffix in ("png", "jpg"))
 
 
+def _right_paths(date: str, drive: str, camera: str, frame: str) -> tuple[str, ...]:
+    """Empty where the image is of the right camera itself."""
+    return _image_paths(date, drive, "03", frame) if camera == "02" else ()
+
+
 def _depth_paths(date: str, drive: str, camera: str, frame: str) -> tuple[str, ...]:
     inner = f"{drive}/proj_depth/groundtruth/image_{camera}/{frame}.png"
     return inner, f"train/{inner}", f"val/{inner}", f"{date}/{inner}"
@@ -85,7 +101,7 @@ BENCHMARK = Benchmark(
     counts={"": 652},
     splits=("eigen_test_files_with_gt.txt", "kitti_eigen_test_files_with_gt.txt", "eigen_benchmark/test_files.txt"),
     layouts=(
-        "images <date>/<drive>/image_02/data/*.png (or .jpg)",
+        "images <date>/<drive>/image_02/data/*.png (or .jpg); right views image_03, <date>/calib_cam_to_cam.txt",
         "ground truth <drive>/proj_depth/groundtruth/image_02/*.png, folder or tar (Marigold)",
         "ground truth <date>/<drive>/proj_depth/... (NeWCRFs)",
         "ground truth data_depth_annotated/{train,val}/<drive>/proj_depth/... (KITTI)",

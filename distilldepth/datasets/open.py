@@ -13,13 +13,15 @@ import numpy as np
 
 from distilldepth.datasets.samples import spread
 from distilldepth.datasets.scale import saturation_note, scale_notes
-from distilldepth.datasets.truth import Dataset, Item, Truth
+from distilldepth.datasets.truth import Dataset, Item, RightReader, Truth
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
 from distilldepth.files import expand_user
+from distilldepth.images.decode import read_image
 from distilldepth.images.sources import MAX_SCENES, parse_count
+from distilldepth.images.stereo import RightView
 
 if TYPE_CHECKING:
-    from distilldepth.datasets.rgbd import RGBDSource
+    from distilldepth.datasets.rgbd import RGBDEntry, RGBDSource
 
 __all__ = ["SCENE_COUNT", "SCENE_SEED", "SCENE_SIZE", "Dataset", "Item", "Truth", "benchmark_name", "open_data"]
 
@@ -189,7 +191,10 @@ def _open_scenes(spec: str, limit: int | None) -> Dataset:
             f"open_data: scenes:COUNT must have a positive whole number, at most {MAX_SCENES}, got {shown(spec)}"
         )
     count = min(asked, limit or asked)
-    items = [Item("scenes", f"scene-{seed}", _SceneReader(seed)) for seed in range(SCENE_SEED, SCENE_SEED + count)]
+    items = [
+        Item("scenes", f"scene-{seed}", _SceneReader(seed), RightReader(_SceneRightReader(seed), has_camera=True))
+        for seed in range(SCENE_SEED, SCENE_SEED + count)
+    ]
     return Dataset("scenes", items)
 
 
@@ -204,6 +209,18 @@ class _SceneReader:
         valid = np.isfinite(scene.depth) & (scene.depth > 0)
         depth = np.where(valid, scene.depth, 0).astype(np.float32)
         return scene.image, Truth(depth, valid, is_metric=True, dense=True)
+
+
+@dataclass(frozen=True)
+class _SceneRightReader:
+    seed: int
+
+    def __call__(self) -> RightView:
+        from distilldepth.scenes.render import render_scene
+
+        scene = render_scene(self.seed, SCENE_SIZE, stereo=True)
+        assert scene.right is not None, "it was asked for"
+        return RightView(scene.right, float(scene.intrinsics[0, 0]), float(scene.baseline_m))
 
 
 def _is_scenes(spec: str | Path) -> bool:
@@ -226,9 +243,28 @@ def _open_rgbd(
         warnings.warn(f"{spec}: {entries} no ground truth and cannot be scored", UserWarning, stacklevel=3)
     datasets = []
     for name, indices in source.datasets.items():
-        items = [Item(name, source.entries[index].name, _RGBDReader(source, index)) for index in indices[:limit]]
+        items = [
+            Item(name, source.entries[index].name, _RGBDReader(source, index), _right_of(source.entries[index]))
+            for index in indices[:limit]
+        ]
         datasets.append(Dataset(name, items))
     return datasets
+
+
+def _right_of(entry: RGBDEntry) -> RightReader | None:
+    if entry.right is None:
+        return None
+    known = entry.focal is not None and entry.baseline_m is not None
+    return RightReader(_RGBDRightReader(entry), has_camera=known)
+
+
+@dataclass(frozen=True)
+class _RGBDRightReader:
+    entry: RGBDEntry
+
+    def __call__(self) -> RightView:
+        assert self.entry.right is not None, "only entries with a right view have a reader of it"
+        return RightView(read_image(self.entry.right), self.entry.focal, self.entry.baseline_m)
 
 
 @dataclass(frozen=True)
@@ -237,7 +273,7 @@ class _RGBDReader:
     index: int
 
     def __call__(self) -> tuple[np.ndarray, Truth]:
-        sample = self.source[self.index]
+        sample = self.source.read(self.index, right=False)
         valid, target = sample["valid"], sample["target"]
         if not valid.any():
             raise DistillDepthError("no valid pixel in the ground truth")

@@ -90,6 +90,21 @@ class RGBDEntry:
     focal_px: float | None = None
     baseline_m: float | None = None
 
+    @property
+    def focal(self) -> float | None:
+        """Focal length in pixels, from `intrinsics` where it is not said by itself."""
+        return self.focal_px or (self.intrinsics[0] if self.intrinsics else None)
+
+
+@dataclass(frozen=True)
+class ManifestViews:
+    """The photographs of one line of a manifest, whether or not it has ground truth."""
+
+    image: Path
+    right: Path | None = None
+    focal_px: float | None = None
+    baseline_m: float | None = None
+
 
 class RGBDSource:
     """Samples of one or several datasets, each read when it is asked for.
@@ -128,6 +143,14 @@ class RGBDSource:
         return indices
 
     def __getitem__(self, index: int) -> RGBDSample:
+        return self.read(index)
+
+    def read(self, index: int, *, right: bool = True) -> RGBDSample:
+        """Return a sample; without its right view if that is not wanted, which then may be missing.
+
+        Raises:
+            DistillDepthError, FileNotFoundError: a file cannot be read.
+        """
         entry = self.entries[index]
         stored, scale = read_depth(entry.depth), entry.scale
         if scale is None and stored.dtype == np.uint8 and self.depth_scale is None:
@@ -157,7 +180,7 @@ class RGBDSource:
             "name": entry.name,
             "dataset": entry.dataset,
         }
-        if entry.right is not None:
+        if right and entry.right is not None:
             sample["right"] = read_image(entry.right)
         if entry.intrinsics is not None:
             fx, fy, cx, cy, skew = entry.intrinsics
@@ -248,6 +271,29 @@ def open_rgbd(
     )
 
 
+def read_views(path: str | os.PathLike) -> list[ManifestViews]:
+    """Return the photographs that a manifest names, with the right view and the camera where a line says them.
+
+    Args:
+        path: `set.jsonl`, see `open_rgbd`; lines need an `image`, and their depth is not looked at.
+
+    Raises:
+        DistillDepthError: a line is not what it should be (its number is named), or there is none.
+    """
+    path = Path(path)
+    found = []
+    for number, fields in _lines(path):
+        try:
+            # What is said of depth is not read, and may be missing.
+            entry = _parse_line({**fields, "depth": fields.get("image")}, path.stem, path.parent, None)
+        except (ValueError, TypeError) as error:
+            raise DistillDepthError(f"{path}:{number}: {error}") from error
+        found.append(ManifestViews(entry.image, entry.right, entry.focal, entry.baseline_m))
+    if not found:
+        raise DistillDepthError(f"{path}: names no image; a manifest has one JSON object per line")
+    return found
+
+
 def read_depth(path: str | os.PathLike) -> np.ndarray:
     """Read the values of a depth file as they are stored: no scaling, nothing made invalid.
 
@@ -329,14 +375,8 @@ def _read_manifest(path: Path, root: Path, scale: float | None) -> tuple[list[RG
     """The lines with ground truth, and how many have none."""
     entries: list[RGBDEntry] = []
     skipped, keys = 0, set[str]()
-    text = read_text(path, remedy="a manifest has one JSON object per line", limit=_MANIFEST_BYTES)
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, fields in _lines(path):
         try:
-            fields = parse_json(line, f"{path}:{number}")
-            if not isinstance(fields, dict):
-                raise ValueError("must be a JSON object")
             keys.update(fields)
             if fields.get("depth") is None and "depth" in fields:
                 skipped += 1
@@ -346,6 +386,18 @@ def _read_manifest(path: Path, root: Path, scale: float | None) -> tuple[list[RG
             raise DistillDepthError(f"{path}:{number}: {error}") from error
     warn_of_unread(path, keys, "keys", read=("scale", "invalid"))
     return entries, skipped
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and object of every line that is not empty."""
+    text = read_text(path, remedy="a manifest has one JSON object per line", limit=_MANIFEST_BYTES)
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        fields = parse_json(line, f"{path}:{number}")
+        if not isinstance(fields, dict):
+            raise DistillDepthError(f"{path}:{number}: must be a JSON object")
+        yield number, fields
 
 
 def _read_annotations(path: Path, root: Path, scale: float | None) -> tuple[list[RGBDEntry], int]:

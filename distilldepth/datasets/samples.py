@@ -16,7 +16,7 @@ from distilldepth.datasets.archive import Place, Readable, Root, Stored
 from distilldepth.datasets.codec import DepthCodec
 from distilldepth.datasets.rgbd import decode_depth
 from distilldepth.datasets.splits import Row, Split
-from distilldepth.datasets.truth import Truth
+from distilldepth.datasets.truth import RightReader, Truth
 from distilldepth.errors import DistillDepthError, did_you_mean
 from distilldepth.images.decode import as_rgb, open_image
 
@@ -35,6 +35,7 @@ class Frame:
 
     name: str
     read: Callable[[], tuple[np.ndarray, Truth]]
+    right: RightReader | None = None
 
 
 @dataclass
@@ -145,11 +146,11 @@ class FileReader:
         Raises:
             FileNotFoundError, DistillDepthError: a file is missing, damaged, or has no valid pixel.
         """
-        image = read_photograph(_existing(self.image))
-        file = _existing(self.depth)
+        image = read_photograph(existing(self.image))
+        file = existing(self.depth)
         depth, valid = self.codec.read(file, image.shape[:2])
         if self.mask:
-            mask_file = _existing(self.mask)
+            mask_file = existing(self.mask)
             mask = decode_depth(io.BytesIO(mask_file.read()), str(mask_file))
             if mask.shape != depth.shape:
                 raise DistillDepthError(f"{mask_file}: must have the depth map's shape {depth.shape}, got {mask.shape}")
@@ -291,6 +292,6 @@ def spread(values: Sequence[T], count: int) -> list[T]:
     return [values[index * len(values) // count] for index in range(count)]
 
 
-def _existing(files: tuple[Readable, ...]) -> Readable:
-    """The first file that exists; the first of all if none does, so that the message names where it belongs."""
+def existing(files: tuple[Readable, ...]) -> Readable:
+    """Return the first file that exists; the first of all if none does, so that a message names where it belongs."""
     return next((file for file in files if file.exists), files[0]) if len(files) > 1 else files[0]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distilldepth.images.stereo import RightView
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -26,6 +28,16 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class RightReader:
+    """The right view of a rectified pair; nothing is read before `read`."""
+
+    read: Callable[[], RightView]
+    """Gives the view with its camera; raises `DistillDepthError` or `FileNotFoundError`."""
+    has_camera: bool = False
+    """Whether focal length and baseline are known, and metres can be made of disparity."""
+
+
+@dataclass(frozen=True)
 class Item:
     """One image with truth; nothing is read before `read`."""
 
@@ -34,6 +46,8 @@ class Item:
     """Path of the image in its dataset; also names what is stored about it."""
     read: Callable[[], tuple[np.ndarray, Truth]]
     """Gives the image, uint8 `(H, W, 3)`, and the truth; raises `DistillDepthError` or `FileNotFoundError`."""
+    right: RightReader | None = None
+    """The other view, where the image is the left one of a rectified pair."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ def check_kinds(
     Raises:
         UsageError: with the reason and what to do.
     """
+    if student.takes_points:
+        return  # Whose settings are looked at as soon as they are read.
     if student.info.quantity == "metric_depth":
         _check_metres(config, student, teachers)
     else:

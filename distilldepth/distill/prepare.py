@@ -133,8 +133,8 @@ def prepare(
     teachers = _open_teachers(config, specs, kept, images, device, precisions["teachers"])
     state = _with_same_teachers(state, teachers.teachers, begin.checkpoint)
     student = _open_student(config, device)
-    check_kinds(config, student, teachers.teachers, has_depth=images.has_depth, has_right=images.has_right)
     guides = open_guides(config, student, device)
+    check_kinds(config, student, teachers.teachers, has_depth=images.has_depth, has_right=images.has_right)
     settled = dataclasses.replace(config, optimiser=settle_optimiser(config.optimiser, student))
     if settled.optimiser.freeze_batch_norm == "on":
         _freeze(student)

@@ -139,10 +139,10 @@ def _check_same_protocol(a: Evaluation, b: Evaluation) -> None:
     for dataset in a.datasets:
         if dataset.rules and (other := rules_b.get(dataset.name)) and dataset.rules != other:
             mine, theirs = dataset.rules.to_dict(), other.to_dict()
-            key = next(key for key in mine if mine[key] != theirs[key])
+            key = next(key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key))
             raise ValueError(
                 f"compare: evaluations must have one protocol; both say {a.protocol.name}, but on {dataset.name} "
-                f"{key} is {mine[key]!r} and {theirs[key]!r}"
+                f"{key} is {mine.get(key)!r} and {theirs.get(key)!r}"
             )
 
 

@@ -13,9 +13,10 @@ from distilldepth.evaluate.protocol import Rules
 from distilldepth.evaluate.record.rows import Doubt, ScoredSample
 
 SHAPE, TRUTH_SHAPE, DIRECTION, SCALE, TRUTH_SCALE = "shape", "truth shape", "direction", "scale", "truth scale"
+VIEWS = "views"
 """The kinds of doubt: the prediction or the truth is no map of the whole image; near and far are exchanged; metres are
-of another size than the truth's; the truth's metres are none. A single frame can be doubtful for the first three, a
-dataset for all."""
+of another size than the truth's; the truth's metres are none; left and right view look exchanged. A single frame can be
+doubtful for the first three and the last, a dataset for all."""
 
 PROBES = 2048
 """Pixels of a frame, on a regular grid, by which direction and size are judged."""
@@ -147,6 +148,7 @@ def summarise_doubts(samples: Sequence[ScoredSample], quantity: str, rules: Rule
     words = {
         SHAPE: "the prediction has another shape than the image and was stretched over it",
         TRUTH_SHAPE: "the ground truth has another shape than the image and was taken to cover it",
+        VIEWS: "left and right view look exchanged; name the left one as `image` and the other as `right`",
         DIRECTION: f"the prediction runs against the truth, near and far exchanged; are its numbers {other}?",
     }
     found = []

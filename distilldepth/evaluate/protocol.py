@@ -12,6 +12,7 @@ from typing import Any
 
 from distilldepth.documents import parse_toml
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean
+from distilldepth.words import FLIPS
 
 BY_QUANTITY = "by quantity"
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -24,6 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fit_on": ("valid", "positive-prediction"),
     "align_max_res_style": ("both", "width-only"),
     "resize": ("bilinear", "bilinear-corners", "nearest"),
+    "flip_average": ("", *FLIPS),
     "aggregation": ("per-image mean", "pixel-pooled"),
 }
 """The words that a rule can be."""
@@ -54,6 +56,9 @@ class Rules:
     image_crop: str = ""
     """Crop of image and truth before the model sees the image: `kb`, the lower middle 352 x 1216; `kb-in-frame`: of the
     image alone, and the map goes back into its place in the frame, with 0 around it."""
+    flip_average: str = ""
+    """What part the prediction for the mirror image has: `mean`, or `blended` at the borders, see
+    `distilldepth.words.FLIPS`; empty = none. Of maps that are on disk whoever made them decided it."""
     score_crop: str = ""
     """Crop of what counts, on the frame after `image_crop`: `eigen-nyu`, `eigen` or `garg`."""
     min_pixels: int = 10
@@ -123,6 +128,9 @@ class Rules:
         if self.image_crop:
             whole = ", truth whole" if self.image_crop == "kb-in-frame" else ""
             parts.append(f"images cropped to 352 x 1216 (kb){whole}")
+        if self.flip_average:
+            borders = ", blended at the borders" if self.flip_average == "blended" else ""
+            parts.append(f"mean of the predictions for the image and its mirror image{borders}")
         parts.append(f"{self.score_crop} crop" if self.score_crop else "no crop")
         parts.append("no alignment" if self.align == "none" else f"{self.align} in {self.space}")
         if self.fit_on != "valid":
@@ -145,8 +153,9 @@ class Rules:
         return ", ".join([*parts, f"{self.resize} resize", self.aggregation])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain dictionary for JSON, None for no upper bound."""
-        return {**asdict(self), "max_depth": self.max_depth if self.max_depth < float("inf") else None}
+        """Return a plain dictionary for JSON, None for no upper bound; later rules are in it where they apply."""
+        values = {**asdict(self), "max_depth": self.max_depth if self.max_depth < float("inf") else None}
+        return {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Rules:
@@ -194,6 +203,8 @@ _CROP_SHARES = {
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
     "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
 }
+_LATER = {"flip_average": ""}
+"""Rules that earlier results do not have, and what they are there: an evaluation goes on where it stopped."""
 RULES = tuple(rule.name for rule in dataclasses.fields(Rules))
 
 

@@ -32,6 +32,7 @@ from distilldepth.evaluate.words import TASKS
 from distilldepth.files import expand_user
 from distilldepth.formats.kitti import check_metres
 from distilldepth.inference.estimator import Estimator
+from distilldepth.inference.stereo import StereoEstimator
 from distilldepth.models.base import DepthModel
 from distilldepth.words import LOG_VARIANCE
 
@@ -63,11 +64,11 @@ def evaluate(
     # What costs nothing to find out is found out before a model is loaded, which may take minutes.
     datasets = _find_data(data, options)
     scale_notes = check_any_readable(datasets)
-    estimator = _make_estimator(model, options)
+    estimator = _make_estimator(model, datasets, options)
     if given is not None and options.protocol is None:
         options = replace(options, protocol=TASKS[1])
-    info = estimator.model.info
-    protocol = _find_protocol(info.quantity, options)
+    info = estimator.info
+    protocol = _find_protocol(estimator, options)
     _check_fields(datasets, protocol, options)
     rules = _find_rules(datasets, protocol, info.quantity)
     if given is not None:
@@ -108,6 +109,8 @@ def _check_rules(protocol: Protocol, rules: Mapping[str, Rules]) -> None:
                 f"evaluate: completed depth is scored as it is, and the protocol {protocol.name} would align it; leave "
                 "--align and --protocol out"
             )
+        if one.flip_average:
+            raise UsageError("evaluate: completion has no part in mirror images; leave --flip-average out")
         if one.image_crop == "kb-in-frame":
             raise UsageError("evaluate: completion needs truth of the photograph's frame; take --image-crop kb")
 
@@ -140,7 +143,7 @@ def _folder(options: EvaluateOptions) -> Path | None:
     return None if options.out is None else expand_user(options.out)
 
 
-def _make_estimator(model: str | Path | DepthModel, options: EvaluateOptions) -> Estimator:
+def _make_estimator(model: str | Path | DepthModel, datasets: list[Dataset], options: EvaluateOptions) -> Estimator:
     """The model on its device; what would fail for every sample is said before the first."""
     folder = _folder(options)
     if folder is not None and options.resume and options.precision == "auto":
@@ -155,22 +158,50 @@ def _make_estimator(model: str | Path | DepthModel, options: EvaluateOptions) ->
             "--points 500"
         )
     if options.save_predictions == "kitti":
-        check_metres(opened.info.quantity)
+        two = opened.views == 2 and opened.in_pixels and _have_cameras(opened, datasets)
+        check_metres("metric_depth" if two else opened.info.quantity)
     estimator: Estimator
     if isinstance(opened, PointCompletion):
         estimator = Completing(opened, options)
     elif isinstance(opened, StoredPredictions):
         estimator = StoredMaps(opened, options)
+    elif opened.views == 2:
+        estimator = StereoEstimator(opened, options, metric=_have_cameras(opened, datasets))
     else:
         estimator = Estimator(opened, options)
     estimator.check_size()
     return estimator
 
 
-def _find_protocol(quantity: str, options: EvaluateOptions) -> Protocol:
+def _have_cameras(model: DepthModel, datasets: list[Dataset]) -> bool:
+    """Whether metres can be made of the disparity of pairs; what a model of two views lacks is said before any work."""
+    for dataset in datasets:
+        if not any(item.right for item in dataset.items):
+            raise DistillDepthError(
+                f"{dataset.name}: has no right views, and {model.info.name} sees two views; give a manifest with "
+                "`right` (and `focal_px` and `baseline_m`), or a benchmark whose right views are there too"
+            )
+    known = [any(item.right and item.right.has_camera for item in dataset.items) for dataset in datasets]
+    if model.in_pixels and any(known) and not all(known):
+        without = datasets[known.index(False)].name
+        raise DistillDepthError(
+            f"{without}: has neither focal_px and baseline_m of its pairs nor intrinsics, by which {model.info.name} "
+            "gives metres elsewhere; score it by itself"
+        )
+    return any(known)
+
+
+def _find_protocol(estimator: Estimator, options: EvaluateOptions) -> Protocol:
     """The protocol as it is for the model's quantity."""
+    quantity = estimator.info.quantity
     if not isinstance(options.protocol, Protocol):
-        return choose_protocol(quantity, name=options.protocol, overrides=options.overrides)
+        try:
+            return choose_protocol(quantity, name=options.protocol, overrides=options.overrides)
+        except ValueError as error:
+            if estimator.model.in_pixels and quantity != "metric_depth" and "no unit" in str(error):
+                hint = "with focal_px and baseline_m of the pairs in the manifest it predicts metres"
+                raise UsageError(f"{error}; {hint}") from error
+            raise
     if options.overrides:
         raise ValueError("evaluate: overrides are for a protocol given by name, got a Protocol; change it instead")
     return options.protocol.for_quantity(quantity)
@@ -252,10 +283,10 @@ def _open_folder(
         settings["save_predictions"] = options.save_predictions
     if given is not None:
         settings |= given.to_dict()
-    described = describe_run(model, protocol, rules, datasets, settings)
+    described = describe_run(model, protocol, rules, datasets, settings, quantity=estimator.info.quantity)
     folder = RunFolder(path, described, resume=options.resume, overwrite=options.overwrite)
     if options.save_predictions is not None:
-        write_index(path / PREDICTIONS, model.info, options.save_predictions)
+        write_index(path / PREDICTIONS, estimator.info, options.save_predictions)
     return folder
 
 
@@ -277,11 +308,11 @@ def _describe(scoring: Scoring, options: EvaluateOptions, seconds: float) -> Met
     estimator = scoring.estimator
     model = estimator.model
     return Metadata(
-        ScoredModel.of(model.info),
+        ScoredModel.of(estimator.info),
         device=str(estimator.device),
         precision=estimator.precision,
         resize_policy=options.resize_policy or model.preprocessing.resize_policy,
-        size=options.size or model.preprocessing.size,
+        size=options.size or (None if model.own_size else model.preprocessing.size),
         torch=torch.__version__,
         command=options.command,
         seconds=round(seconds, 3),
@@ -299,7 +330,7 @@ def _summarise(
     scale_notes: Mapping[str, list[str]],
 ) -> Evaluation:
     samples, failures, summaries = [], [], []
-    info = scoring.estimator.model.info
+    info = scoring.estimator.info
     for dataset in datasets:
         tasks = [task for task in scoring.tasks if task.dataset is dataset]
         rows = [scoring.rows[task] for task in tasks if task in scoring.rows]
@@ -312,6 +343,8 @@ def _summarise(
         summaries.append(summary)
     constant = sum(row.constant for row in samples)
     notes = list(info.notes)
+    if isinstance(scoring.estimator, StoredMaps) and any(row.rules and row.rules.flip_average for row in summaries):
+        notes.append("stored maps are scored as they are: a mean with the mirror image is for whoever makes them")
     if constant:
         notes.append(f"{constant} of {len(samples)} predicted maps are constant: the model says nothing about them")
     says = LOG_VARIANCE in scoring.estimator.model.extra_maps

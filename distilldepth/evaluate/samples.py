@@ -18,6 +18,7 @@ from distilldepth.evaluate.doubts import (
     DIRECTION,
     SHAPE,
     TRUTH_SHAPE,
+    VIEWS,
     describe_misfit,
     find_wrong_direction,
     fits_slope,
@@ -30,7 +31,15 @@ from distilldepth.evaluate.record.folder import PREDICTIONS, RunFolder
 from distilldepth.evaluate.record.rows import Metrics, ScoredSample
 from distilldepth.evaluate.record.saved_maps import save_prediction
 from distilldepth.evaluate.record.uncertainty import SPARSIFIED
-from distilldepth.evaluate.score import Scores, add_completion, apply_image_crop, score_batch, to_frame
+from distilldepth.evaluate.score import (
+    Scores,
+    add_completion,
+    apply_image_crop,
+    crop_right_view,
+    score_batch,
+    to_frame,
+)
+from distilldepth.images.stereo import RightView, are_swapped
 from distilldepth.inference.batches import FAILURES, LoadedImage, reason, without_relief
 from distilldepth.inference.estimator import Estimator, InferenceOptions
 from distilldepth.models.preprocess import resize
@@ -62,6 +71,10 @@ class _Known:
     """Of the image's size, for completion."""
     truth_points: np.ndarray | None = None
     """The same at the size of the truth."""
+    right: RightView | None = None
+    """For models of two views."""
+    swapped: bool = False
+    """Whether both views look exchanged."""
 
 
 @dataclass
@@ -77,6 +90,8 @@ class _Predicted:
     digest: str
     points: np.ndarray | None
     """What was given of the truth, at its size; None where it is depth that is scored."""
+    swapped: bool = False
+    """Whether its views look exchanged."""
 
     @property
     def shapes(self) -> tuple[object, ...]:
@@ -125,8 +140,9 @@ class Scoring:
         self.rows: dict[Task, ScoredSample] = {}
         self.errors: dict[Task, str] = {}
         self.resumed_after = 0
-        self._quantity = estimator.model.info.quantity
-        self._is_baseline = estimator.model.info.name.startswith("baseline:")
+        self._quantity = estimator.info.quantity
+        self._is_baseline = estimator.info.name.startswith("baseline:")
+        estimator.flip_of = _flip_of
 
     def fail(self, task: Task, error: BaseException) -> None:
         """Note that a sample cannot be scored."""
@@ -183,6 +199,9 @@ class Scoring:
         if self.given is not None:
             drawn = self.given.draw(task.item.name, cropped, truth)
             return cropped, _Known(drawn.truth, {}, "", drawn.points, drawn.truth_points)
+        if self.estimator.views == 2:
+            right = self._read_right(task, image)
+            return cropped, _Known(truth, {}, "", right=right, swapped=are_swapped(cropped, right.image))
         if task.stored is None or not isinstance(self.estimator, StoredMaps):
             return cropped, _Known(truth, {}, "")
         model = self.estimator.stored
@@ -190,6 +209,14 @@ class Scoring:
         maps = {"": model.read(task.stored, task.dataset.kind), **model.read_extras(task.stored)}
         maps = {name: _crop_like(values, image, cropped, task.rules) for name, values in maps.items()}
         return cropped, _Known(truth, maps, digest)
+
+    def _read_right(self, task: Task, image: np.ndarray) -> RightView:
+        """The right view of an image, cropped as it is."""
+        if task.item.right is None:
+            raise DistillDepthError(f"has no right view, and {self.estimator.model.info.name} sees two views")
+        right = task.item.right.read()
+        right.check_size(image)
+        return replace(right, image=crop_right_view(right.image, task.rules))
 
     def _groups(self, batch: list[tuple[LoadedImage[Task, _Known], Tensor]]) -> list[list[_Predicted]]:
         """The samples of a batch, those side by side that can be scored together."""
@@ -199,7 +226,16 @@ class Scoring:
             extras = {
                 name: torch.from_numpy(other).to(self.estimator.device) for name, other in known.maps.items() if name
             } | loaded.maps
-            one = _Predicted(loaded.item, loaded.image, known.truth, values, extras, known.digest, known.truth_points)
+            one = _Predicted(
+                loaded.item,
+                loaded.image,
+                known.truth,
+                values,
+                extras,
+                known.digest,
+                known.truth_points,
+                known.swapped,
+            )
             groups.setdefault(one.shapes, []).append(one)
         return list(groups.values())
 
@@ -288,6 +324,7 @@ class Scoring:
             doubts = {
                 SHAPE: "" if size == truth else describe_misfit(size, frame),
                 TRUTH_SHAPE: describe_misfit(truth, frame),
+                VIEWS: "as block matching shows" if one.swapped else "",
                 DIRECTION: direction,
             }
             row.doubts = {kind: text for kind, text in doubts.items() if text}
@@ -323,6 +360,10 @@ class Scoring:
             self.cases.save(self.folder.folder)
             self.folder.append(done)
         self.advance(len(done))
+
+
+def _flip_of(task: Task) -> str:
+    return task.rules.flip_average
 
 
 def _numbers(scores: Scores) -> Iterator[tuple[Metrics, Metrics, float | None, float | None]]:

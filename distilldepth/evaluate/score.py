@@ -118,21 +118,41 @@ def apply_image_crop(image: np.ndarray, truth: Truth, rules: Rules) -> tuple[np.
     Raises:
         DistillDepthError: the frame does not fit the crop, or the truth has another size.
     """
-    if not rules.image_crop:
+    window = _crop_window(image, rules)
+    if window is None:
         return image, truth
     if truth.depth.shape != image.shape[:2]:
         raise DistillDepthError(
             f"the {rules.image_crop} crop needs truth of the image's size, got {_size(truth.depth.shape)} for an image "
             f"of {_size(image.shape)}"
         )
+    if rules.image_crop == "kb-in-frame":
+        return image[window], truth
+    return image[window], dataclasses.replace(truth, depth=truth.depth[window], valid=truth.valid[window])
+
+
+def crop_right_view(image: np.ndarray, rules: Rules) -> np.ndarray:
+    """Crop a right view as `apply_image_crop` does its left one.
+
+    Args:
+        image: uint8 `(H, W, 3)`.
+        rules: `image_crop` is what counts.
+
+    Raises:
+        DistillDepthError: the frame does not fit the crop.
+    """
+    window = _crop_window(image, rules)
+    return image if window is None else image[window]
+
+
+def _crop_window(image: np.ndarray, rules: Rules) -> tuple[slice, slice] | None:
+    if not rules.image_crop:
+        return None
     try:
         top, bottom, left, right = crop_box("kb", *image.shape[:2])
     except ValueError as error:
         raise DistillDepthError(str(error)) from error
-    window = (slice(top, bottom), slice(left, right))
-    if rules.image_crop == "kb-in-frame":
-        return image[window], truth
-    return image[window], dataclasses.replace(truth, depth=truth.depth[window], valid=truth.valid[window])
+    return slice(top, bottom), slice(left, right)
 
 
 def to_frame(maps: Tensor, size: tuple[int, int], resize_as: str, rules: Rules) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,11 @@ class CropConfig:
     kb_crop: bool = False
     """Cut 352 x 1216 pixels at the bottom, in the middle, out of larger photographs first: the crop of KITTI's
     benchmark."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; those that earlier versions did not have are left out where they are off."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if value or key not in ("rotate_deg", "kb_crop")}
 
     def whole(self) -> CropConfig:
         """Return a crop of the largest region, without chance and windows: what held-out images are judged on."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from distilldepth.capacity import is_out_of_memory
 from distilldepth.device import autocast
 from distilldepth.errors import DistillDepthError, one_line
-from distilldepth.models.base import DepthModel
+from distilldepth.inference.mirror import with_mirror
+from distilldepth.models.base import DepthModel, DepthOutput
 from distilldepth.models.preprocess import choose_policy
 
 Item = TypeVar("Item")
@@ -121,21 +122,36 @@ def estimate_batch(
     *,
     precision: str = "auto",
     size: int | None = None,
+    flip: str = "",
 ) -> list[Tensor | Exception]:
     """Return each image's map, float32 `(H, W)` on `device`, or what went wrong with it; see `by_halves`.
 
-    What else the model says of an image is put into its `maps`.
+    What else the model says of an image is put into its `maps`; with the mean of a mirror image, what it says of the
+    image as it is.
+
+    Args:
+        model: in evaluation mode.
+        batch: images of one size.
+        device: where the model is.
+        precision: see `resolve_precision`.
+        size: side in pixels; None for the model's own.
+        flip: which mean with the mirror image, one of `mirror.FLIPS`; empty for none.
     """
 
     def estimate(part: Sequence[LoadedImage[Item, Extra]]) -> list[Tensor]:
+        said: list[DepthOutput] = []
+
+        def predict(images: Tensor) -> Tensor:
+            with autocast(device, precision):
+                said.append(model.estimate_output(images, policy=part[0].policy, size=size))
+            return said[-1].values.float()
+
         images = torch.from_numpy(np.stack([loaded.image for loaded in part])).to(device)
-        with autocast(device, precision):
-            output = model.estimate_output(
-                images.permute(0, 3, 1, 2).float().div_(255), policy=part[0].policy, size=size
-            )
+        images = images.permute(0, 3, 1, 2).float().div_(255)
+        values = with_mirror(predict, images, flip) if flip else predict(images)
         for index, loaded in enumerate(part):
-            loaded.maps = {name: output.extras[name][index].float() for name in model.extra_maps}
-        return list(output.values.float())
+            loaded.maps = {name: said[0].extras[name][index].float() for name in model.extra_maps}
+        return list(values)
 
     return by_halves(batch, estimate)
 

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from distilldepth.device import resolve_device
 from distilldepth.errors import UsageError, did_you_mean
 from distilldepth.inference.batches import Extra, Item, LoadedImage, estimate_batch, load_batches
 from distilldepth.machine import resolve_precision
-from distilldepth.models.base import DepthModel
+from distilldepth.models.base import DepthModel, ModelInfo
 from distilldepth.models.folded import fold_norms
 from distilldepth.models.preprocess import target_size
 
@@ -73,6 +74,10 @@ class InferenceOptions:
         return replace(self, device=device, precision=resolve_precision(self.precision, device))
 
 
+def _without_flip(item: Any) -> str:
+    return ""
+
+
 class Estimator:
     """A model at work: on its device, in evaluation mode as long as the `with` statement lasts.
 
@@ -84,7 +89,7 @@ class Estimator:
         options: how it is run; None for the model's own ways.
 
     Raises:
-        UsageError: the model completes points, and predicts nothing without them.
+        UsageError: the model completes points, and predicts nothing without them; or it sees two views.
 
     >>> from distilldepth import load_model
     >>> pictures = {"a.jpg": np.zeros((30, 40, 3), np.uint8), "b.jpg": np.ones((30, 40, 3), np.uint8)}
@@ -94,18 +99,32 @@ class Estimator:
     [('a.jpg', (30, 40)), ('b.jpg', (30, 40))]
     """
 
+    views: ClassVar[int] = 1
+    """Of a scene that items are read with."""
+
     def __init__(self, model: DepthModel, options: InferenceOptions | None = None) -> None:
         model.refuse_without_points()
+        if self.views == 2:
+            model.refuse_two_views()
+        else:
+            model.refuse_one_view()
         self.options = (options or InferenceOptions()).settle(model)
         self.device = resolve_device(self.options.device)
         self.precision = self.options.precision
         """What is really computed in: `float32`, `bfloat16` or `float16`."""
         self.model = model.to(self.device)
+        self.flip_of: Callable[[Any], str] = _without_flip
+        """Says of an item which mean with its mirror image is wanted, one of `mirror.FLIPS`; empty for none."""
         self.model_seconds = 0.0
         """What the model alone took so far."""
         self._network = self.model
         self._was_training = model.training
         self._workers: ThreadPoolExecutor | None = None
+
+    @property
+    def info(self) -> ModelInfo:
+        """Who predicts, and what comes out."""
+        return self.model.info
 
     def __enter__(self) -> Estimator:
         self._was_training = self.model.training
@@ -164,17 +183,24 @@ class Estimator:
         """Return the map of each of some images of one size, or what went wrong with it; see `estimate_batch`."""
         began = time.perf_counter()
         maps: list[Tensor | Exception] = []
-        for first in range(0, len(images), self.options.batch_size):
-            part = images[first : first + self.options.batch_size]
-            maps += self.estimate_batch(part)
+        for _, alike in groupby(images, lambda loaded: self.flip_of(loaded.item)):
+            group = list(alike)
+            for first in range(0, len(group), self.options.batch_size):
+                maps += self.estimate_batch(group[first : first + self.options.batch_size])
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.model_seconds += time.perf_counter() - began
         return maps
 
     def estimate_batch(self, batch: Sequence[LoadedImage[Item, Extra]]) -> list[Tensor | Exception]:
-        """Return what `estimate` does for one batch; overridden where maps come from somewhere else than a network."""
-        return estimate_batch(self._network, batch, self.device, precision=self.precision, size=self.options.size)
+        """Return what `estimate` does for one batch, whose items want the same mean with their mirror images.
+
+        Overridden where maps come from somewhere else than a network of one view.
+        """
+        flip = self.flip_of(batch[0].item)
+        return estimate_batch(
+            self._network, batch, self.device, precision=self.precision, size=self.options.size, flip=flip
+        )
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function beside the model, in the threads that read; what has not begun at the end is dropped."""

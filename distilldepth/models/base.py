@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.errors import UsageError
-from distilldepth.models.inputs import ImageInput, as_images, is_batch
+from distilldepth.models.inputs import ImageInput, as_images, camera_factors, is_batch, join_views, warn_of_swapped
 from distilldepth.models.preprocess import Preprocessing, choose_policy, nearest_size, resize, restore, target_size
 from distilldepth.words import FEATURE_LEVELS, LOG_VARIANCE, QUANTITIES
 
@@ -119,6 +119,11 @@ class DepthModel(nn.Module):
     call the two. Where a class states it, `nn.Sequential` counts too, and inference makes one layer of them."""
     views: int = 1
     """How many images of a scene the network sees at once, along the channels: left and right where it is 2."""
+    in_pixels: ClassVar[bool] = False
+    """Whether its disparity is the shift between both views in pixels of the images, which focal length and baseline
+    turn into metres."""
+    own_size: ClassVar[bool] = False
+    """Whether images are seen at their own size unless another is asked for."""
     takes_points: ClassVar[bool] = False
     """Whether it completes depth that is known at some points, and predicts nothing without."""
     extra_maps: ClassVar[tuple[str, ...]] = ()
@@ -144,6 +149,39 @@ class DepthModel(nn.Module):
                 f"{self.info.name} completes depth that is known at some points, and there are none here; "
                 "use distilldepth complete IMAGE --sparse POINTS"
             )
+
+    def refuse_one_view(self) -> None:
+        """Raise UsageError, with what is meant, if the model sees two views of a scene and is given one.
+
+        Whoever runs a model on many images asks it once, before the first.
+        """
+        if self.views == 2:
+            raise UsageError(
+                f"{self.info.name} sees two views of a scene, and there is one here; give the right view of each "
+                "rectified pair: distilldepth predict LEFT --right RIGHT, evaluate --data MANIFEST with `right`, or "
+                "predict(left, right=right)"
+            )
+
+    def refuse_two_views(self) -> None:
+        """Raise UsageError if the model sees one view of a scene and is given two."""
+        if self.views != 2:
+            raise UsageError(f"{self.info.name} sees one view of a scene; leave the right view and its camera out")
+
+    def check_views(self, images: Tensor) -> None:
+        """Refuse images of another number of views than the network sees; families call it first in `forward`.
+
+        Args:
+            images: `(B, 3 * views, H, W)`, the left view first.
+
+        Raises:
+            ValueError: another shape, with the one that is needed.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 * self.views:
+            needed, single = "(B, 3, H, W)", ""
+            if self.views == 2:
+                needed = "(B, 6, H, W), the left and the right view of rectified pairs"
+                single = "; this network cannot do with a single view"
+            raise ValueError(f"{self.info.name}: images must be {needed}, got {tuple(images.shape)}{single}")
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -279,7 +317,7 @@ class DepthModel(nn.Module):
         """Predict for images of any size: resize by the policy, run, bring the map back to the images' size.
 
         Args:
-            images: floating `(B, 3, H, W)`, RGB in [0, 1].
+            images: floating `(B, 3, H, W)`, RGB in [0, 1]; `(B, 6, H, W)` for a model of two views, left and right.
             policy: `lower-bound`, `upper-bound`, `hf` or `square`; None for the model's own.
             size: target side in pixels; None for the model's own.
 
@@ -288,7 +326,7 @@ class DepthModel(nn.Module):
 
         Raises:
             TypeError: size is not a whole number.
-            ValueError: unknown policy, or a size below the model's multiple.
+            ValueError: unknown policy, a size below the model's multiple, or another number of views.
             DistillDepthError: more pixels than there is memory for.
 
         Gradient: as `forward`; resizing is differentiable.
@@ -299,7 +337,7 @@ class DepthModel(nn.Module):
         """Predict as `estimate` does, and say what else the network says.
 
         Args:
-            images: floating `(B, 3, H, W)`, RGB in [0, 1].
+            images: floating `(B, 3 * views, H, W)`, RGB in [0, 1].
             policy, size: see `estimate`.
 
         Returns:
@@ -313,6 +351,7 @@ class DepthModel(nn.Module):
         return DepthOutput(self.estimate(images, policy=policy, size=size))
 
     def _resized(self, images: Tensor, policy: str | None, size: int | None) -> DepthOutput:
+        self.check_views(images)
         height, width = images.shape[-2:]
         inner = target_size(height, width, self.preprocessing, policy=policy, size=size)
         check_memory(
@@ -328,16 +367,23 @@ class DepthModel(nn.Module):
         self,
         image: ImageInput | Sequence[ImageInput],
         *,
+        right: ImageInput | Sequence[ImageInput] | None = None,
+        focal_px: float | Sequence[float] | None = None,
+        baseline_m: float | Sequence[float] | None = None,
         policy: str | None = None,
         size: int | None = None,
         batch_size: int = 8,
     ) -> Prediction | list[Prediction]:
-        """Predict for one image, a list of images or a batch.
+        """Predict for one image, a list of images or a batch; for models of two views, for rectified pairs.
 
         Args:
             image: a path, the bytes of an image file, a PIL image, a tensor `(3, H, W)` or an array `(H, W, 3)`, of
                 floating RGB in [0, 1] or uint8 in 0..255; or a list of these. Or a batch in one tensor `(B, 3, H, W)`
-                or one array `(B, H, W, 3)`.
+                or one array `(B, H, W, 3)`. Of a pair it is the left view, which the map belongs to.
+            right: for a model of two views the right view of each image, in the same form and of the same size.
+            focal_px: focal length in pixels of the images, one number or one for each. With `baseline_m` a network that
+                says disparity in pixels gives metres; one that predicts metres anyway does not need it.
+            baseline_m: metres between both cameras, one number or one for each.
             policy: resize policy; None for the model's own, or `upper-bound`, with a warning, for an image so long and
                 thin that its own would make it grow beyond reason.
             size: target side in pixels; None for the model's own.
@@ -350,7 +396,9 @@ class DepthModel(nn.Module):
 
         Raises:
             TypeError: not one of these kinds of image, or whole numbers that are not uint8; size is not a whole number.
-            ValueError: another shape; floating values outside [0, 1], NaN included; a batch inside a list; unknown
+            UsageError: a model of two views without a right one, or a right view for a model of one.
+            ValueError: views of different number or size; focal length without baseline, or none that can be; another
+                shape; floating values outside [0, 1], NaN included; a batch inside a list; unknown
                 policy; a size below the model's multiple; no batch size; a URL.
             FileNotFoundError: the path does not exist.
             DistillDepthError: the file is not a readable image.
@@ -361,10 +409,20 @@ class DepthModel(nn.Module):
         if isinstance(image, (list, tuple)) and any(map(is_batch, items)):
             raise ValueError("predict: a list must hold single images, got a batch in it; give the batch alone")
         arrays = [each for item in items for each in as_images(item)]
+        if right is None and focal_px is None and baseline_m is None:
+            self.refuse_one_view()
+            factors = None
+        else:
+            self.refuse_two_views()
+            if right is None:
+                self.refuse_one_view()
+            arrays = join_views(arrays, right)
+            warn_of_swapped(arrays)
+            factors = camera_factors(focal_px, baseline_m, len(arrays))
         was_training = self.training
         self.eval()
         try:
-            results = self._predict_groups(arrays, policy, size, batch_size)
+            results = self._predict_groups(arrays, policy, size, batch_size, factors)
         finally:
             self.train(was_training)
         if isinstance(image, (list, tuple)):
@@ -374,7 +432,8 @@ class DepthModel(nn.Module):
         if not results:
             shape = (0, *image.shape[-2:]) if isinstance(image, Tensor) else (0, *image.shape[1:3])
             none = np.zeros(shape, np.float32)
-            return self._prediction(none, policy, none.copy() if LOG_VARIANCE in self.extra_maps else None)
+            spread = none.copy() if LOG_VARIANCE in self.extra_maps else None
+            return self._prediction(none, policy, spread, metric=self.in_pixels and factors is not None)
         spreads = [result.log_variance for result in results if result.log_variance is not None]
         return dataclasses.replace(
             results[0],
@@ -383,9 +442,16 @@ class DepthModel(nn.Module):
         )
 
     def _predict_groups(
-        self, images: list[Tensor], policy: str | None, size: int | None, batch_size: int
+        self,
+        images: list[Tensor],
+        policy: str | None,
+        size: int | None,
+        batch_size: int,
+        factors: list[float] | None = None,
     ) -> list[Prediction]:
-        """Predict for images `(3, H, W)` in batches of one size; in their order."""
+        """Predict for images `(3 * views, H, W)` in batches of one size; in their order."""
+        if not self.in_pixels:
+            factors = None  # There is nothing that they would turn into metres.
         groups: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault((image.shape[1], image.shape[2]), []).append(index)
@@ -403,20 +469,36 @@ class DepthModel(nn.Module):
                 chunk = indices[start : start + batch_size]
                 device = self._mean.device
                 layout = self.memory_format if device.type == "cpu" else torch.contiguous_format
-                batch = torch.empty((len(chunk), 3, height, width), device=device, memory_format=layout)
+                batch = torch.empty((len(chunk), 3 * self.views, height, width), device=device, memory_format=layout)
                 torch.stack([_unit(images[i].to(device)) for i in chunk], out=batch)
                 output = self.estimate_output(batch, policy=chosen, size=size)
-                values, spread = output.values.cpu().numpy(), output.extras.get(LOG_VARIANCE)
+                maps, spread = output.values, output.extras.get(LOG_VARIANCE)
+                if factors is not None:
+                    maps = pixels_to_metres(maps, maps.new_tensor([factors[i] for i in chunk]))
                 spreads = [None] * len(chunk) if spread is None else list(spread.cpu().numpy())
-                results |= {
-                    i: self._prediction(value, chosen, own)
-                    for i, value, own in zip(chunk, values, spreads, strict=True)
-                }
+                for i, values, own in zip(chunk, maps.cpu().numpy(), spreads, strict=True):
+                    results[i] = self._prediction(values, chosen, own, metric=factors is not None)
         return [results[index] for index in range(len(images))]
 
-    def _prediction(self, values: np.ndarray, policy: str | None, log_variance: np.ndarray | None) -> Prediction:
+    def _prediction(
+        self, values: np.ndarray, policy: str | None, log_variance: np.ndarray | None, *, metric: bool = False
+    ) -> Prediction:
+        quantity = "metric_depth" if metric else self.info.quantity
         policy = policy or self.preprocessing.resize_policy
-        return Prediction(values, self.info.quantity, self.info.name, policy, log_variance)
+        return Prediction(values, quantity, self.info.name, policy, log_variance)
+
+
+def pixels_to_metres(disparity: Tensor, factors: Tensor) -> Tensor:
+    """Turn disparity of pairs into depth: `factor / disparity`.
+
+    Args:
+        disparity: `(B, H, W)`, pixels.
+        factors: `(B,)`, focal length times baseline of each, pixels times metres.
+
+    Returns:
+        Metres `(B, H, W)`; infinite where the disparity is not positive.
+    """
+    return torch.where(disparity > 0, factors[:, None, None] / disparity, torch.inf)
 
 
 def _unit(image: Tensor) -> Tensor:
@@ -457,7 +539,7 @@ def run_resized(
 
     Args:
         model: any.
-        images: floating `(B, 3, H, W)`, RGB in [0, 1].
+        images: floating `(B, 3 * views, H, W)`, RGB in [0, 1].
         inner: the (height, width) at which the network sees them; None for the nearest that it can take.
         features: whether the encoder's features are wanted too; they come as they are, at the network's own size.
         network: what runs in place of the model, its compiled form for example; None for the model itself.
@@ -468,7 +550,9 @@ def run_resized(
     size, preprocessing = (images.shape[-2], images.shape[-1]), model.preprocessing
     inner = inner or nearest_size(*size, preprocessing.multiple)
     output = (network or model)(resize(images, inner, preprocessing.interpolation), features=features)
-    return restore_output(output, size, preprocessing)
+    output = restore_output(output, size, preprocessing)
+    # Pixels of what the network saw become pixels of the images.
+    return dataclasses.replace(output, values=output.values * (size[1] / inner[1])) if model.in_pixels else output
 
 
 def restore_output(output: DepthOutput, size: tuple[int, int], preprocessing: Preprocessing) -> DepthOutput:

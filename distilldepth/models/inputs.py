@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from distilldepth.images.decode import as_rgb, decode_image
+from distilldepth.images.stereo import are_swapped, check_camera
 
 ImageInput = str | PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | Tensor
 """One image, or a batch in one array or tensor."""
@@ -57,6 +59,86 @@ def as_images(image: object) -> list[Tensor]:
     # Half precision stays exact; float64 is rounded.
     values = torch.from_numpy(np.ascontiguousarray(image.astype(np.float32, copy=False)))
     return [_in_range(values.reshape(*image.shape[:2], channels).permute(2, 0, 1).expand(3, -1, -1))]
+
+
+def join_views(left: list[Tensor], right: object) -> list[Tensor]:
+    """Return pairs in one tensor each.
+
+    Args:
+        left: `(3, H, W)` each, of `as_images`.
+        right: what `as_images` takes, or a list of it: as many, of the same sizes.
+
+    Returns:
+        `(6, H, W)` for each, floating in [0, 1] where one of the two is.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError, DistillDepthError: as `as_images`; views of another number or size.
+    """
+    items = list(right) if isinstance(right, (list, tuple)) else [right]
+    others = [each for item in items for each in as_images(item)]
+    if len(others) != len(left):
+        raise ValueError(f"predict: each image needs its right view, got {len(left)} left and {len(others)} right")
+    pairs = []
+    for place, (one, other) in enumerate(zip(left, others, strict=True)):
+        if one.shape != other.shape:
+            sizes = [f"{view.shape[1]} x {view.shape[2]}" for view in (one, other)]
+            where = f" of pair {place}" if len(left) > 1 else ""
+            raise ValueError(
+                f"predict: both views must have one size, got {sizes[0]} left and {sizes[1]} right{where}; give the "
+                "rectified pair"
+            )
+        if one.dtype != other.dtype:
+            one, other = (view.float() / 255 if view.dtype == torch.uint8 else view for view in (one, other))
+        pairs.append(torch.cat([one, other.to(one.device)]))
+    return pairs
+
+
+def warn_of_swapped(pairs: list[Tensor]) -> None:
+    """Warn in one line of pairs `(6, H, W)` whose views look exchanged; see `are_swapped`."""
+    found = []
+    for place, pair in enumerate(pairs):
+        whole = pair if pair.dtype == torch.uint8 else (pair.float() * 255).to(torch.uint8)
+        left, right = (view.permute(1, 2, 0).cpu().contiguous().numpy() for view in whole.split(3))
+        if are_swapped(left, right):
+            found.append(place)
+    if found:
+        which = f"of {len(found)} of {len(pairs)} pairs (first: {found[0]})" if len(pairs) > 1 else "of the pair"
+        warnings.warn(
+            f"predict: the views {which} look exchanged: what is near lies farther right in the right view; give the "
+            "left view as the image and the right one as right",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def camera_factors(focal_px: object, baseline_m: object, count: int) -> list[float] | None:
+    """Return focal length times baseline of each pair, pixels times metres; None if neither is given.
+
+    Args:
+        focal_px: a positive number, or one for each pair.
+        baseline_m: a positive number, or one for each pair.
+        count: how many pairs there are.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: one without the other, another number of them, or one that is not positive.
+    """
+    if focal_px is None and baseline_m is None:
+        return None
+    columns = []
+    for name, given in (("focal_px", focal_px), ("baseline_m", baseline_m)):
+        several = isinstance(given, (list, tuple, np.ndarray, Tensor)) and np.ndim(given) > 0
+        values: list[Any] = list(given) if several else [given] * count  # type: ignore[call-overload]
+        if len(values) != count:
+            raise ValueError(f"predict: {name} must be one number or one for each of {count} pairs, got {len(values)}")
+        for value in values:
+            is_number = isinstance(value, (int, float, np.number, Tensor)) and not isinstance(value, bool)
+            if not is_number and (several or value is not None):
+                raise TypeError(f"predict: {name} must be a number, got {value!r}")
+        columns.append(values)
+    for focal, baseline in zip(*columns, strict=True):
+        check_camera(focal, baseline, "predict")
+    return [float(focal) * float(baseline) for focal, baseline in zip(*columns, strict=True)]
 
 
 def _from_tensor(images: Tensor) -> list[Tensor]:

@@ -8,10 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distilldepth.errors import UsageError, did_you_mean, refuse_url
 from distilldepth.files import expand_user, place, places
 from distilldepth.formats.table import FORMATS, PREDICTED, UNCERTAINTY, format_of_suffix, listed_suffixes
+
+if TYPE_CHECKING:
+    from distilldepth.datasets.rgbd import ManifestViews
 
 _UNFIT_SUFFIXES = (
     ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".exr", ".npz", ".pfm", ".glb", ".obj",
@@ -28,6 +32,12 @@ class Job:
     """Format: file."""
     points: Path | None = None
     """What is known of its depth, where that is a file besides."""
+    right: Path | None = None
+    """The right view of which the image is the left one, where there is one."""
+    focal_px: float | None = None
+    """Of the pair's cameras, where a manifest says it."""
+    baseline_m: float | None = None
+    """Metres between them, likewise."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class _Found:
     source: Path
     relative: Path
     missing: bool = False
+    views: ManifestViews | None = None
+    """What a manifest says of it."""
 
 
 def plan_jobs(
@@ -51,7 +63,8 @@ def plan_jobs(
     kept: `photos/a/b.jpg` of the input `photos` becomes `out/a/b.png` (png16), `b_color.png`, `b.npy`, `b.ply`.
 
     Args:
-        inputs: files, folders (all images below them, but for those below `out`), glob patterns, .txt lists.
+        inputs: files, folders (all images below them, but for those below `out`), glob patterns, .txt lists, .jsonl
+            manifests (see `read_views`; the right view and camera of each image go into its job).
         out: a file for one image, or a folder.
         formats: of `PREDICTED`; None for the one that the suffix of `out` says, or png16.
         uncertainty: whether a second map lies beside each, of the same format: `b_uncertainty.png`,
@@ -94,10 +107,12 @@ def plan_jobs(
 
 
 def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
+    from distilldepth.datasets.rgbd import read_views
     from distilldepth.images.decode import list_images, path_exists
     from distilldepth.images.listing import fixed_part, without_own
 
     groups: list[tuple[Path | None, list[Path]]] = []
+    views: dict[str, ManifestViews] = {}
     target = os.path.realpath(out)
     for item in inputs:
         if item == "":
@@ -110,6 +125,11 @@ def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
             groups.append((path, list_images(path, without=out)))
         elif path.exists() and path.suffix.lower() == ".txt":
             images = list_images(path)
+            groups.append((Path(os.path.commonpath([image.parent for image in images])), images))
+        elif path.exists() and path.suffix.lower() == ".jsonl":
+            read = read_views(path)
+            images = [each.image for each in read]
+            views |= {os.path.abspath(each.image): each for each in read}
             groups.append((Path(os.path.commonpath([image.parent for image in images])), images))
         elif path.exists() or not glob.has_magic(str(path)):
             groups.append((None, [path]))
@@ -132,7 +152,9 @@ def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
             relative = Path(image.name) if base is None else image.relative_to(base)
             if base is not None and len(folders) > 1:
                 relative = Path(base.resolve().name) / relative
-            found.setdefault(os.path.abspath(image), _Found(image, relative, missing=not path_exists(image)))
+            place = os.path.abspath(image)
+            missing = not path_exists(image)
+            found.setdefault(place, _Found(image, relative, missing, views.get(place)))
     if not found:
         raise UsageError("no input given; name files, folders or glob patterns")
     items = list(found.values())
@@ -152,7 +174,14 @@ def _plan_file(found: list[_Found], out: Path, formats: list[str]) -> list[Job]:
             f"-o {out} contradicts --as {','.join(formats)}; name a {FORMATS[formats[0]].suffix} file or a folder"
         )
     outputs = {name: out if name == own else out.with_name(out.stem + FORMATS[name].ending) for name in formats}
-    return [Job(found[0].source, outputs)]
+    return [_job(found[0], outputs)]
+
+
+def _job(found: _Found, outputs: dict[str, Path]) -> Job:
+    views = found.views
+    if views is None:
+        return Job(found.source, outputs)
+    return Job(found.source, outputs, right=views.right, focal_px=views.focal_px, baseline_m=views.baseline_m)
 
 
 def _plan_folder(found: list[_Found], out: Path, formats: list[str]) -> list[Job]:
@@ -172,7 +201,7 @@ def _plan_folder(found: list[_Found], out: Path, formats: list[str]) -> list[Job
     for item, relative in zip(found, relatives, strict=True):
         stem = relative.with_suffix("").name
         outputs = {name: out / relative.parent / (stem + FORMATS[name].ending) for name in formats}
-        jobs.append(Job(item.source, outputs))
+        jobs.append(_job(item, outputs))
     taken = Counter(path for job in jobs for path in job.outputs.values())
     for job in jobs:
         for path in job.outputs.values():
@@ -190,7 +219,8 @@ def check_sources_survive(jobs: Sequence[Job]) -> None:
     what it leads to."""
     images = {name for job in jobs for name in places(job.source)}
     points = {name for job in jobs if job.points for name in places(job.points)}
+    rights = {name for job in jobs if job.right for name in places(job.right)}
     for path in (path for job in jobs for path in job.outputs.values()):
-        if place(path) in images | points:
-            what = "an input image" if place(path) in images else "a file of points"
+        if place(path) in images | points | rights:
+            what = "a file of points" if place(path) in points else "an input image"
             raise UsageError(f"{path}: this output would replace {what}; choose another name or folder")

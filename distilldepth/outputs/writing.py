@@ -62,6 +62,8 @@ class Report:
     """Source and what was wrong with it."""
     constant: list[str] = field(default_factory=list)
     """Sources whose maps are constant; see `without_relief`."""
+    swapped: list[str] = field(default_factory=list)
+    """Left views of pairs that look exchanged; see `are_swapped`."""
     seconds: float = 0.0
 
     def sort(self, sources: list[str]) -> None:
@@ -69,6 +71,7 @@ class Report:
         order = {source: index for index, source in enumerate(sources)}
         self.written.sort(key=lambda entry: order[entry["source"]])
         self.constant.sort(key=order.__getitem__)
+        self.swapped.sort(key=order.__getitem__)
         self.clipped = dict(sorted(self.clipped.items(), key=lambda entry: order[entry[0]]))
         self.failures.sort(key=lambda failure: order[failure[0]])
 
@@ -83,6 +86,7 @@ class Report:
             "seconds": round(self.seconds, 3),
             "written": self.written,
             "constant": self.constant,
+            **({"swapped": self.swapped} if self.swapped else {}),
             "skipped": self.skipped,
             "remade": self.remade,
             "clipped": self.clipped,
@@ -111,7 +115,7 @@ class Maker:
         """
         preprocessing = estimator.model.preprocessing
         common = {
-            "size": options.size or preprocessing.size,
+            "size": options.size or (None if estimator.model.own_size else preprocessing.size),
             "resize_policy": options.resize_policy or preprocessing.resize_policy,
             "precision": estimator.precision,
         }

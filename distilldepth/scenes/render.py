@@ -143,7 +143,7 @@ def _kind_of(seed: int) -> str:
 
 
 def _find_view(
-    plan: Plan, objects: Objects, draw: Draw, height: int, width: int, rig: Rig | None
+    plan: Plan, objects: Objects, draw: Draw, height: int, width: int, rig: Rig | None = None
 ) -> tuple[Camera, np.ndarray, np.ndarray] | None:
     """A camera whose view passes the rules, with its depth and object buffers."""
     for _ in range(12):

@@ -69,6 +69,8 @@ class Teacher:
 
     heldout: SourceView | None = None
     """Held-out images of its own, on which alone it is asked; None for those of the run."""
+    views: int = 1
+    """How many images of a scene it sees at once, along the channels."""
     parts: int
     """In how many parts a batch is labelled, one after another."""
 
@@ -95,7 +97,6 @@ class Teacher:
             self.info = model.info
         self.name = self.info.name
         self.views = 1 if model is None else model.views
-        """How many images of a scene it sees at once, along the channels."""
         self._resting = None if model is None or offload is None else Resting(model, offload)
         self._compiled = torch.compile(model.forward) if compiled and model is not None else None
 

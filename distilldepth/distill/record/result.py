@@ -99,15 +99,15 @@ def student_kind(student: DepthModel) -> str:
     return "metres" if student.views == 1 else "stereo"
 
 
-def how_to_use(kind: str, model: str | Path, image: str = "IMAGE") -> str:
+def how_to_use(kind: str, model: str | Path, image: str = "IMAGE", points: str = "POINTS", right: str = "RIGHT") -> str:
     """Return the command line that runs a student of a kind; see `student_kind`.
 
     >>> how_to_use("disparity", "student")
     'distilldepth predict IMAGE -o depth.png --model student'
     """
-    command, more = ("complete", " --sparse POINTS") if kind == "completion" else ("predict", "")
+    command, more = ("complete", f" --sparse {points}") if kind == "completion" else ("predict", "")
     if kind == "stereo":
-        more = " --right RIGHT"
+        more = f" --right {right}"
     return f"distilldepth {command} {image}{more} -o depth.png --model {model}"
 
 

@@ -98,10 +98,13 @@ def describe_run(
     rules: Mapping[str, Rules],
     datasets: Sequence[Dataset],
     settings: Mapping[str, str | float | None],
+    *,
+    quantity: str,
 ) -> dict[str, Any]:
-    """Return what must be the same for two runs to be one: model with weights, protocol, samples, settings."""
+    """Return what must be the same for two runs to be one: model with weights and what it predicts, protocol, samples,
+    settings."""
     return {
-        "model": f"{model.info.name} ({model.info.quantity}, weights {model_digest(model)[:16]})",
+        "model": f"{model.info.name} ({quantity}, weights {model_digest(model)[:16]})",
         "protocol": {
             "label": protocol.to_dict(),
             "rules": {dataset.name: rules[dataset.name].to_dict() for dataset in datasets},

@@ -371,12 +371,7 @@ class NeWCRFsDepth(DepthModel):
         """
         height, width = images.shape[-2:]
         self.check_sides(height, width, MULTIPLE)
-        if images.shape[1] != 3 * self.views:
-            channels = "(B, 6, H, W), left and right" if self.views == 2 else "(B, 3, H, W)"
-            raise ValueError(
-                f"NeWCRFsDepth.forward: {self.info.name} sees {self.views} view{'s' * (self.views > 1)}, images must "
-                f"be {channels}, got {tuple(images.shape)}"
-            )
+        self.check_views(images)
         pixels = torch.cat([self.normalise(view) for view in images.split(3, 1)], 1)
         levels = [level.permute(0, 3, 1, 2) for level in self.encoder.levels(pixels)]
         named = dict(zip(LEVELS, levels, strict=True)) | {"encoder": levels[-1]}

@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from distilldepth.capacity import check_memory
 from distilldepth.depth import stereo_disparity_to_depth
 from distilldepth.errors import DistillDepthError
-from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
+from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo, run_resized
 from distilldepth.models.bounds import DEEPEST, flag, full_architecture, listed, whole
 from distilldepth.models.candidate import Candidate
-from distilldepth.models.preprocess import Preprocessing
+from distilldepth.models.preprocess import Preprocessing, target_size
 from distilldepth.models.recompute import run_block
 from distilldepth.models.state_dict import build_to_fit, check_state, count_blocks
 
@@ -63,10 +63,12 @@ class PSMNetDepth(DepthModel):
     """Siamese features, a volume of all disparities, hourglasses; disparity in pixels from a left and a right view.
 
     Its quantity is `disparity`, larger = nearer, and of the best kind: the shift between the views in pixels of the
-    images, whose scale only focal length and baseline say. `metric_depth` turns pairs into metres with them.
+    images, whose scale only focal length and baseline say. `predict` and `metric_depth` turn pairs into metres with
+    them.
 
-    Images are not resized: disparity would change with them, and training saw them as they are. What is no multiple of
-    16 is filled up above and at the right, as official code does, with the mean colour.
+    Images are seen as they are, as in training, unless a size is asked for: pairs with larger disparities than
+    `max_disparity` need a smaller one. What is no multiple of 16 is filled up above and at the right, as official code
+    does, with the mean colour.
 
     Args:
         info: what the network is called and what its numbers mean.
@@ -84,6 +86,8 @@ class PSMNetDepth(DepthModel):
     """
 
     views = 2
+    in_pixels = True
+    own_size = True
     memory_format = torch.contiguous_format
 
     def __init__(
@@ -141,7 +145,7 @@ class PSMNetDepth(DepthModel):
         Raises:
             ValueError: not two views.
         """
-        self._check_views(images)
+        self.check_views(images)
         height, width = images.shape[-2:]
         views = self.normalise(images.unflatten(1, (2, 3)))
         # The mean colour is 0 by now.
@@ -156,13 +160,6 @@ class PSMNetDepth(DepthModel):
         maps = [self._disparity(score, size)[:, above:, :width] for score in scores]
         extras = {f"hourglass{place}": values for place, values in enumerate(maps[:-1], 1)}
         return DepthOutput(maps[-1], {"encoder": left} if features else {}, extras)
-
-    def _check_views(self, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != 6:
-            raise ValueError(
-                f"{self.info.name}: images must be (B, 6, H, W), the left and the right view of rectified pairs, got "
-                f"{tuple(images.shape)}; this network cannot do with a single view"
-            )
 
     def _scores(self, volume: Tensor) -> list[Tensor]:
         """How well each disparity fits, `(B, 1, D, h, w)`, after each hourglass; each adds to the one before."""
@@ -188,34 +185,35 @@ class PSMNetDepth(DepthModel):
         return (scores.softmax(1) * disparities[:, None, None]).sum(1)
 
     def estimate(self, images: Tensor, *, policy: str | None = None, size: int | None = None) -> Tensor:
-        """Predict for pairs `(B, 6, H, W)` of any size, at their own size; see `forward`.
+        """Predict for pairs `(B, 6, H, W)` of any size, at their own size or at another; see `forward`.
 
         Args:
             images: left and right view, RGB in [0, 1].
-            policy: None.
-            size: None.
+            policy: resize policy; None for `upper-bound` where a size is given.
+            size: side in pixels at which the network sees them; None for their own size without a policy.
 
         Returns:
-            Stereo disparity in pixels, float32 `(B, H, W)`.
+            Stereo disparity in pixels of the images, float32 `(B, H, W)`, whatever size the network saw.
 
         Raises:
-            ValueError: not two views; a policy or a size, as images are not resized.
+            TypeError: size is not a whole number.
+            ValueError: not two views, an unknown policy, or no size.
             DistillDepthError: more pixels than there is memory for.
 
         Gradient: as `forward`.
         """
-        self._check_views(images)
-        if policy is not None or size is not None:
-            raise ValueError(f"{self.info.name}: images are seen at their own size; leave policy and size out")
-        batch, _, height, width = images.shape
+        self.check_views(images)
+        batch, own = len(images), (images.shape[-2], images.shape[-1])
+        asked = policy is not None or size is not None
+        height, width = target_size(*own, self.preprocessing, policy=policy, size=size) if asked else own
         # The scores of all pixels, and their softmax.
         check_memory(
             8 * self.max_disparity * batch * height * width,
             f"{batch} x {height} x {width} pixels in {self.info.name}",
-            "give it fewer or smaller pairs",
+            "give it fewer or smaller pairs, or a smaller --size",
             device=images.device,
         )
-        return self(images).values.float()
+        return run_resized(self, images, (height, width)).values
 
     def metric_depth(self, images: Tensor, focal_px: float, baseline_m: float) -> Tensor:
         """Predict depth for pairs of a calibrated camera: `focal * baseline / disparity`.
