@@ -11,10 +11,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from narrow_pages import check_narrow
 from test_evaluate import Brightness, in_memory, levels, pairs, run  # noqa: F401
 from test_uncertainty_module import loud, small
 
+from distilldepth.cli.main import cli
 from distilldepth.datasets.truth import Truth
 from distilldepth.evaluate import choose_protocol, evaluate, read_evaluation
 from distilldepth.evaluate.compare import compare
@@ -312,3 +314,21 @@ def test_the_command_shows_it(pairs, tmp_path, family, monkeypatch):  # noqa: F8
     assert second.exit_code == 0, second.output
     assert "ause_abs_rel" in second.stdout
     assert ("laplace_error" in second.stdout) == metric
+
+
+@pytest.mark.parametrize("form", ["npy", "png16"])
+def test_maps_that_predict_wrote_are_scored_with_theirs(pairs, tmp_path, form):  # noqa: F811
+    save_model(loud(small("newcrfs")), tmp_path / "model")
+    out = tmp_path / "maps"
+    common = ["--model", str(tmp_path / "model"), "--size", "64", "--device", "cpu", "--precision", "float32"]
+    words = ["predict", str(pairs / "images"), "-o", str(out), "--as", form, "--uncertainty", *common]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    data = ["--data", pairs, "--json", "-"]
+    stored, own = run("--predictions", out, "--quantity", "metric-depth", *data), run(*common[:-4], *common[-2:], *data)
+    assert (stored.exit_code, own.exit_code) == (0, 0), stored.output
+    stored, own = (json.loads(result.stdout)["datasets"][0]["metrics"] for result in (stored, own))
+    names = [*UNCERTAINTY_NAMES, *LAPLACE_NAMES]
+    # An array does not say that it is a log-variance.
+    assert [name for name in names if name in stored] == (names if form == "png16" else [*UNCERTAINTY_NAMES])
+    for name in set(names) & stored.keys():
+        assert stored[name] == pytest.approx(own[name], rel=0.02, abs=0.01), name
