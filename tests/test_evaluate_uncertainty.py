@@ -18,8 +18,10 @@ from test_uncertainty_module import loud, small
 
 from distilldepth.cli.main import cli
 from distilldepth.datasets.truth import Truth
+from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate import choose_protocol, evaluate, read_evaluation
 from distilldepth.evaluate.compare import compare
+from distilldepth.evaluate.record.cases import FOLDER, Cases
 from distilldepth.evaluate.record.folder import _is_row
 from distilldepth.evaluate.record.table import to_markdown
 from distilldepth.evaluate.score import score_batch
@@ -243,10 +245,17 @@ def test_everything_written_has_it(tmp_path):
         assert text in page
     assert "70 % interval: 100.0% of the pixels" in page
     assert f'<td class="number">{own:.3f}</td>' in page
+    assert page.count('alt="stated uncertainty of') == 3
+    case = Cases.load(tmp_path / "run").worst("set|<1>")[0]
+    assert case.uncertainty.shape == case.truth.shape == (24, 32)
+    np.testing.assert_allclose(case.uncertainty, knows(torch.from_numpy(case.prediction.astype(np.float32))), atol=0.02)
+    low, high = np.exp(np.percentile(case.uncertainty.astype(np.float64), [2, 98]) / 2)
+    assert f"<span>sigma {low:.3g} m</span><span>{high:.3g} m</span>" in page
     check_narrow(page)
 
     plain = evaluate(Brightness("metric_depth", metres), scenes(), out=tmp_path / "plain")
     page, markdown = ((tmp_path / "plain" / name).read_text() for name in ("report.html", "table.md"))
+    assert "stated uncertainty" not in page
     assert "<h3>Uncertainty" not in page
     assert "AUSE" not in markdown
     assert "sparsification" not in page
@@ -290,6 +299,26 @@ def test_an_evaluation_goes_on_with_its_curves(tmp_path):
         {"a": [[1], [None]]},
     ):
         assert not _is_row({**row, "sparsification": wrong}), wrong
+
+
+def test_pictures_of_it_are_small_and_damaged_ones_are_said(tmp_path):
+    cases = Cases(width=10)
+    flat = np.ones((8, 20), np.float32)
+    spread = np.arange(160, dtype=np.float32).reshape(8, 20)
+    for name, stated in (("a", spread), ("b", np.where(spread == 3, np.nan, spread))):
+        assert cases.offer("set", name, 0.5, np.zeros((8, 20, 3), np.uint8), flat, flat, flat > 0)
+        cases.add_uncertainty("set", name, torch.from_numpy(stated))
+    cases.add_uncertainty("set", "lost", spread)
+    cases.save(tmp_path)
+    b, a = Cases.load(tmp_path).worst("set")
+    np.testing.assert_array_equal(a.uncertainty, spread.reshape(4, 2, 10, 2).mean((1, 3)))
+    assert b.uncertainty is None
+    (path,) = (tmp_path / FOLDER).glob("*.npz")
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    np.savez(path, **{**arrays, "uncertainty_0": spread})
+    with pytest.raises(DistillDepthError, match="damaged; delete it"):
+        Cases.load(tmp_path)
 
 
 # --- the command ---

@@ -305,6 +305,8 @@ class Scoring:
             kept = self.cases.offer(row.dataset, row.name, score, image, *maps, is_metric=one.truth.is_metric)
             if kept and one.points is not None:
                 self.cases.add_points(row.dataset, row.name, one.points)
+            if kept and scores.uncertainty is not None:
+                self.cases.add_uncertainty(row.dataset, row.name, scores.uncertainty[index])
 
     def _record(self, rows: list[tuple[Task, ScoredSample]], saving: dict[Task, Future[Path]]) -> None:
         """Note scored samples, once their maps are written."""
