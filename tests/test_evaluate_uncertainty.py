@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -21,6 +22,7 @@ from distilldepth.datasets.truth import Truth
 from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate import choose_protocol, evaluate, read_evaluation
 from distilldepth.evaluate.compare import compare
+from distilldepth.evaluate.predictions import StoredPredictions
 from distilldepth.evaluate.record.cases import FOLDER, Cases
 from distilldepth.evaluate.record.folder import _is_row
 from distilldepth.evaluate.record.table import to_markdown
@@ -361,3 +363,32 @@ def test_maps_that_predict_wrote_are_scored_with_theirs(pairs, tmp_path, form): 
     assert [name for name in names if name in stored] == (names if form == "png16" else [*UNCERTAINTY_NAMES])
     for name in set(names) & stored.keys():
         assert stored[name] == pytest.approx(own[name], rel=0.02, abs=0.01), name
+
+
+@pytest.mark.parametrize("form", ["npy", "png16", "kitti"])
+def test_maps_that_were_kept_are_scored_the_same(tmp_path, form):
+    first = evaluate(Sure("metric_depth", metres, knows), scenes(), out=tmp_path / "run", save_predictions=form)
+    names = sorted(path.name for path in (tmp_path / "run" / "predictions" / "set|<1>").iterdir())
+    suffix = ".npy" if form == "npy" else ".png"
+    second = [] if form == "kitti" else [f"{index}_uncertainty{suffix}" for index in range(3)]
+    assert names == sorted([*(f"{index}{suffix}" for index in range(3)), *second])
+    again = evaluate(StoredPredictions(tmp_path / "run"), scenes())
+    for name in (*UNCERTAINTY_NAMES, *LAPLACE_NAMES):
+        assert (name in again.datasets[0].metrics) == (form != "kitti")
+        if name.startswith(("ause", "aurg")) and form != "kitti":
+            assert again.datasets[0].metrics[name] == pytest.approx(first.datasets[0].metrics[name], rel=0.05, abs=1e-3)
+    plain = evaluate(Brightness("metric_depth", metres), scenes(), out=tmp_path / "plain", save_predictions="npy")
+    assert plain.complete
+    assert "uncertainty" not in (tmp_path / "plain" / "predictions" / "predictions.json").read_text()
+
+
+def test_names_that_would_share_a_file_are_refused(tmp_path):
+    (data,) = scenes(2)
+    items = [
+        dataclasses.replace(data.items[0], name="a.png"),
+        dataclasses.replace(data.items[1], name="a_uncertainty.png"),
+    ]
+    data = [dataclasses.replace(data, items=items)]
+    with pytest.raises(ValueError, match=r"would both be saved as .*a_uncertainty\.npy"):
+        evaluate(Sure("metric_depth", metres, knows), data, out=tmp_path / "run", save_predictions="npy")
+    assert evaluate(Brightness("metric_depth", metres), data, out=tmp_path / "b", save_predictions="npy").complete

@@ -55,6 +55,7 @@ class StoredPredictions(DepthModel):
 
     Beside a map, `..._uncertainty.npy` (larger = less certain) and `..._std.npy` (metres) are read as well, and scored
     as uncertainty; so is `..._uncertainty.png` of `predict --uncertainty`, which says itself that it is a log-variance.
+    An index says that of all in its folder.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class StoredPredictions(DepthModel):
         if depth_scale is not None and index.get("format") in STORED:
             raise ValueError(f"{says} says how its maps are stored; leave --depth-scale out")
         self._is_kitti = index.get("format") == "kitti"
+        self._says_variance = index.get("uncertainty") == LOG_VARIANCE
 
     def forward(self, images: Any, *, features: bool = False) -> DepthOutput:
         """Refuse: there is no network."""
@@ -176,9 +178,12 @@ class StoredPredictions(DepthModel):
             DistillDepthError: one cannot be read, or is not one map.
         """
         files = _extra_files(path)
-        return {
+        found = {
             name: read_depth_png(file)[0] if name == LOG_VARIANCE else self.read(file) for name, file in files.items()
         }
+        if self._says_variance and "uncertainty" in found:
+            found[LOG_VARIANCE] = found.pop("uncertainty")
+        return found
 
     def digest(self, path: Path) -> str:
         """Return a digest of the files that `read` and `read_extras` read for a prediction; empty if it is gone."""

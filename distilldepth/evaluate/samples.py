@@ -34,6 +34,7 @@ from distilldepth.evaluate.score import Scores, add_completion, apply_image_crop
 from distilldepth.inference.batches import FAILURES, LoadedImage, reason, without_relief
 from distilldepth.inference.estimator import Estimator, InferenceOptions
 from distilldepth.models.preprocess import resize
+from distilldepth.words import LOG_VARIANCE
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +217,7 @@ class Scoring:
                 one.values.cpu().numpy(),
                 self._quantity,
                 form=self.save_as,
+                log_variance=one.extras[LOG_VARIANCE].cpu().numpy() if LOG_VARIANCE in one.extras else None,
             )
             for group in groups
             for one in group
