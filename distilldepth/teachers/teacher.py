@@ -94,6 +94,8 @@ class Teacher:
                 model.to(memory_format=model.memory_format)  # type: ignore[call-overload]  # torch tells of tensors only
             self.info = model.info
         self.name = self.info.name
+        self.views = 1 if model is None else model.views
+        """How many images of a scene it sees at once, along the channels."""
         self._resting = None if model is None or offload is None else Resting(model, offload)
         self._compiled = torch.compile(model.forward) if compiled and model is not None else None
 
@@ -102,7 +104,7 @@ class Teacher:
         return nullcontext() if self._resting is None else self._resting.used()
 
     def label(self, images: Tensor, depth: Tensor | None, *, features: Collection[str] = ()) -> PseudoLabel:
-        """Label images `(B, 3, H, W)` in [0, 1]; `depth` `(B, H, W)` in metres is what the oracle reads.
+        """Label images `(B, 3 * views, H, W)` in [0, 1]; `depth` `(B, H, W)` in metres is what the oracle reads.
 
         `features` are the levels of the encoder's features that are wanted too; those that it lacks are left out. Runs
         in the teacher's own precision, whatever autocast surrounds it.
@@ -136,7 +138,7 @@ class Teacher:
 
     def label_whole(self, regions: Regions, images: Tensor, depth: Tensor | None) -> PseudoLabel:
         """Label held-out images, whole; `regions` says which they are."""
-        return self.label(images, depth)
+        return self.label(images if self.views == 1 else regions.views(self.views).to(images) / 255, depth)
 
     def _run(self, images: Tensor, *, features: Collection[str]) -> DepthOutput:
         assert self.model is not None, "the oracle runs nothing"
