@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -11,13 +12,18 @@ import re
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from narrow_pages import check_narrow
 from test_evaluate import Brightness, in_memory, levels, pairs, run  # noqa: F401
 from test_uncertainty_module import loud, small
 
+from distilldepth.cli.main import cli
 from distilldepth.datasets.truth import Truth
+from distilldepth.errors import DistillDepthError
 from distilldepth.evaluate import choose_protocol, evaluate, read_evaluation
 from distilldepth.evaluate.compare import compare
+from distilldepth.evaluate.predictions import StoredPredictions
+from distilldepth.evaluate.record.cases import FOLDER, Cases
 from distilldepth.evaluate.record.folder import _is_row
 from distilldepth.evaluate.record.table import to_markdown
 from distilldepth.evaluate.score import score_batch
@@ -241,10 +247,17 @@ def test_everything_written_has_it(tmp_path):
         assert text in page
     assert "70 % interval: 100.0% of the pixels" in page
     assert f'<td class="number">{own:.3f}</td>' in page
+    assert page.count('alt="stated uncertainty of') == 3
+    case = Cases.load(tmp_path / "run").worst("set|<1>")[0]
+    assert case.uncertainty.shape == case.truth.shape == (24, 32)
+    np.testing.assert_allclose(case.uncertainty, knows(torch.from_numpy(case.prediction.astype(np.float32))), atol=0.02)
+    low, high = np.exp(np.percentile(case.uncertainty.astype(np.float64), [2, 98]) / 2)
+    assert f"<span>sigma {low:.3g} m</span><span>{high:.3g} m</span>" in page
     check_narrow(page)
 
     plain = evaluate(Brightness("metric_depth", metres), scenes(), out=tmp_path / "plain")
     page, markdown = ((tmp_path / "plain" / name).read_text() for name in ("report.html", "table.md"))
+    assert "stated uncertainty" not in page
     assert "<h3>Uncertainty" not in page
     assert "AUSE" not in markdown
     assert "sparsification" not in page
@@ -290,6 +303,26 @@ def test_an_evaluation_goes_on_with_its_curves(tmp_path):
         assert not _is_row({**row, "sparsification": wrong}), wrong
 
 
+def test_pictures_of_it_are_small_and_damaged_ones_are_said(tmp_path):
+    cases = Cases(width=10)
+    flat = np.ones((8, 20), np.float32)
+    spread = np.arange(160, dtype=np.float32).reshape(8, 20)
+    for name, stated in (("a", spread), ("b", np.where(spread == 3, np.nan, spread))):
+        assert cases.offer("set", name, 0.5, np.zeros((8, 20, 3), np.uint8), flat, flat, flat > 0)
+        cases.add_uncertainty("set", name, torch.from_numpy(stated))
+    cases.add_uncertainty("set", "lost", spread)
+    cases.save(tmp_path)
+    b, a = Cases.load(tmp_path).worst("set")
+    np.testing.assert_array_equal(a.uncertainty, spread.reshape(4, 2, 10, 2).mean((1, 3)))
+    assert b.uncertainty is None
+    (path,) = (tmp_path / FOLDER).glob("*.npz")
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    np.savez(path, **{**arrays, "uncertainty_0": spread})
+    with pytest.raises(DistillDepthError, match="damaged; delete it"):
+        Cases.load(tmp_path)
+
+
 # --- the command ---
 
 
@@ -312,3 +345,50 @@ def test_the_command_shows_it(pairs, tmp_path, family, monkeypatch):  # noqa: F8
     assert second.exit_code == 0, second.output
     assert "ause_abs_rel" in second.stdout
     assert ("laplace_error" in second.stdout) == metric
+
+
+@pytest.mark.parametrize("form", ["npy", "png16"])
+def test_maps_that_predict_wrote_are_scored_with_theirs(pairs, tmp_path, form):  # noqa: F811
+    save_model(loud(small("newcrfs")), tmp_path / "model")
+    out = tmp_path / "maps"
+    common = ["--model", str(tmp_path / "model"), "--size", "64", "--device", "cpu", "--precision", "float32"]
+    words = ["predict", str(pairs / "images"), "-o", str(out), "--as", form, "--uncertainty", *common]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    data = ["--data", pairs, "--json", "-"]
+    stored, own = run("--predictions", out, "--quantity", "metric-depth", *data), run(*common[:-4], *common[-2:], *data)
+    assert (stored.exit_code, own.exit_code) == (0, 0), stored.output
+    stored, own = (json.loads(result.stdout)["datasets"][0]["metrics"] for result in (stored, own))
+    names = [*UNCERTAINTY_NAMES, *LAPLACE_NAMES]
+    # An array does not say that it is a log-variance.
+    assert [name for name in names if name in stored] == (names if form == "png16" else [*UNCERTAINTY_NAMES])
+    for name in set(names) & stored.keys():
+        assert stored[name] == pytest.approx(own[name], rel=0.02, abs=0.01), name
+
+
+@pytest.mark.parametrize("form", ["npy", "png16", "kitti"])
+def test_maps_that_were_kept_are_scored_the_same(tmp_path, form):
+    first = evaluate(Sure("metric_depth", metres, knows), scenes(), out=tmp_path / "run", save_predictions=form)
+    names = sorted(path.name for path in (tmp_path / "run" / "predictions" / "set|<1>").iterdir())
+    suffix = ".npy" if form == "npy" else ".png"
+    second = [] if form == "kitti" else [f"{index}_uncertainty{suffix}" for index in range(3)]
+    assert names == sorted([*(f"{index}{suffix}" for index in range(3)), *second])
+    again = evaluate(StoredPredictions(tmp_path / "run"), scenes())
+    for name in (*UNCERTAINTY_NAMES, *LAPLACE_NAMES):
+        assert (name in again.datasets[0].metrics) == (form != "kitti")
+        if name.startswith(("ause", "aurg")) and form != "kitti":
+            assert again.datasets[0].metrics[name] == pytest.approx(first.datasets[0].metrics[name], rel=0.05, abs=1e-3)
+    plain = evaluate(Brightness("metric_depth", metres), scenes(), out=tmp_path / "plain", save_predictions="npy")
+    assert plain.complete
+    assert "uncertainty" not in (tmp_path / "plain" / "predictions" / "predictions.json").read_text()
+
+
+def test_names_that_would_share_a_file_are_refused(tmp_path):
+    (data,) = scenes(2)
+    items = [
+        dataclasses.replace(data.items[0], name="a.png"),
+        dataclasses.replace(data.items[1], name="a_uncertainty.png"),
+    ]
+    data = [dataclasses.replace(data, items=items)]
+    with pytest.raises(ValueError, match=r"would both be saved as .*a_uncertainty\.npy"):
+        evaluate(Sure("metric_depth", metres, knows), data, out=tmp_path / "run", save_predictions="npy")
+    assert evaluate(Brightness("metric_depth", metres), data, out=tmp_path / "b", save_predictions="npy").complete

@@ -249,7 +249,7 @@ def _plan(
     """What is to be scored, and for samples without a stored prediction what was looked for."""
     found, missing = model.find(datasets) if isinstance(model, StoredPredictions) else ({}, {})
     if save_as is not None:
-        check_distinct(datasets, save_as)
+        check_distinct(datasets, save_as, uncertainty=LOG_VARIANCE in model.extra_maps)
     tasks = [
         Task(item, index, dataset, rules[dataset.name], found.get((dataset.name, index)))
         for dataset in datasets
@@ -286,7 +286,8 @@ def _open_folder(
     described = describe_run(model, protocol, rules, datasets, settings, quantity=estimator.info.quantity)
     folder = RunFolder(path, described, resume=options.resume, overwrite=options.overwrite)
     if options.save_predictions is not None:
-        write_index(path / PREDICTIONS, estimator.info, options.save_predictions)
+        says = LOG_VARIANCE if LOG_VARIANCE in model.extra_maps else None
+        write_index(path / PREDICTIONS, estimator.info, options.save_predictions, uncertainty=says)
     return folder
 
 

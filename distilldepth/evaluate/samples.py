@@ -43,6 +43,7 @@ from distilldepth.images.stereo import RightView, are_swapped
 from distilldepth.inference.batches import FAILURES, LoadedImage, reason, without_relief
 from distilldepth.inference.estimator import Estimator, InferenceOptions
 from distilldepth.models.preprocess import resize
+from distilldepth.words import LOG_VARIANCE
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +253,7 @@ class Scoring:
                 one.values.cpu().numpy(),
                 self._quantity,
                 form=self.save_as,
+                log_variance=one.extras[LOG_VARIANCE].cpu().numpy() if LOG_VARIANCE in one.extras else None,
             )
             for group in groups
             for one in group
@@ -342,6 +344,8 @@ class Scoring:
             kept = self.cases.offer(row.dataset, row.name, score, image, *maps, is_metric=one.truth.is_metric)
             if kept and one.points is not None:
                 self.cases.add_points(row.dataset, row.name, one.points)
+            if kept and scores.uncertainty is not None:
+                self.cases.add_uncertainty(row.dataset, row.name, scores.uncertainty[index])
 
     def _record(self, rows: list[tuple[Task, ScoredSample]], saving: dict[Task, Future[Path]]) -> None:
         """Note scored samples, once their maps are written."""

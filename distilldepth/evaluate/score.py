@@ -51,6 +51,8 @@ class Scores:
     _maps: Maps = field(repr=False)
     sparsification: dict[str, Tensor] = field(default_factory=dict)
     """Where there is an uncertainty: what `sparsification_curves` gives."""
+    uncertainty: Tensor | None = None
+    """That uncertainty, `(B, h, w)`."""
 
     @cached_property
     def depth(self) -> Tensor:
@@ -356,6 +358,7 @@ def _add_extras(scores: Scores, extras: dict[str, Tensor], dense: bool, quantity
     found = {name: to_frame(values.float(), maps.size, "bilinear", maps.rules) for name, values in extras.items()}
     uncertainty = found.get(LOG_VARIANCE, found.get("uncertainty"))
     if uncertainty is not None:
+        scores.uncertainty = uncertainty
         scores.sparsification = sparsification_curves(scores.depth, truth, uncertainty, scores.scored)
         scores.metrics.update(sparsification_areas(scores.sparsification))
     if LOG_VARIANCE in found and quantity == "metric_depth" and maps.rules.align == "none":
