@@ -212,7 +212,7 @@ def test_a_right_view_is_never_replaced(run):
 
 
 def test_exchanged_views_are_named(run, tmp_path):
-    scene = render_scene(3, (96, 128), stereo=True)
+    scene = render_scene(3, (72, 96), stereo=True)
     Path("scene").mkdir()
     Image.fromarray(scene.image).save("scene/a.png")
     Image.fromarray(scene.right).save("scene/b.png")
@@ -232,13 +232,14 @@ def test_a_network_whose_disparity_is_negative_says_so(tmp_path):
     assert all("negative in the median (-" in told and "other way round" in told for _, told in report.failures)
 
 
-def test_jobs_of_a_manifest_keep_their_tree(tmp_path):
+def test_jobs_of_a_manifest_keep_their_tree(tmp_path, monkeypatch):
     manifest = write_pairs(tmp_path, 1)
     Path(tmp_path / "left/deep").mkdir()
     Image.fromarray(a_pair(0)[0]).save(tmp_path / "left/deep/0.png")
-    lines = [json.loads(manifest.read_text()), {"image": "left/deep/0.png"}]
+    lines = [json.loads(manifest.read_text()), {"image": str(tmp_path / "left/deep/0.png")}]
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    jobs, is_file = plan_jobs([manifest], tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    jobs, is_file = plan_jobs(["pairs.jsonl"], tmp_path / "out")
     assert not is_file
     assert [job.outputs["png16"].relative_to(tmp_path).as_posix() for job in jobs] == ["out/0.png", "out/deep/0.png"]
     assert [job.right and job.right.name for job in jobs] == ["0.png", None]
