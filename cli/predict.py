@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from distilldepth.cli import options, outputs
 
 if TYPE_CHECKING:
-    from distilldepth.models import DepthModel
+    from distilldepth.inference.estimator import Estimator
 
 
 @click.command()
@@ -62,29 +62,19 @@ if TYPE_CHECKING:
 @options.offline_option
 def predict(
     inputs: tuple[str, ...],
-    right: str | None,
-    focal_px: float | None,
-    baseline_m: float | None,
     out: str,
     model: str,
     model_max_depth: float | None,
     formats: tuple[tuple[str, ...], ...],
-    png_scale: float | None,
-    colormap: str,
-    percentiles: tuple[float, float],
     fov: float | None,
     intrinsics: tuple[float, ...] | None,
     uncertainty: bool,
     depth_range: tuple[float, float],
-    resize_policy: str | None,
-    size: int | None,
-    batch_size: int,
-    device: str,
-    precision: str,
     skip_existing: bool,
     overwrite: bool,
     json_file: str | None,
     offline: bool,
+    **how: Any,
 ) -> None:
     """Predict depth for images and folders.
 
@@ -101,19 +91,21 @@ def predict(
     gives the stored pixels. PNGs that this program made are not taken for photographs. A bad image is listed at the
     end, the rest is done, and the exit code is 1.
     """
+    # What is in `how` bears the names of `PredictOptions`.
     existing = outputs.chosen_existing(skip_existing, overwrite)
-    outputs.check_ranges(fov, intrinsics, percentiles, depth_range)
-    if (focal_px is None) != (baseline_m is None):
-        given, missing = ("--focal-px", "--baseline-m")[:: 1 if baseline_m is None else -1]
+    outputs.check_ranges(fov, intrinsics, how["percentiles"], depth_range)
+    if (how["focal_px"] is None) != (how["baseline_m"] is None):
+        given, missing = ("--focal-px", "--baseline-m")[:: 1 if how["baseline_m"] is None else -1]
         raise click.UsageError(f"{given} needs {missing} too: disparity becomes metres by both")
-    options.check_json_target(json_file, (*inputs, *filter(None, [right]), out, model, Path(model, "config.json")))
+    read = filter(None, (*inputs, how["right"]))
+    options.check_json_target(json_file, (*read, out, model, Path(model, "config.json")))
 
     from distilldepth.predict import PointCloudOptions, PredictOptions, predict_files
 
     with ExitStack() as stack:
 
-        def start(loaded: DepthModel, count: int) -> Callable[[int], None]:
-            info = loaded.info
+        def start(estimator: Estimator, count: int) -> Callable[[int], None]:
+            info = estimator.info
             click.echo(f"{info.name}: {info.quantity}, {info.licence}, {count} image{'s' * (count != 1)}", err=True)
             outputs.warn_of_idle_options(formats, out)
             return stack.enter_context(options.progress(count, "predict"))
@@ -125,23 +117,13 @@ def predict(
             formats=[name for words in formats for name in words] or None,
             existing=existing,
             options=PredictOptions(
-                resize_policy=resize_policy,
-                size=size,
-                batch_size=batch_size,
-                device=device,
-                precision=precision,
-                right=right,
-                focal_px=focal_px,
-                baseline_m=baseline_m,
-                png_scale=png_scale,
-                colormap=colormap,
-                percentiles=percentiles,
                 uncertainty=uncertainty,
                 point_cloud=PointCloudOptions(60.0 if fov is None else fov, intrinsics, depth_range),
+                **how,
             ),
             offline=offline,
             start=start,
         )
-    outputs.tell(report, out, png_scale)
+    outputs.tell(report, out, how["png_scale"])
     options.write_json(report.to_dict(), json_file)
     options.end_with_failures(report.failures, len(report.written) + len(report.skipped) + len(report.failures))

@@ -158,7 +158,7 @@ def _make_estimator(model: str | Path | DepthModel, datasets: list[Dataset], opt
             "--points 500"
         )
     if options.save_predictions == "kitti":
-        two = opened.views == 2 and opened.in_pixels and _have_cameras(opened, datasets)
+        two = opened.views == 2 and opened.in_pixels and _have_cameras(opened, datasets, options)
         check_metres("metric_depth" if two else opened.info.quantity)
     estimator: Estimator
     if isinstance(opened, PointCompletion):
@@ -166,22 +166,28 @@ def _make_estimator(model: str | Path | DepthModel, datasets: list[Dataset], opt
     elif isinstance(opened, StoredPredictions):
         estimator = StoredMaps(opened, options)
     elif opened.views == 2:
-        estimator = StereoEstimator(opened, options, metric=_have_cameras(opened, datasets))
+        estimator = StereoEstimator(opened, options, metric=_have_cameras(opened, datasets, options))
     else:
         estimator = Estimator(opened, options)
     estimator.check_size()
     return estimator
 
 
-def _have_cameras(model: DepthModel, datasets: list[Dataset]) -> bool:
-    """Whether metres can be made of the disparity of pairs; what a model of two views lacks is said before any work."""
-    for dataset in datasets:
-        if not any(item.right for item in dataset.items):
+def _have_cameras(model: DepthModel, datasets: list[Dataset], options: EvaluateOptions) -> bool:
+    """Whether metres are made of the disparity of pairs; what a model of two views lacks is said before any work.
+
+    Under a protocol that fits scale and shift they are made only where every camera is known.
+    """
+    pairs = [[item.right for item in dataset.items if item.right] for dataset in datasets]
+    for dataset, rights in zip(datasets, pairs, strict=True):
+        if not rights:
             raise DistillDepthError(
                 f"{dataset.name}: has no right views, and {model.info.name} sees two views; give a manifest with "
                 "`right` (and `focal_px` and `baseline_m`), or a benchmark whose right views are there too"
             )
-    known = [any(item.right and item.right.has_camera for item in dataset.items) for dataset in datasets]
+    if _fits_scale(options):
+        return all(right.has_camera for rights in pairs for right in rights)
+    known = [any(right.has_camera for right in rights) for rights in pairs]
     if model.in_pixels and any(known) and not all(known):
         without = datasets[known.index(False)].name
         raise DistillDepthError(
@@ -189,6 +195,13 @@ def _have_cameras(model: DepthModel, datasets: list[Dataset]) -> bool:
             "gives metres elsewhere; score it by itself"
         )
     return any(known)
+
+
+def _fits_scale(options: EvaluateOptions) -> bool:
+    """Whether a protocol was asked for that brings predictions to the truth itself."""
+    protocol = options.protocol if isinstance(options.protocol, Protocol) else PROTOCOLS.get(options.protocol or "")
+    asked = (options.overrides or {}).get("align")
+    return (asked or (protocol.align if protocol else "none")) != "none"
 
 
 def _find_protocol(estimator: Estimator, options: EvaluateOptions) -> Protocol:

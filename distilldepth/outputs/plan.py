@@ -129,6 +129,8 @@ def _find(inputs: Sequence[str | Path], out: Path) -> list[_Found]:
         elif path.exists() and path.suffix.lower() == ".jsonl":
             read = read_views(path)
             images = [each.image for each in read]
+            if len({image.is_absolute() for image in images}) > 1:
+                images = [Path(os.path.abspath(image)) for image in images]
             views |= {os.path.abspath(each.image): each for each in read}
             groups.append((Path(os.path.commonpath([image.parent for image in images])), images))
         elif path.exists() or not glob.has_magic(str(path)):

@@ -66,7 +66,7 @@ def predict_files(
     existing: str = "refuse",
     options: PredictOptions | None = None,
     offline: bool = False,
-    start: Callable[[DepthModel, int], Callable[[int], None]] | None = None,
+    start: Callable[[Estimator, int], Callable[[int], None]] | None = None,
     **changes: Any,
 ) -> PredictReport:
     """Predict depth for files and write the results.
@@ -83,8 +83,8 @@ def predict_files(
         options: size, device, colours and so on, see `InferenceOptions` and `WriteOptions`, and `uncertainty` for a
             second map beside each; None for the usual ones.
         offline: never touch the network for the model.
-        start: called with the model and the number of images when the work begins; the function it returns is told how
-            many more images are done.
+        start: called with the estimator, whose `info` says what comes out, and the number of images when the work
+            begins; the function it returns is told how many more images are done.
         changes: options given by name, for example `predict_files("photos", "depth", formats=["npy"], size=518)`.
 
     Returns:
@@ -129,7 +129,7 @@ def predict_files(
     maker = Maker.of(estimator, options, model_digest(estimator.model))
     digest = _pair_digest if stereo else _digest
     todo = leave_out_what_is_there(jobs, maker, outputs, report, digest) if existing == "skip" else jobs
-    advance = start(estimator.model, len(todo)) if start is not None else lambda count: None
+    advance = start(estimator, len(todo)) if start is not None else lambda count: None
     began = time.perf_counter()
     policy = estimator.model.preprocessing.resize_policy
     writer = Writer(info, policy, maker, outputs, _describe_pair) if stereo else Writer(info, policy, maker, outputs)
