@@ -234,7 +234,7 @@ class Numbers:
     def __init__(self, count, bad=(), gone=(), depth=False):
         self.count, self.bad, self.gone, self.has_depth = count, bad, gone, depth
         self.description = f"{count} numbers"
-        self.has_right = False
+        self.has_right = self.has_cameras = False
 
     def __len__(self):
         return self.count

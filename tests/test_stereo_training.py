@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -19,7 +20,8 @@ from safetensors.torch import load_file
 from waiting import wait_until
 
 from distilldepth.cli.main import cli
-from distilldepth.datasets.training import open_pairs
+from distilldepth.datasets.open import open_data
+from distilldepth.datasets.training import open_truth
 from distilldepth.distill.config import AugmentSection, DistillConfig, load_config
 from distilldepth.distill.kinds import check_kinds
 from distilldepth.distill.labels import label_batch
@@ -31,8 +33,11 @@ from distilldepth.images.sources import open_source
 from distilldepth.images.views import depth_of_right_view, prepare_views
 from distilldepth.losses import feature_uncertainty_loss, focal_depth_loss, response_uncertainty_loss, silog_loss
 from distilldepth.models import create_student, load_model
-from distilldepth.models.base import DepthOutput
+from distilldepth.models.base import DepthOutput, ModelInfo, run_resized
+from distilldepth.models.families.psmnet import PSMNetDepth
+from distilldepth.models.families.psmnet import build as build_psmnet
 from distilldepth.scenes.render import CAR, render_scene
+from distilldepth.teachers.labelling import label_regions
 from distilldepth.teachers.spec import parse_teachers
 from distilldepth.teachers.teacher import PseudoLabel, Teacher
 
@@ -346,24 +351,30 @@ def test_newcrfs_names_the_levels_of_its_decoder():
 # What cannot be compared.
 
 
+@dataclasses.dataclass
+class Known:
+    has_depth: bool = True
+    has_right: bool = True
+    has_cameras: bool = True
+
+
 def kinds(config: DistillConfig, teacher: str = "oracle", student: str = "newcrfs-micro", **images: bool) -> None:
     spec = parse_teachers(teacher)[0]
     model = None if teacher == "oracle" else load_model(teacher)
-    check_kinds(config, create_student(student, seed=0), [Teacher(spec, model)], **images)
+    check_kinds(config, create_student(student, seed=0), [Teacher(spec, model)], Known(**images))
 
 
 def test_metres_and_relative_maps_are_kept_apart():
-    both = {"has_depth": True, "has_right": True}
     adu = load_config(preset="adu-depth", flags={"images": ["stereo-scenes"]})
-    kinds(adu, **both)
+    kinds(adu)
     with pytest.raises(UsageError, match="teacher dav2-mini says disparity without a scale; name a teacher of metres"):
-        kinds(adu, "dav2-mini", **both)
+        kinds(adu, "dav2-mini")
     with pytest.raises(UsageError, match=r"predicts metres, and loss\.shared_context compares maps up to scale"):
-        kinds(load_config(), **both)
+        kinds(load_config())
     with pytest.raises(UsageError, match=r"loss\.silog is for students that predict metres, and 'newcrfs-large'"):
-        kinds(adu, student="light-mini", **both)
+        kinds(adu, student="light-mini")
     with pytest.raises(UsageError, match=r"loss\.silog compares with true depth, and not all images have it"):
-        kinds(adu, has_depth=False, has_right=True)
+        kinds(adu, has_depth=False)
 
 
 def test_networks_of_two_views_want_pairs(tmp_path):
@@ -372,12 +383,12 @@ def test_networks_of_two_views_want_pairs(tmp_path):
     student.views = 2
     oracle = Teacher(parse_teachers("oracle")[0], None)
     with pytest.raises(UsageError, match="sees both views of stereo pairs, and the images have one; give pairs"):
-        check_kinds(config, student, [oracle], has_depth=True, has_right=False)
+        check_kinds(config, student, [oracle], Known(has_right=False))
     config.loss.local_global, config.crop.patches = 0.5, 4
     student.info = load_model("distilldepth-mini").info
     config.loss.silog = 0
     with pytest.raises(UsageError, match="windows are cut from one; set"):
-        check_kinds(config, student, [oracle], has_depth=True, has_right=True)
+        check_kinds(config, student, [oracle], Known())
 
 
 # Manifests.
@@ -405,7 +416,7 @@ def write_manifest(folder: Path, count: int = 8, **changes) -> Path:
 
 
 def test_a_manifest_gives_pairs_with_metres(tmp_path):
-    source = open_pairs([str(write_manifest(tmp_path / "a", 2))])
+    source = open_truth([str(write_manifest(tmp_path / "a", 2))])
     assert (source.has_depth, source.has_right, len(source)) == (True, True, 2)
     sample = source[1]
     scene = render_scene(101, (64, 128), stereo=True, rig=CAR)
@@ -416,7 +427,7 @@ def test_a_manifest_gives_pairs_with_metres(tmp_path):
     assert sample["intrinsics"][0, 0] == pytest.approx(scene.intrinsics[0, 0])
 
     as_disparity = write_manifest(tmp_path / "b", 2, kind="stereo_disparity")
-    found = open_pairs([str(as_disparity)])[0]
+    found = open_truth([str(as_disparity)])[0]
     stored = np.asarray(Image.open(tmp_path / "b" / "depth-0.png")).astype(np.float64) / 256
     expected = found["intrinsics"][0, 0] * 0.54 / stored[stored > 0]
     assert np.allclose(found["depth"][stored > 0], expected, rtol=1e-5)
@@ -424,19 +435,114 @@ def test_a_manifest_gives_pairs_with_metres(tmp_path):
 
 def test_what_is_wrong_with_pairs_is_said(tmp_path):
     lacking = write_manifest(tmp_path / "a", 1, kind="stereo_disparity", baseline_m=None, focal_px=None)
-    with pytest.raises(DistillDepthError, match="disparity in pixels, which is no depth without focal_px and baseline"):
-        open_pairs([str(lacking)])
+    with pytest.raises(
+        DistillDepthError, match="disparity in pixels, which is no depth in metres without focal_px and baseline"
+    ):
+        open_truth([str(lacking)])
     small = write_manifest(tmp_path / "b", 1)
     Image.new("RGB", (20, 10)).save(tmp_path / "b" / "right-0.png")
-    with pytest.raises(DistillDepthError, match=r"right view has 20x10 pixels and the left one 128x64"):
-        open_pairs([str(small)])[0]
-    with pytest.warns(UserWarning, match=r"median of .* m; scenes have"):
-        open_pairs([str(write_manifest(tmp_path / "c", 1, scale=1))])
+    with pytest.raises(DistillDepthError, match=r"the left view is 64 x 128 and the right one 10 x 20"):
+        open_truth([str(small)])[0]
+    with pytest.warns(
+        UserWarning, match=r"median of .* m, read as 1 stored unit per metre; likely right is 1000 .* or 256"
+    ):
+        open_truth([str(write_manifest(tmp_path / "c", 1, scale=1))])
     (tmp_path / "d").mkdir()
     one_view = write_manifest(tmp_path / "d", 6, right=None)
     result = typed("--preset", "adu-teacher", *SMALL[2:], "--out", str(tmp_path / "r"), "--data", str(one_view))
     assert result.exit_code == 2
     assert "sees both views of stereo pairs, and the images have one" in result.stderr.splitlines()[-1]
+
+
+PSMNET = {"width": 4, "depths": [1, 1, 1, 1], "cells": [2, 4, 8, 16], "max_disparity": 32, "align_corners": True}
+
+
+def psmnet() -> PSMNetDepth:
+    torch.manual_seed(0)
+    info = ModelInfo("psmnet-test", "psmnet", "disparity", "Apache-2.0", "random")
+    return build_psmnet(PSMNET, info).eval()
+
+
+def test_pixels_of_a_stereo_network_become_inverse_metres_by_the_camera_of_each_region():
+    pair = make_pair(size=(64, 128))
+    config = CropConfig(size=(64, 96), min_crop=64, flip=False)
+    batch = Regions.collate([make_crop(pair, config, np.random.default_rng(seed)) for seed in range(2)])
+    batch.intrinsics[1, 0, 0] *= 3
+    network = psmnet()
+    teacher = Teacher(parse_teachers("oracle")[0], network)
+    assert (teacher.views, teacher.info.quantity) == (2, "metric_depth")
+    label = label_regions(batch, teacher)
+    pixels = run_resized(network, batch.views(2).float() / 255).values
+    factor = batch.intrinsics[:, 0, 0] * 0.54
+    assert torch.allclose(label.disparity, pixels / factor[:, None, None], rtol=1e-4)
+    assert (label.quantity, label.inverse_depth) == ("metric_depth", True)
+    assert torch.equal(label.valid, pixels > 0)
+    batch.baseline_m[1] = math.nan
+    label = label_regions(batch, teacher)
+    assert label.valid[0].any()
+    assert not label.valid[1].any(), "without a camera nothing is known"
+    config = load_config(preset="adu-depth", flags={"images": ["stereo-scenes"], "student": "newcrfs-micro"})
+    student = create_student("newcrfs-micro", seed=0)
+    check_kinds(config, student, [teacher], Known())
+    with pytest.raises(UsageError, match="says disparity in pixels, which is no depth without focal_px and baseline_m"):
+        check_kinds(config, student, [teacher], Known(has_cameras=False))
+
+
+def test_training_images_of_a_benchmark_are_read_with_their_right_views(tmp_path):
+    drive, lines = "2011_09_26/2011_09_26_drive_0001_sync", []
+    for number in range(6):
+        scene = render_scene(200 + number, (48, 96), stereo=True, rig=CAR)
+        depth = np.where(scene.depth < 80, scene.depth * 256, 0).round().astype(np.uint16)
+        for camera, view in (("02", scene.image), ("03", scene.right)):
+            path = tmp_path / drive / f"image_{camera}" / "data" / f"{number:010d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(view).save(path)
+        truth = tmp_path / "train" / drive.split("/")[1] / "proj_depth/groundtruth/image_02" / f"{number:010d}.png"
+        truth.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(depth).save(truth)
+        lines.append(f"{drive}/image_02/data/{number:010d}.png x.png 721.5377\n")
+    (tmp_path / "2011_09_26" / "calib_cam_to_cam.txt").write_text(
+        "P_rect_02: 7.2e+02 0 48 4.5e+01 0 7.2e+02 24 0.2 0 0 1 0.003\n"
+        "P_rect_03: 7.2e+02 0 48 -3.4e+02 0 7.2e+02 24 2.2 0 0 1 0.003\n"
+    )
+    with pytest.raises(DistillDepthError, match="needs the list of its training images; put eigen_train_files_with_gt"):
+        open_truth(["kitti-eigen"], root=str(tmp_path))
+    with pytest.raises(UsageError, match="kitti-eigen needs --root"):
+        open_truth(["kitti-eigen"])
+    with pytest.raises(UsageError, match="nyuv2 has no training images here; those of kitti-eigen, kitti-official, dr"):
+        open_truth(["nyuv2"], root=str(tmp_path))
+    for name, listed in (
+        ("kitti-eigen", "eigen_train_files_with_gt.txt"),
+        ("kitti-official", "kitti_official_train.txt"),
+    ):
+        (tmp_path / listed).write_text("".join(lines))
+        source = open_truth([name], root=str(tmp_path))
+        assert (len(source), source.has_right, source.has_cameras) == (6, True, True)
+        sample = source[2]
+        scene = render_scene(202, (48, 96), stereo=True, rig=CAR)
+        assert np.array_equal(sample["right"], scene.right)
+        assert sample["baseline_m"] == pytest.approx(385 / 720)
+        assert sample["intrinsics"][0, 0] == pytest.approx(720)
+        near = scene.depth < 80
+        assert np.abs(sample["depth"] - scene.depth)[near].max() < 1 / 256
+        assert np.isnan(sample["depth"][~near]).all()
+    mine = tmp_path / "mine.txt"
+    mine.write_text(lines[4])
+    assert len(open_truth(["kitti-eigen"], root=str(tmp_path), split=str(mine))) == 1
+
+
+def test_stereo_scenes_are_scored_with_their_right_views(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTILLDEPTH_CACHE", str(tmp_path))
+    (dataset,) = open_data("stereo-scenes:2")
+    image, truth = dataset.items[1].read()
+    view = dataset.items[1].right.read()
+    scene = render_scene(10_000_001, (96, 336), stereo=True, rig=CAR)
+    assert np.array_equal(image, scene.image)
+    assert np.array_equal(view.image, scene.right)
+    assert (view.baseline_m, view.focal_px) == (0.54, pytest.approx(0.58 * 336))
+    assert np.array_equal(truth.valid, np.isfinite(scene.depth))
+    assert np.array_equal(truth.depth[truth.valid], scene.depth[truth.valid])
+    assert len(list(tmp_path.rglob("*.npz"))) == 1, "kept, for it takes long"
 
 
 # Whole runs.

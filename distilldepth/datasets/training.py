@@ -1,4 +1,4 @@
-"""Images with true depth to train on: the same manifests and benchmarks that are scored on, with right views."""
+"""Images with true depth to train on: the sets that are scored on, as a source of images, with right views."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from distilldepth.datasets.rgbd import RGBDSample, RGBDSource, open_rgbd
+from distilldepth.datasets.catalogue import BENCHMARKS, open_benchmark
+from distilldepth.datasets.open import benchmark_name, open_data, truth_notes
 from distilldepth.datasets.samples import spread
-from distilldepth.datasets.scale import scale_notes
-from distilldepth.errors import DistillDepthError
+from distilldepth.datasets.truth import Dataset, Truth
+from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.images.sources import ConcatSource, ImageSource, Sample
 from distilldepth.images.views import assumed_camera
 
@@ -19,109 +20,108 @@ _WEIGHED = 3
 """Frames whose depth is looked at before a run."""
 
 
-class PairSource:
-    """Frames of a manifest as images to train on.
+class TruthSource:
+    """The items of a dataset as images to train on.
 
-    Their depth is in metres, NaN where it is not known, at the photograph's size: stored disparity is turned into
-    metres, and maps of another size are taken from the nearest pixel.
+    Depth is in metres, NaN where it is not known, at the photograph's size: maps of another size are taken from the
+    nearest pixel. Right views come where all items have one.
 
     Args:
-        source: what was opened.
-        spec: what it was opened by, for messages.
-
-    Raises:
-        DistillDepthError: disparity without focal length or baseline.
+        dataset: what was opened.
     """
 
     has_depth = True
 
-    def __init__(self, source: RGBDSource, spec: str) -> None:
-        self.source = source
-        entries = source.entries
-        self.has_right = all(entry.right is not None for entry in entries)
-        self.names = [f"{entry.dataset}/{entry.name}" for entry in entries]
+    def __init__(self, dataset: Dataset) -> None:
+        self.items = dataset.items
+        self.has_right = all(item.right is not None for item in self.items)
+        self.has_cameras = all(item.right is not None and item.right.has_camera for item in self.items)
+        self.names = [f"{item.dataset}/{item.name}" for item in self.items]
         what = "stereo pairs" if self.has_right else "images"
-        self.description = f"{spec} ({len(entries)} {what} with true depth)"
-        for entry in entries:
-            lacks = [
-                name
-                for name, known in (
-                    ("focal_px", entry.focal_px is not None or entry.intrinsics is not None),
-                    ("baseline_m", entry.baseline_m is not None),
-                )
-                if not known
-            ]
-            if entry.kind == "stereo_disparity" and lacks:
-                raise DistillDepthError(
-                    f"{spec}: {entry.name} has disparity in pixels, which is no depth without {' and '.join(lacks)}; "
-                    "add it to the manifest"
-                )
+        self.description = f"{dataset.name} ({len(self.items)} {what} with true depth)"
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> Sample:
-        found = self.source[index]
-        name = f"{found['dataset']}/{found['name']}"
-        image, camera = found["image"], _camera(found)
-        depth = np.where(found["valid"], found["target"], np.nan).astype(np.float32)
-        if not found["valid"].any():
-            raise DistillDepthError(f"{name}: no valid pixel in the ground truth")
-        if found["kind"] == "stereo_disparity":
-            assert camera is not None, "checked when it was opened"
-            depth = (camera[0, 0] * found["baseline_m"] / depth).astype(np.float32)
-        if depth.shape != image.shape[:2]:
-            depth = np.asarray(Image.fromarray(depth).resize(image.shape[1::-1], Image.Resampling.NEAREST))
-        sample: Sample = {"image": image, "name": name, "depth": depth}
-        if camera is not None:
-            sample["intrinsics"] = camera
-        if self.has_right:
-            if found["right"].shape != image.shape:
-                rows, columns = found["right"].shape[:2]
-                raise DistillDepthError(
-                    f"{name}: the right view has {columns}x{rows} pixels and the left one "
-                    f"{image.shape[1]}x{image.shape[0]}; both views of a pair must have one size"
-                )
-            sample["right"] = found["right"]
-            if "baseline_m" in found:
-                sample["baseline_m"] = found["baseline_m"]
+        item = self.items[index]
+        image, truth = item.read()
+        name = self.names[index]
+        sample: Sample = {"image": image, "name": name, "depth": _depth(truth, image.shape[:2], name)}
+        if self.has_right and item.right is not None:
+            view = item.right.read()
+            try:
+                view.check_size(image)
+            except DistillDepthError as error:
+                raise DistillDepthError(f"{name}: {error}") from error
+            sample["right"] = view.image
+            if view.focal_px is not None:
+                sample["intrinsics"] = assumed_camera(*image.shape[:2])
+                sample["intrinsics"][(0, 1), (0, 1)] = view.focal_px
+            if view.baseline_m is not None:
+                sample["baseline_m"] = view.baseline_m
         return sample
 
 
-def open_pairs(specs: Sequence[str], *, root: str | None = None, split: str = "train") -> ImageSource:
+def _depth(truth: Truth, size: tuple[int, int], name: str) -> np.ndarray:
+    if not truth.is_metric:
+        raise DistillDepthError(
+            f"{name}: has disparity in pixels, which is no depth in metres without focal_px and baseline_m; add them "
+            "to the manifest"
+        )
+    if not truth.valid.any():
+        raise DistillDepthError(f"{name}: no valid pixel in the ground truth")
+    depth = np.where(truth.valid, truth.depth, np.nan).astype(np.float32)
+    if depth.shape == size:
+        return depth
+    return np.asarray(Image.fromarray(depth).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def open_truth(specs: Sequence[str], *, root: str | None = None, split: str = "train") -> ImageSource:
     """Open images with true depth to train on.
 
     Args:
-        specs: each a manifest or another RGB-D set, see `open_rgbd`.
-        root: folder that the paths in them are relative to; None for their own.
-        split: part of a benchmark.
+        specs: each a benchmark that has training images (`kitti-eigen`, `kitti-official`, `driving-stereo`), or what
+            `open_data` takes: a manifest, another RGB-D set, `stereo-scenes:COUNT`.
+        root: folder with the files of the benchmark, or that the paths in a manifest are relative to; None for its own.
+        split: `train`, for the benchmark's usual training list in the root; or a list.
 
     Returns:
         The source. Where metres can hardly be metres it is warned of.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        DistillDepthError: no such set, or nothing in it.
+        DistillDepthError: no such set, nothing in it, or depth without a unit.
+        UsageError: a benchmark without training images, or without a root.
     """
-    sources: list[ImageSource] = [PairSource(open_rgbd(spec, root=root), spec) for spec in specs]
-    for spec, source in zip(specs, sources, strict=True):
-        medians = []
-        for index in spread(range(len(source)), _WEIGHED):
+    datasets: list[Dataset] = []
+    for spec in specs:
+        if name := benchmark_name(spec):
+            datasets.append(_open_training(name, spec, root, split))
+        else:
+            datasets += open_data(spec, root=root)
+    for dataset in datasets:
+        truths = []
+        for item in spread(dataset.items, _WEIGHED):
             try:
-                medians.append(float(np.nanmedian(source[index]["depth"])))
+                truths.append(item.read()[1])
             except (DistillDepthError, OSError):
                 continue  # Of those that cannot be read the training tells.
-        for note in scale_notes(medians):
-            warnings.warn(f"{spec}: {note}", UserWarning, stacklevel=2)
+            _depth(truths[-1], truths[-1].depth.shape[:2], f"{item.dataset}/{item.name}")
+        for note in truth_notes(truths):
+            warnings.warn(f"{dataset.name}: {note}", UserWarning, stacklevel=2)
+    sources: list[ImageSource] = [TruthSource(dataset) for dataset in datasets]
     return sources[0] if len(sources) == 1 else ConcatSource(sources)
 
 
-def _camera(found: RGBDSample) -> np.ndarray | None:
-    """Intrinsics of the photograph; of a focal length alone with the axis in the middle; None if neither is known."""
-    if "intrinsics" in found:
-        return found["intrinsics"]
-    if "focal_px" not in found:
-        return None
-    camera = assumed_camera(*found["image"].shape[:2])
-    camera[0, 0] = camera[1, 1] = found["focal_px"]
-    return camera
+def _open_training(name: str, spec: str, root: str | None, split: str) -> Dataset:
+    if root is None:
+        raise UsageError(f"distill: --data {name} needs --root, the folder that holds it")
+    training = [known for known, benchmark in BENCHMARKS.items() if benchmark.training or "train" in benchmark.counts]
+    if name not in training:
+        raise UsageError(f"distill: {name} has no training images here; those of {', '.join(training)} can be read")
+    if split == "train":
+        return open_benchmark(name, root, training=True, strict_count=False)
+    return open_benchmark(
+        name, root, split=split, subset=spec.partition(":")[2] or None, training=True, strict_count=False
+    )

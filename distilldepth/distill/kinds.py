@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.terms.table import TERMS
 from distilldepth.errors import UsageError
@@ -9,17 +11,30 @@ from distilldepth.models import DepthModel
 from distilldepth.teachers.teacher import Teacher
 
 
-def check_kinds(
-    config: DistillConfig, student: DepthModel, teachers: list[Teacher], *, has_depth: bool, has_right: bool
-) -> None:
+class Known(Protocol):
+    """What is known of all images of a run."""
+
+    @property
+    def has_depth(self) -> bool:
+        """True depth."""
+
+    @property
+    def has_right(self) -> bool:
+        """The other view of a stereo pair."""
+
+    @property
+    def has_cameras(self) -> bool:
+        """Focal length and baseline of the pair."""
+
+
+def check_kinds(config: DistillConfig, student: DepthModel, teachers: list[Teacher], images: Known) -> None:
     """Refuse what cannot be compared, before anything is trained.
 
     Args:
         config: of the run.
         student: as it will be trained.
         teachers: all of them.
-        has_depth: whether every image has true depth.
-        has_right: whether every image is one of a stereo pair.
+        images: what is known of every image.
 
     Raises:
         UsageError: with the reason and what to do.
@@ -30,17 +45,23 @@ def check_kinds(
         _check_metres(config, student, teachers)
     else:
         _check_relative(config, student)
-    if config.loss.silog and not has_depth:
+    if config.loss.silog and not images.has_depth:
         raise UsageError(
             "distill: loss.silog compares with true depth, and not all images have it; give --data, or --images "
             "stereo-scenes, or set loss.silog=0"
         )
     pairs = [teacher.name for teacher in teachers if teacher.views > 1]
     pairs += [f"student {student.info.name}"] if student.views > 1 else []
-    if pairs and not has_right:
+    if pairs and not images.has_right:
         raise UsageError(
             f"distill: {pairs[0]} sees both views of stereo pairs, and the images have one; give pairs with --data, or "
             "--images stereo-scenes"
+        )
+    pixels = [teacher.name for teacher in teachers if teacher.model is not None and teacher.model.in_pixels]
+    if pixels and not images.has_cameras:
+        raise UsageError(
+            f"distill: {pixels[0]} says disparity in pixels, which is no depth without focal_px and baseline_m of "
+            "every pair; add them to the manifest"
         )
     if pairs and config.loss.local_global and config.crop.patches:
         raise UsageError(

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from distilldepth.capacity import check_memory, network_bytes
-from distilldepth.datasets.training import open_pairs
+from distilldepth.datasets.training import open_truth
 from distilldepth.distill.agreement import AgreementLog, measure_agreement
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.crops import crop_config
@@ -65,6 +65,7 @@ class Images:
     """One line that says which they are."""
     has_depth: bool
     has_right: bool
+    has_cameras: bool
     training: SourceView
     heldout: SourceView
 
@@ -134,7 +135,7 @@ def prepare(
     state = _with_same_teachers(state, teachers.teachers, begin.checkpoint)
     student = _open_student(config, device)
     guides = open_guides(config, student, device)
-    check_kinds(config, student, teachers.teachers, has_depth=images.has_depth, has_right=images.has_right)
+    check_kinds(config, student, teachers.teachers, images)
     settled = dataclasses.replace(config, optimiser=settle_optimiser(config.optimiser, student))
     if settled.optimiser.freeze_batch_norm == "on":
         _freeze(student)
@@ -285,7 +286,7 @@ def _open_images(
     if not config.teacher_specs:
         if begin.checkpoint is not None:
             state = _resumed_state(begin.checkpoint, state)
-        return Images(kept.description, False, False, kept.first_regions(), SourceView([], [])), state
+        return Images(kept.description, False, False, False, kept.first_regions(), SourceView([], [])), state
     source = _open_source(config)
     state = dataclasses.replace(state, images=fingerprint(source))
     if begin.checkpoint is not None:
@@ -298,7 +299,7 @@ def _open_images(
             f"use --batch-size {max(len(training), 1)} or add images"
         )
     description = " + ".join(filter(None, [source.description, kept.description]))
-    return Images(description, source.has_depth, source.has_right, training, heldout), state
+    return Images(description, source.has_depth, source.has_right, source.has_cameras, training, heldout), state
 
 
 def _open_source(config: DistillConfig) -> ImageSource:
@@ -308,7 +309,7 @@ def _open_source(config: DistillConfig) -> ImageSource:
         side = config.crop.max_side or None
         sources.append(open_source(config.images, size=config.scene_height_width, seed=config.seed, max_side=side))
     if config.data:
-        sources.append(open_pairs(config.data, root=config.root or None, split=config.split))
+        sources.append(open_truth(config.data, root=config.root or None, split=config.split))
     return sources[0] if len(sources) == 1 else ConcatSource(sources)
 
 

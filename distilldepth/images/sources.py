@@ -80,6 +80,10 @@ class ImageSource(Samples, Protocol):
         """Every sample has `right`, the second view of a rectified stereo pair."""
 
     @property
+    def has_cameras(self) -> bool:
+        """Every sample has `right` with `intrinsics` and `baseline_m`, which make metres of disparity."""
+
+    @property
     def names(self) -> Sequence[str] | None:
         """Of each image, the same wherever the whole collection lies; None for scenes, which have numbers."""
 
@@ -95,7 +99,7 @@ class FolderSource:
         FileNotFoundError, DistillDepthError: nothing is found.
     """
 
-    has_depth = has_right = False
+    has_depth = has_right = has_cameras = False
 
     def __init__(self, spec: str | os.PathLike, *, max_side: int | None = None) -> None:
         self.paths = [str(path) for path in list_images(spec)]
@@ -127,7 +131,7 @@ class TarSource:
         ValueError: no shard is given, or `max_side` is below 1.
     """
 
-    has_depth = has_right = False
+    has_depth = has_right = has_cameras = False
 
     def __init__(self, paths: Sequence[str | os.PathLike], *, max_side: int | None = None) -> None:
         if not paths:
@@ -195,6 +199,7 @@ class ConcatSource:
         self.sources = list(sources)
         self.has_depth = all(source.has_depth for source in sources)
         self.has_right = all(source.has_right for source in sources)
+        self.has_cameras = all(source.has_cameras for source in sources)
         self.description = " + ".join(source.description for source in sources)
         self.names: list[str] | None = None
         if any(source.names is not None for source in self.sources):

@@ -70,7 +70,7 @@ class SceneSource:
         self.seed = int(seed)
         self.count = count
         self.rig = rig
-        self.has_right = rig is not None
+        self.has_right = self.has_cameras = rig is not None
         self.folder: Path | None = None
         if cache is not None:
             known = f"{RENDERER_VERSION} {self.size}" + ("" if rig is None else f" {rig}")

@@ -29,7 +29,7 @@ def label_regions(regions: Regions, teacher: Teacher, *, features: Collection[st
     count, windows = regions.boxes.shape[:2]
     if teacher.views > 1:
         # Windows are cut from one view; who asks for them of such a teacher is refused before.
-        return teacher.label(to_float(regions.views(teacher.views)), regions.depth, features=features)
+        return teacher.label_pairs(regions, to_float(regions.views(teacher.views)), features=features)
     images = to_float(regions.image)
     if not windows:
         return teacher.label(images, regions.depth, features=features)
