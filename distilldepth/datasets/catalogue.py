@@ -18,6 +18,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
+TRAIN = "train"
+"""As a split: the training images."""
+
+
 def open_benchmark(
     name: str,
     root: str | os.PathLike,
@@ -28,20 +32,19 @@ def open_benchmark(
     subset: str | None = None,
     limit: int | None = None,
     strict_count: bool = True,
-    training: bool = False,
 ) -> Dataset:
     """Open a benchmark.
 
     Args:
         name: a key of `BENCHMARKS`.
         root: the folder with its files, one of its tar files, or a container (NYU Depth v2).
-        split: its list, or a folder with lists of the usual names; None to look for it in the root.
+        split: its list, or a folder with lists of the usual names; None to look for it in the root. `train` for its
+            training images in place of those that are scored, by their own list in the root.
         field: kind of ground truth, where there are several (`raw`, `filled` of NYU Depth v2); None for the first.
         preferred_field: the same, but not missed where there is one kind only.
         subset: part of it, a key of its `counts`; None for the first.
         limit: only the first so many samples.
         strict_count: refuse another number of samples than the benchmark has, unless there is a limit.
-        training: open its training images, in place of those that are scored.
 
     Returns:
         The dataset, with the benchmark's count in `expected`; nothing is read yet.
@@ -56,6 +59,7 @@ def open_benchmark(
     if name not in BENCHMARKS:
         raise UsageError(f"open_benchmark: no benchmark {name!r}{did_you_mean(name, BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
+    training = split == TRAIN
     default = "train" if training and "train" in benchmark.counts else next(iter(benchmark.counts))
     subset = subset or default
     if subset not in benchmark.counts:
@@ -64,18 +68,18 @@ def open_benchmark(
         raise UsageError(f"open_benchmark: {name} has no part {subset!r}{hint}")
     opened = Root(root)
     usual = benchmark.training if training else benchmark.splits
-    splits = find_splits(opened, split, usual)
+    splits = find_splits(opened, None if training else split, usual)
     if training and usual and not splits:
         raise DistillDepthError(
             f"{opened}: {name} needs the list of its training images; put {' or '.join(usual)} there, or name one with "
             "--split"
         )
-    split_path = None if split is None else expand_user(split)
+    split_path = None if split is None or training else expand_user(split)
     find = (training and benchmark.find_training) or benchmark.find
     found = find(Request(opened, splits, subset, field, benchmark, split_path, preferred_field))
     expected = None if found.has_own_count else benchmark.counts[subset]
     count = len(found.samples)
-    if strict_count and limit is None and expected is not None and count != expected:
+    if strict_count and not training and limit is None and expected is not None and count != expected:
         hint = f" ({benchmark.count_hint})" if benchmark.count_hint else ""
         raise DistillDepthError(
             f"{opened}: found {count} samples of {name}{f':{subset}' if subset != default else ''}, which has "

@@ -120,8 +120,4 @@ def _open_training(name: str, spec: str, root: str | None, split: str) -> Datase
     training = [known for known, benchmark in BENCHMARKS.items() if benchmark.training or "train" in benchmark.counts]
     if name not in training:
         raise UsageError(f"distill: {name} has no training images here; those of {', '.join(training)} can be read")
-    if split == "train":
-        return open_benchmark(name, root, training=True, strict_count=False)
-    return open_benchmark(
-        name, root, split=split, subset=spec.partition(":")[2] or None, training=True, strict_count=False
-    )
+    return open_benchmark(name, root, split=split, subset=spec.partition(":")[2] or None, strict_count=False)
