@@ -48,8 +48,8 @@ def _flags(command: F) -> F:
 
 
 _GROUPS = {
-    "Models": ("teachers", "student", "initial_weights"),
-    "Data": ("images", "labels", "size", "heldout"),
+    "Models": ("teachers", "student", "initial_weights", "two_views", "uncertainty"),
+    "Data": ("images", "data", "root", "split", "labels", "size", "heldout"),
     "Recipe": (
         "preset", "config_file", "settings", "print_config",
         "steps", "batch_size", "grad_accumulation", "seed", "max_skipped_share",
@@ -153,6 +153,7 @@ def _free_folder(out: str) -> str:
 
 def _summary(result: RunResult) -> None:
     from distilldepth.distill.agreement import replaced_note
+    from distilldepth.distill.record.result import how_to_use
 
     for name, after in result.after.get("teachers", {}).items():
         before = result.before["teachers"][name]
@@ -173,5 +174,4 @@ def _summary(result: RunResult) -> None:
         click.secho(f"WARNING: {options.printable(finding)}", fg="red", bold=True, err=True)
     click.echo(f"student: {result.folder / 'student'}", err=True)
     click.echo(f"report:  {result.folder / 'report.html'}", err=True)
-    command = "complete IMAGE --sparse POINTS" if result.quantity == "metric_depth" else "predict IMAGE"
-    click.echo(f"try it:  distilldepth {command} -o depth.png --model {result.folder / 'student'}", err=True)
+    click.echo(f"try it:  {how_to_use(result.kind, result.folder / 'student')}", err=True)

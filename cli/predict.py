@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 @options.model_max_depth_option
 @outputs.format_options
 @click.option(
+    "--uncertainty",
+    is_flag=True,
+    help="Write beside each map what the model says of its own uncertainty: NAME_uncertainty.png (16 bit, log of the "
+    "variance), .npy or _color.png, as --as says. For students trained to say it.",
+)
+@click.option(
     "--depth-range",
     type=options.Numbers("near", "far"),
     default="1,10",
@@ -62,6 +68,7 @@ def predict(
     formats: tuple[tuple[str, ...], ...],
     fov: float | None,
     intrinsics: tuple[float, ...] | None,
+    uncertainty: bool,
     depth_range: tuple[float, float],
     skip_existing: bool,
     overwrite: bool,
@@ -110,6 +117,7 @@ def predict(
             formats=[name for words in formats for name in words] or None,
             existing=existing,
             options=PredictOptions(
+                uncertainty=uncertainty,
                 point_cloud=PointCloudOptions(60.0 if fov is None else fov, intrinsics, depth_range),
                 **how,
             ),

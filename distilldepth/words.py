@@ -32,9 +32,18 @@ FEATURE_LEVELS = ("1/4", "1/8", "1/16", "1/32")
 """Levels of an encoder by their size over that of the image; besides them there is `encoder`, the last. Of a
 transformer they are the stages that its head brings to about these sizes, themselves all on the grid of its patches."""
 
+DECODER_LEVELS = tuple(f"decoder-{level}" for level in FEATURE_LEVELS)
+"""The same of a decoder that has one map at each of these sizes."""
+
+ADAPTERS = ("none", "full", "reduced", "window")
+"""Between which positions a student's features are mixed before they are compared with a teacher's."""
+
 QUANTITIES = ("disparity", "depth", "metric_depth")
 """What the numbers of a map mean."""
 
+LOG_VARIANCE = "log_variance"
+"""What a model says of its own uncertainty: s = log sigma^2 of the numbers of its map, larger = less certain. It is so
+called in `DepthOutput.extras` and in the texts of files."""
 FLIPS = ("mean", "blended")
 """What a prediction is where that of the mirror image has a part in it: the mean of both, everywhere; or as NeWCRFs'
 evaluation blends them, which takes the mirror image's alone in the leftmost twentieth of the columns, the image's alone

@@ -470,6 +470,86 @@ def test_a_full_disk_keeps_no_labels(tmp_path, monkeypatch):
     assert not list((tmp_path / "labels").rglob("*.safetensors"))
 
 
+# Cells that teach others.
+
+TAUGHT = """
+title = "Taught"
+seeds = 2
+data = ["stereo-scenes:2"]
+protocol = "metric"
+[shared]
+preset = "adu-teacher"
+student = "newcrfs-micro"
+images = ["stereo-scenes:6"]
+steps = 3
+batch_size = 2
+size = "64"
+crop.scene_size = "64x96"
+crop.min_crop = 64
+precision = "float32"
+teacher_precision = "float32"
+[[cell]]
+name = "first"
+[[cell]]
+name = "second"
+two_views = false
+loss.response_uncertainty = 1.0
+teachers = "cell:first"
+"""
+
+
+def test_a_cell_is_taught_by_the_student_of_another_of_its_seed(tmp_path):
+    jobs = plan(read_table(write_table(tmp_path, TAUGHT)), Places(tmp_path))
+    assert [(job.cell, job.seed) for job in jobs] == [("first", 0), ("second", 0), ("first", 1), ("second", 1)]
+    assert all(job.protocol == "metric" for job in jobs), "and no baselines, which know no metres"
+    assert [job.after for job in jobs] == [None, jobs[0].folder, None, jobs[2].folder]
+    prepare(jobs[1])
+    config = training_config(json.loads((jobs[1].folder / "run.json").read_text()), jobs[1].folder)
+    assert config.teachers == str(jobs[0].folder / "train" / "student")
+    other = plan(read_table(write_table(tmp_path, TAUGHT.replace("steps = 3", "steps = 4"))), Places(tmp_path))
+    assert other[1].folder != jobs[1].folder
+    longer = TAUGHT.replace('name = "first"', 'name = "first"\nsteps = 9')
+    taught = plan(read_table(write_table(tmp_path, longer)), Places(tmp_path))
+    assert taught[1].folder != jobs[1].folder, "another teacher, another student"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("cell:first", "cell:frist"), "no cell before it that is trained is called so; did you mean 'first'"),
+        (("cell:first", "cell:second"), "no cell before it"),
+        (('protocol = "metric"', 'protocol = "meters"'), "protocol must be affine-disparity or metric"),
+    ],
+)
+def test_a_cell_taught_by_none_is_one_clear_line(tmp_path, change, said):
+    with pytest.raises(DistillDepthError, match=said):
+        read_table(write_table(tmp_path, TAUGHT.replace(*change)))
+
+
+def test_who_teaches_is_trained_first_and_again_where_only_its_scores_are_known(tmp_path):
+    jobs = plan(read_table(write_table(tmp_path, TAUGHT)), Places(tmp_path))[:2]
+    begun = tmp_path / "begun.txt"
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import sys, time, pathlib\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        f"file = open({str(begun)!r}, 'a')\n"
+        "file.write(folder.name + ' begins\\n'); file.flush(); time.sleep(0.5)\n"
+        "(folder / 'train' / 'student').mkdir(parents=True, exist_ok=True)\n"
+        "(folder / sys.argv[2]).write_text('{}')\n"
+        "file.write(folder.name + ' ends\\n')\n"
+    )
+    first, second = (job.folder.name for job in jobs)
+    order = [f"{first} begins", f"{first} ends", f"{second} begins", f"{second} ends"]
+    for job in jobs:
+        prepare(job)
+    jobs[0].scores.write_text("{}")
+    assert run_jobs(jobs, 2, 0, lambda text: None, worker=(str(worker),)) == {}
+    assert begun.read_text().splitlines() == order
+    assert run_jobs(jobs, 2, 0, lambda text: None, worker=(str(worker),)) == {}
+    assert begun.read_text().splitlines() == order, "nothing is run twice"
+
+
 # Intervals and verdicts.
 
 

@@ -211,6 +211,8 @@ def truth_at(name, own, target):
     s, t = torch.from_numpy(own), torch.from_numpy(target)
     if name == "feature_mse":
         return ((own - target) ** 2).mean()
+    if name == "feature_uncertainty":  # Of a student without one.
+        return ((own - target) ** 2).mean() / 2
     if name == "feature_spatial_kl":
         return slow_spatial_kl(own, target, 2.0)
     if name == "feature":

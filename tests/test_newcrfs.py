@@ -452,15 +452,15 @@ def test_what_no_hub_has_is_told_where_to_get(state, name, file):
         load_model(name)
 
 
-def test_the_smallest_is_made_by_name_and_distill_refuses_it():
+def test_the_smallest_is_made_by_name_and_distill_refuses_relative_terms():
     model = create_student("newcrfs-micro", seed=3)
     assert model.architecture == VARIANTS["micro"]
     assert (model.info.max_depth, model.training) == (80, True)
     assert torch.equal(create_student("newcrfs:micro", seed=3).head.weight, model.head.weight)
     arguments = ["distill", "--student", "newcrfs-micro", "--teachers", "dav2-mini", "--images", "scenes:8"]
     done = CliRunner().invoke(cli, [*arguments, "--size", "64x96", "--device", "cpu", "--out", "run"])
-    assert done.exit_code == 1, done.output
-    assert "predicts metric_depth; a student must predict disparity" in done.stderr
+    assert done.exit_code == 2, done.output
+    assert "predicts metres, and loss.shared_context compares maps up to scale and shift" in done.stderr
 
 
 # --- photographs ---
@@ -501,7 +501,9 @@ def test_features_of_all_levels_come_when_asked_for(small, size):
     assert ((output.values > 0) & (output.values < 80)).all()
     shapes = {name: tuple(level.shape) for name, level in output.features.items()}
     expected = {f"1/{4 << p}": (2, 8 << p, size[0] >> p + 2, size[1] >> p + 2) for p in range(4)}
-    assert shapes == expected | {"encoder": expected["1/32"]}
+    widths = dict(zip(expected, SMALL["crf"], strict=True))
+    decoder = {f"decoder-{name}": (2, widths[name], *sizes[2:]) for name, sizes in expected.items()}
+    assert shapes == expected | {"encoder": expected["1/32"]} | decoder
     assert output.features["encoder"] is output.features["1/32"]
     assert small(x).features == {}
 

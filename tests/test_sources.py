@@ -234,6 +234,7 @@ class Numbers:
     def __init__(self, count, bad=(), gone=(), depth=False):
         self.count, self.bad, self.gone, self.has_depth = count, bad, gone, depth
         self.description = f"{count} numbers"
+        self.has_right = self.has_cameras = False
 
     def __len__(self):
         return self.count
@@ -274,7 +275,8 @@ def test_concatenation_has_depth_only_if_all_have():
 def test_scenes_are_opened_with_what_they_need(monkeypatch, tmp_path):
     opened = []
 
-    def scene_source(size, count=None, seed=0, cache=None):
+    def scene_source(size, count=None, seed=0, cache=None, rig=None):
+        assert rig is None
         opened.append((size, count, seed, cache))
         return Numbers(count or 1000, depth=True)
 

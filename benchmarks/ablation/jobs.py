@@ -15,18 +15,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation.table import BASELINES, DATA, PHOTOS, Cell, Table
+from benchmarks.ablation.table import BASELINES, DATA, OF_CELL, PHOTOS, PROTOCOLS, Cell, Table
 from distilldepth.distill.config import DistillConfig
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError, UsageError, shown
 from distilldepth.files import expand_user, file_digest, write_atomically
 from distilldepth.images.decode import list_images
+from distilldepth.images.sources import SCENES
 from distilldepth.models.registry import has_weights, lookup
 from distilldepth.scenes import RENDERER_VERSION
 from distilldepth.teachers.spec import parse_teachers
 
-PROTOCOL = "affine-disparity"
-"""By which every cell is scored."""
 KEY, LOG, TRAIN, TRAINED, LIST = "run.json", "log.txt", "train", "trained.json", "photographs.txt"
 """What lies in the folder of a run, besides its scores."""
 LABELS = "labels"
@@ -58,8 +57,12 @@ class Job:
     folder: Path
     score: str
     """Name of the file of its scores, in which that of the data is."""
+    protocol: str
+    """By which it is scored."""
     data: tuple[str, ...]
     """What it is scored on."""
+    after: Path | None = None
+    """Folder of the run whose student teaches it; None if no run has to be done before."""
     photographs: tuple[str, ...] = field(default=(), repr=False)
     """Files that it is trained on."""
 
@@ -76,7 +79,7 @@ class Job:
     @property
     def command(self) -> list[str]:
         """The arguments of its process."""
-        return [str(self.folder), self.score, *self.data]
+        return [str(self.folder), self.score, self.protocol, *self.data]
 
 
 def plan(table: Table, places: Places) -> list[Job]:
@@ -88,14 +91,26 @@ def plan(table: Table, places: Places) -> list[Job]:
     """
     photographs = _photographs(places.images) if _wants_photographs(table) else []
     data, score = _data(table, places)
+    scored = _Scored(table.protocol, data, score)
     jobs = []
-    for baseline in BASELINES:
+    for baseline in BASELINES if table.protocol == PROTOCOLS[0] else ():
         if all(cell.model != baseline for cell in table.cells):
-            jobs.append(_job(Cell(baseline, {}, baseline), None, [], places, data, score))
-    jobs += [_job(cell, None, [], places, data, score) for cell in table.cells if cell.model]
+            jobs.append(_job(Cell(baseline, {}, baseline), None, [], places, scored, {}))
+    jobs += [_job(cell, None, [], places, scored, {}) for cell in table.cells if cell.model]
     for seed in range(table.seeds):
-        jobs += [_job(cell, seed, photographs, places, data, score) for cell in table.cells if not cell.model]
+        earlier: dict[str, Job] = {}
+        for cell in table.cells:
+            if not cell.model:
+                earlier[cell.name] = _job(cell, seed, photographs, places, scored, earlier)
+        jobs += earlier.values()
     return jobs
+
+
+@dataclass(frozen=True)
+class _Scored:
+    protocol: str
+    data: tuple[str, ...]
+    score: str
 
 
 def _job(
@@ -103,23 +118,32 @@ def _job(
     seed: int | None,
     photographs: Sequence[tuple[str, str]],
     places: Places,
-    data: tuple[str, ...],
-    score: str,
+    scored: _Scored,
+    earlier: Mapping[str, Job],
 ) -> Job:
+    after = None
     if cell.model:
         key: dict[str, Any] = {"model": cell.model, "weights": _weights([cell.model])}
         used: Sequence[tuple[str, str]] = []
     else:
         settings = dict(cell.settings)
         settings["images"], used = _images(cell, photographs, places.images is not None)
-        names = [spec.model for spec in parse_teachers(settings.get("teachers", DistillConfig().teachers))]
+        taught_by = str(settings.get("teachers", DistillConfig().teachers))
+        if taught_by.startswith(OF_CELL):
+            after = earlier[taught_by.removeprefix(OF_CELL)].folder
+            names = []
+        else:
+            names = [spec.model for spec in parse_teachers(taught_by)]
         if settings.get("initial_weights", "random") != "random":
             names.append(settings.get("student", DistillConfig().student))
         key = {"settings": settings, "seed": seed, "photographs": _digest([name for name, _ in used]) if used else ""}
         key["weights"] = _weights(names)
         key |= _renderer(settings["images"])
+        if after is not None:
+            key["taught_by"] = after.name
     folder = places.out.absolute() / "runs" / _digest(key)
-    return Job(cell.name, seed, key, folder, score, data, tuple(path for _, path in used))
+    photographs_used = tuple(path for _, path in used)
+    return Job(cell.name, seed, key, folder, scored.score, scored.protocol, scored.data, after, photographs_used)
 
 
 def _digest(value: Any) -> str:
@@ -144,7 +168,7 @@ def _weights(names: Sequence[str]) -> dict[str, str]:
 
 def _renderer(specs: Sequence[str]) -> dict[str, int]:
     """The renderer's version, where scenes are among the images or data: a later one makes other scenes."""
-    return {"renderer": RENDERER_VERSION} if any(spec.startswith("scenes") for spec in specs) else {}
+    return {"renderer": RENDERER_VERSION} if any(spec.partition(":")[0] in SCENES for spec in specs) else {}
 
 
 def _wants_photographs(table: Table) -> bool:
@@ -192,7 +216,7 @@ def _images(
 def _data(table: Table, places: Places) -> tuple[tuple[str, ...], str]:
     """What is scored on, and the name of the file of the scores."""
     specs = [spec for spec in table.data if spec != DATA]
-    known: dict[str, Any] = {"protocol": PROTOCOL, "data": list(specs), "manifests": []} | _renderer(specs)
+    known: dict[str, Any] = {"protocol": table.protocol, "data": list(specs), "manifests": []} | _renderer(specs)
     if DATA in table.data and places.data is not None:
         path = expand_user(places.data)
         manifests = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distilldepth.files import atomic_path
+from distilldepth.models.digest import model_digest
 from distilldepth.teachers.teacher import PseudoLabel, Teacher
 
 FREE_BYTES = 8 << 30
@@ -85,11 +86,7 @@ class SharedLabels:
         """A digest of a teacher's weights and of what makes maps of them."""
         if teacher not in self._teachers:
             assert teacher.model is not None, "the oracle runs nothing"
-            digest = hashlib.sha256(f"{teacher.info} {teacher.model.preprocessing}".encode())
-            for name, value in teacher.model.state_dict().items():
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
-            self._teachers[teacher] = digest.digest()
+            self._teachers[teacher] = model_digest(teacher.model).encode()
         return self._teachers[teacher]
 
     def _find(self, path: Path, teacher: Teacher) -> PseudoLabel | None:

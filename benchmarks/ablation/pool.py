@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.ablation.jobs import LOG, Job, prepare
+from benchmarks.ablation.jobs import LOG, TRAIN, Job, prepare
 from distilldepth.errors import one_line
 from distilldepth.signals import Interrupted
 
@@ -101,8 +101,15 @@ def run_jobs(
         Interrupted: this process was asked to end; those that it started have ended.
     """
     jobs = list({job.folder: job for job in reversed(jobs)}.values())[::-1]
-    done = [job for job in jobs if job.scores.is_file()]
     waiting = [job for job in jobs if not job.scores.is_file()]
+    # One that is known by its scores alone is trained again where another wants to be taught by it.
+    wanted = {job.after for job in waiting}
+    waiting = [
+        job
+        for job in jobs
+        if job in waiting or (job.folder in wanted and not (job.folder / TRAIN / "student").is_dir())
+    ]
+    done = [job for job in jobs if job not in waiting]
     if done:
         tell(f"{len(done)} of {len(jobs)} runs are there already")
     clock, failed, running = Clock(expected_s, width), dict[Path, str](), list[_Running]()
@@ -110,7 +117,11 @@ def run_jobs(
     try:
         while waiting or running:
             while waiting and len(running) < width:
-                running.append(_start(waiting.pop(0), worker))
+                ready = next((job for job in waiting if _is_ready(job, waiting, running)), None)
+                if ready is None:
+                    break
+                waiting.remove(ready)
+                running.append(_start(ready, worker))
             time.sleep(_POLL_S)
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
@@ -130,6 +141,11 @@ def run_jobs(
         if running:
             _stop(running, tell)
     return failed
+
+
+def _is_ready(job: Job, waiting: Sequence[Job], running: Sequence[_Running]) -> bool:
+    """Whether the run that teaches it, if there is one, is over; where that failed, its own will say so."""
+    return all(other.folder != job.after for other in (*waiting, *(one.job for one in running)))
 
 
 def _start(job: Job, worker: Sequence[str]) -> _Running:

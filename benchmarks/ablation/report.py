@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.ablation.intervals import Estimate, estimate
-from benchmarks.ablation.result import SCENES, Result
-from benchmarks.ablation.table import Pair
+from benchmarks.ablation.result import Result
+from benchmarks.ablation.table import BASELINES, Pair
+from distilldepth.images.sources import SCENES
 
 RAMP = "baseline:ramp"
 METRICS = {"delta1": 1, "abs_rel": -1}
@@ -108,6 +109,12 @@ def _cells(result: Result) -> list[str]:
     groups = result.groups()
     heads = [f"{group}: {_WORDS[metric]}" for group in groups for metric in METRICS]
     wanted = [(datasets, metric) for datasets in groups.values() for metric in METRICS]
+    if not any(name in BASELINES for name in result.names()):
+        lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+        for name in result.names():
+            numbers = [_mean(of_cell(result, name, datasets, metric)) for datasets, metric in wanted]
+            lines.append(f"| {name} | {' | '.join(numbers)} |")
+        return [*lines, "", "In metres, without a fit. In brackets: 95 % intervals over seeds and frames."]
     lines = [f"| | {' | '.join(heads)} | above the ramp on |", "|---" * (len(heads) + 2) + "|"]
     for name in result.names():
         numbers = [_mean(of_cell(result, name, datasets, metric)) for datasets, metric in wanted]
@@ -148,7 +155,7 @@ def _datasets(result: Result) -> list[str]:
     for place, name in enumerate(names):
         row = [f"{means[cell][place]:.3f}" if means[cell] else "" for cell in cells]
         lines.append(f"| {name} | {frames[name]} | {' | '.join(row)} |")
-    note = "" if SCENES in names else " The scenes were not scored."
+    note = "" if any(name in SCENES for name in names) else " The scenes were not scored."
     return [*lines, "", f"Means over frames, then over seeds.{note}"]
 
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation.jobs import PROTOCOL, Job, prepare
+from benchmarks.ablation.jobs import Job, prepare
 from benchmarks.ablation.table import Cell, Pair, Table
 from distilldepth.documents import read_json
 from distilldepth.errors import DistillDepthError
 from distilldepth.files import write_atomically
+from distilldepth.images.sources import SCENES
 from distilldepth.machine import machine
 
 FORMAT = "distilldepth ablation 1"
-SCENES = "scenes"
 """The dataset that is rendered; all others are photographs with measured depth."""
 
 
@@ -54,8 +54,8 @@ class Result:
     def groups(self) -> dict[str, list[str]]:
         """Return the datasets that are averaged together: the scenes, and all sets of photographs."""
         names = list(dict.fromkeys(name for run in self.runs for name in run.datasets))
-        measured = [name for name in names if name != SCENES]
-        found = {SCENES: [SCENES]} if SCENES in names else {}
+        measured = [name for name in names if name not in SCENES]
+        found = {name: [name] for name in SCENES if name in names}
         return found | ({f"{len(measured)} sets of photographs": measured} if measured else {})
 
     def grids(self, cell: str, datasets: Sequence[str], metric: str) -> tuple[list[int | None], list[np.ndarray]]:
@@ -98,7 +98,7 @@ def collect(
                 "datasets": scored["datasets"],
             }
         )
-    facts = {"format": FORMAT, "command": command, "protocol": PROTOCOL, "photographs": photographs}
+    facts = {"format": FORMAT, "command": command, "protocol": table.protocol, "photographs": photographs}
     return {
         "metadata": facts | machine("cpu") | {"threads": 1},
         "table": asdict(table),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from distilldepth.distill.config import INITIAL_WEIGHTS, DistillConfig, read_preset
 from distilldepth.documents import read_toml
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
-from distilldepth.images.sources import parse_count
+from distilldepth.images.sources import SCENES, parse_count
 from distilldepth.models.registry import lookup, student_names, teacher_names
 from distilldepth.settings import apply, get_key, keys
 from distilldepth.teachers.spec import ORACLE
@@ -28,7 +28,12 @@ OF_THE_HARNESS = {
 }  # fmt: skip
 """Keys that a table may not set: they are the same for every cell, and decide no number but for the seed."""
 
-_TOP = {"title", "source", "claim", "notes", "seconds", "seeds", "data", "shared", "cell", "compare"}
+PROTOCOLS = ("affine-disparity", "metric")
+"""By which the cells of a table can be scored; the baselines, which know no metres, with the first alone."""
+OF_CELL = "cell:"
+"""Before the name of an earlier cell: its student of the same seed is the teacher."""
+
+_TOP = {"title", "source", "claim", "notes", "seconds", "seeds", "data", "protocol", "shared", "cell", "compare"}
 _PAIR = {"better", "worse", "paper"}
 _MOST = 100
 """Cells, seeds or pairs; far beyond any use."""
@@ -73,6 +78,8 @@ class Table:
     data: tuple[str, ...]
     cells: tuple[Cell, ...]
     pairs: tuple[Pair, ...]
+    protocol: str = PROTOCOLS[0]
+    """By which all cells are scored."""
 
 
 def table_names() -> list[str]:
@@ -113,6 +120,10 @@ def read_table(path: Path, *, seeds: int | None = None, steps: int | None = None
             _check_source(spec, "data", DATA, counted=False)
         cells = tuple(_read_cell(row, shared, steps) for row in _rows(values, "cell"))
         names = [cell.name for cell in cells]
+        _check_taught_by(cells)
+        protocol = _text(values, "protocol", PROTOCOLS[0])
+        if protocol not in PROTOCOLS:
+            raise UsageError(f"protocol must be {' or '.join(PROTOCOLS)}, got {shown(protocol)}")
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise UsageError(f"two cells are called {shown(repeated)}; give each a name of its own")
         if not cells:
@@ -128,9 +139,22 @@ def read_table(path: Path, *, seeds: int | None = None, steps: int | None = None
             data=data,
             cells=cells,
             pairs=tuple(_read_pair(row, names) for row in _rows(values, "compare")),
+            protocol=protocol,
         )
     except UsageError as error:
         raise DistillDepthError(f"{path}: {error}") from error
+
+
+def _check_taught_by(cells: Sequence[Cell]) -> None:
+    """Raise UsageError for a cell that is taught by one that is not trained before it."""
+    for place, cell in enumerate(cells):
+        teachers = str(cell.settings.get("teachers", ""))
+        earlier = [other.name for other in cells[:place] if not other.model]
+        if teachers.startswith(OF_CELL) and teachers.removeprefix(OF_CELL) not in earlier:
+            raise UsageError(
+                f"cell {shown(cell.name)}: teachers is {shown(teachers)}, and no cell before it that is trained is "
+                f"called so{did_you_mean(teachers.removeprefix(OF_CELL), earlier)}"
+            )
 
 
 def _read_cell(row: dict[str, Any], shared: Mapping[str, Any], steps: int | None) -> Cell:
@@ -168,9 +192,13 @@ def _resolve(name: str, shared: Mapping[str, Any], own: Mapping[str, Any], steps
                 raise UsageError(f"{key} is auto, which depends on the machine; name one, for example float32")
         if any(item.strip().startswith("python:") for item in config.teachers.split(",")):
             raise UsageError("teachers is Python code; a table names models only")
+        taught_by = config.teachers
+        if taught_by.startswith(OF_CELL):
+            config.teachers = ORACLE  # Which is a name, where a path will stand.
         config.validate()
         config.check_names()
         _check_models(config)
+        config.teachers = taught_by
     except UsageError as error:
         raise UsageError(f"cell {shown(name)}: {str(error).removeprefix('distill: ')}") from error
     return settings_of(config)
@@ -221,8 +249,8 @@ def _check_source(spec: str, key: str, placeholder: str, *, counted: bool) -> No
     """Raise unless it is `scenes:COUNT` or stands for what the command line names: a table holds no paths."""
     word, colon, count = spec.partition(":")
     option = f"--{key}"
-    known = word == "scenes" or (word == placeholder and (counted or not colon))
-    if not known or (word == "scenes" and not colon) or (colon and parse_count(count) is None):
+    known = word in SCENES or (word == placeholder and (counted or not colon))
+    if not known or (word in SCENES and not colon) or (colon and parse_count(count) is None):
         own = f"{placeholder}:COUNT" if counted else placeholder
         raise UsageError(f"{key} must be scenes:COUNT or {own}, which stands for {option}, got {shown(spec)}")
 

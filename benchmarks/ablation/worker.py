@@ -1,6 +1,6 @@
 """One run, in a process of its own with one thread: train what is not trained, then score.
 
-    python -m benchmarks.ablation.worker FOLDER SCORE DATA...
+    python -m benchmarks.ablation.worker FOLDER SCORE PROTOCOL DATA...
 
 It ends when its standard input does, that is with the process that started it, however that ended.
 """
@@ -21,8 +21,8 @@ import warnings
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.ablation.jobs import KEY, LABELS, LIST, PROTOCOL, TRAIN, TRAINED
-from benchmarks.ablation.table import PHOTOS
+from benchmarks.ablation.jobs import KEY, LABELS, LIST, TRAIN, TRAINED
+from benchmarks.ablation.table import PHOTOS, PROTOCOLS
 from distilldepth.cli.main import EXPECTED_ERRORS, error_message
 from distilldepth.distill.config import DistillConfig
 from distilldepth.documents import read_json
@@ -43,11 +43,11 @@ _PATIENCE_S = 120.0
 
 
 def main() -> int:
-    folder, score, *data = sys.argv[1:]
+    folder, score, protocol, *data = sys.argv[1:]
     raise_on_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        work(Path(folder), score, data)
+        work(Path(folder), score, data, protocol)
         return 0
     except Interrupted as error:
         return error.exit_code
@@ -65,13 +65,14 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def work(folder: Path, score: str, data: list[str]) -> None:
+def work(folder: Path, score: str, data: list[str], protocol: str = PROTOCOLS[0]) -> None:
     """Bring a run to the end: a student that is trained, and its scores on the data.
 
     Args:
         folder: of the run, with `run.json`.
         score: name of the file to write.
         data: what `evaluate` takes.
+        protocol: by which it is scored.
 
     Raises:
         DistillDepthError, ValueError, OSError: the training or the scoring failed.
@@ -86,10 +87,10 @@ def work(folder: Path, score: str, data: list[str]) -> None:
     key = read_json(folder / KEY)
     model = key.get("model") or str(folder / TRAIN)
     trained = folder / TRAINED
-    if "model" not in key and not trained.is_file():
+    if "model" not in key and not (trained.is_file() and (folder / TRAIN / "student").is_dir()):
         with SharedLabels(folder.parents[1] / LABELS).asked_first():
             _train(key, folder)
-    scored = _score(model, data)
+    scored = _score(model, data, protocol)
     if "model" not in key:
         scored["training"] = read_json(trained)
     write_atomically(folder / score, json.dumps(scored) + "\n")
@@ -117,6 +118,8 @@ def training_config(key: dict[str, Any], folder: Path) -> DistillConfig:
     for name, value in key["settings"].items():
         set_key(config, name, value, str(folder / KEY), "ablation")
     config.images = [str(folder / LIST) if spec.startswith(PHOTOS) else spec for spec in config.images]
+    if "taught_by" in key:
+        config.teachers = str(folder.parent / key["taught_by"] / TRAIN / "student")
     config.seed = key["seed"]
     config.out, config.resume = str(folder / TRAIN), "auto"
     config.device, config.threads, config.workers, config.offline = "cpu", 1, 0, True
@@ -134,7 +137,7 @@ def _train(key: dict[str, Any], folder: Path) -> None:
     write_atomically(folder / TRAINED, json.dumps(facts | {"findings": [str(each) for each in result.findings]}) + "\n")
 
 
-def _score(model: str, data: list[str]) -> dict[str, Any]:
+def _score(model: str, data: list[str], protocol: str) -> dict[str, Any]:
     """Scores on every dataset, frame by frame."""
     from distilldepth.evaluate import evaluate
     from distilldepth.machine import machine
@@ -142,7 +145,7 @@ def _score(model: str, data: list[str]) -> dict[str, Any]:
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Manifests name frames without truth too.
-        result = evaluate(model, data, protocol=PROTOCOL, offline=True, device="cpu", precision="float32")
+        result = evaluate(model, data, protocol=protocol, offline=True, device="cpu", precision="float32")
     if result.failures:
         first = result.failures[0]
         count = len(result.failures)

@@ -28,6 +28,7 @@ def open_benchmark(
     subset: str | None = None,
     limit: int | None = None,
     strict_count: bool = True,
+    training: bool = False,
 ) -> Dataset:
     """Open a benchmark.
 
@@ -40,6 +41,7 @@ def open_benchmark(
         subset: part of it, a key of its `counts`; None for the first.
         limit: only the first so many samples.
         strict_count: refuse another number of samples than the benchmark has, unless there is a limit.
+        training: open its training images, in place of those that are scored.
 
     Returns:
         The dataset, with the benchmark's count in `expected`; nothing is read yet.
@@ -54,16 +56,23 @@ def open_benchmark(
     if name not in BENCHMARKS:
         raise UsageError(f"open_benchmark: no benchmark {name!r}{did_you_mean(name, BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
-    default = next(iter(benchmark.counts))
+    default = "train" if training and "train" in benchmark.counts else next(iter(benchmark.counts))
     subset = subset or default
     if subset not in benchmark.counts:
         choices = [choice for choice in benchmark.counts if choice]
         hint = did_you_mean(subset, choices) if choices else "; it has no parts"
         raise UsageError(f"open_benchmark: {name} has no part {subset!r}{hint}")
     opened = Root(root)
-    splits = find_splits(opened, split, benchmark.splits)
+    usual = benchmark.training if training else benchmark.splits
+    splits = find_splits(opened, split, usual)
+    if training and usual and not splits:
+        raise DistillDepthError(
+            f"{opened}: {name} needs the list of its training images; put {' or '.join(usual)} there, or name one with "
+            "--split"
+        )
     split_path = None if split is None else expand_user(split)
-    found = benchmark.find(Request(opened, splits, subset, field, benchmark, split_path, preferred_field))
+    find = (training and benchmark.find_training) or benchmark.find
+    found = find(Request(opened, splits, subset, field, benchmark, split_path, preferred_field))
     expected = None if found.has_own_count else benchmark.counts[subset]
     count = len(found.samples)
     if strict_count and limit is None and expected is not None and count != expected:

@@ -109,5 +109,6 @@ BENCHMARK = Benchmark(
     licence="CC-BY-NC-SA-3.0",
     source="https://www.cvlibs.net/datasets/kitti/eval_depth_all.php",
     find=find_samples,
+    training=("eigen_train_files_with_gt.txt", "kitti_eigen_train_files_with_gt.txt", "eigen_train_files.txt"),
     count_hint="lists of 697 lines must say None where there is no ground truth",
 )

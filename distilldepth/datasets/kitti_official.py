@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distilldepth.datasets import kitti_eigen
 from distilldepth.datasets.archive import Place, Root, Stored
 from distilldepth.datasets.kitti_eigen import KITTI_CODEC
 from distilldepth.datasets.samples import (
@@ -138,4 +139,6 @@ BENCHMARK = Benchmark(
     licence="CC-BY-NC-SA-3.0",
     source="https://www.cvlibs.net/datasets/kitti/eval_depth_all.php",
     find=find_samples,
+    training=("kitti_official_train.txt",),
+    find_training=kitti_eigen.find_samples,
 )

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,14 @@ from distilldepth.datasets.samples import spread
 from distilldepth.datasets.scale import saturation_note, scale_notes
 from distilldepth.datasets.truth import Dataset, Item, RightReader, Truth
 from distilldepth.errors import DistillDepthError, UsageError, did_you_mean, shown
-from distilldepth.files import expand_user
+from distilldepth.files import cache_folder, expand_user
 from distilldepth.images.decode import read_image
-from distilldepth.images.sources import MAX_SCENES, parse_count
+from distilldepth.images.sources import MAX_SCENES, SCENES, STEREO_SCENES, parse_count
 from distilldepth.images.stereo import RightView
 
 if TYPE_CHECKING:
     from distilldepth.datasets.rgbd import RGBDEntry, RGBDSource
+    from distilldepth.scenes.source import SceneSource
 
 __all__ = ["SCENE_COUNT", "SCENE_SEED", "SCENE_SIZE", "Dataset", "Item", "Truth", "benchmark_name", "open_data"]
 
@@ -31,6 +33,8 @@ SCENE_SEED = 10_000_000
 """First seed of the scenes for scoring; training draws from 0 to 999 999."""
 SCENE_COUNT = 200
 SCENE_SIZE = (192, 256)
+STEREO_SIZE = (96, 336)
+"""Of the stereo pairs for scoring, in about the proportions of a frame of KITTI."""
 _WEIGHED = 3
 """Frames of an RGB-D set whose depth is looked at before a run."""
 
@@ -48,8 +52,8 @@ def open_data(
 
     Args:
         specs: each a benchmark (`nyuv2`, `diode:indoor`, see `distilldepth list datasets`), a manifest (.jsonl), a
-            folder of manifests, another RGB-D set (see `open_rgbd`), or `scenes[:N]`. Datasets are open already, and
-            returned as they are.
+            folder of manifests, another RGB-D set (see `open_rgbd`), `scenes[:N]` or `stereo-scenes[:N]`. Datasets are
+            open already, and returned as they are.
         root: folder or tar file of the benchmark; folder that the paths in manifests are relative to, None for the
             manifest's own.
         split: file that lists a benchmark's samples; None for the one in the root.
@@ -184,18 +188,50 @@ def _open_benchmark(
 
 
 def _open_scenes(spec: str, limit: int | None) -> Dataset:
-    _, colon, text = spec.partition(":")
+    word, colon, text = spec.partition(":")
     asked = parse_count(text) if colon else SCENE_COUNT
     if asked is None:
         raise UsageError(
-            f"open_data: scenes:COUNT must have a positive whole number, at most {MAX_SCENES}, got {shown(spec)}"
+            f"open_data: {word}:COUNT must have a positive whole number, at most {MAX_SCENES}, got {shown(spec)}"
         )
     count = min(asked, limit or asked)
+    if word == STEREO_SCENES:
+        return _open_stereo_scenes(count)
     items = [
         Item("scenes", f"scene-{seed}", _SceneReader(seed), RightReader(_SceneRightReader(seed), has_camera=True))
         for seed in range(SCENE_SEED, SCENE_SEED + count)
     ]
     return Dataset("scenes", items)
+
+
+def _open_stereo_scenes(count: int) -> Dataset:
+    """Scenes of the cameras of a car, kept once they are rendered: whoever scores on them does it again."""
+    from distilldepth.scenes.render import CAR
+    from distilldepth.scenes.source import SceneSource
+
+    source = SceneSource(STEREO_SIZE, count=count, seed=SCENE_SEED, cache=cache_folder() / "scenes", rig=CAR)
+    items = [
+        Item(
+            STEREO_SCENES,
+            f"scene-{SCENE_SEED + place}",
+            partial(_read_stereo_scene, source, place),
+            RightReader(partial(_read_right_scene, source, place), has_camera=True),
+        )
+        for place in range(count)
+    ]
+    return Dataset(STEREO_SCENES, items)
+
+
+def _read_stereo_scene(source: SceneSource, place: int) -> tuple[np.ndarray, Truth]:
+    sample = source[place]
+    valid = np.isfinite(sample["depth"]) & (sample["depth"] > 0)
+    depth = np.where(valid, sample["depth"], 0).astype(np.float32)
+    return sample["image"], Truth(depth, valid, is_metric=True, dense=True)
+
+
+def _read_right_scene(source: SceneSource, place: int) -> RightView:
+    sample = source[place]
+    return RightView(sample["right"], float(sample["intrinsics"][0, 0]), sample["baseline_m"])
 
 
 @dataclass(frozen=True)
@@ -224,7 +260,7 @@ class _SceneRightReader:
 
 
 def _is_scenes(spec: str | Path) -> bool:
-    return bool(re.fullmatch(r"scenes(:.*)?", str(spec)))
+    return str(spec).partition(":")[0] in SCENES
 
 
 def _open_rgbd(
@@ -235,7 +271,7 @@ def _open_rgbd(
 
     if not expand_user(spec).exists() and not re.search(r"[/\\.]", str(spec)):
         # A single word is more likely a benchmark misspelt than a file that went away.
-        known = [*BENCHMARKS, "scenes"]
+        known = [*BENCHMARKS, *SCENES]
         raise UsageError(f"{spec}: no such file, folder or benchmark{did_you_mean(str(spec), known)}")
     source = open_rgbd(spec, root=root, depth_scale=truth_scale)
     if source.skipped:

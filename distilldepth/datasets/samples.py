@@ -121,6 +121,10 @@ class Benchmark:
     licence: str
     source: str
     find: Callable[[Request], Found]
+    training: tuple[str, ...] = ()
+    """Usual names of the list of its training images."""
+    find_training: Callable[[Request], Found] | None = None
+    """How those are found, where it is otherwise than those that are scored."""
     domains: dict[str, str] = default(default_factory=dict)
     """Domains of subsets where they differ."""
     count_hint: str = ""

@@ -60,7 +60,8 @@ def measure_agreement(
     could not be read, so that the next one stood in for them. `constant`: for how many the student's map was constant.
 
     A student that completes points is given those of each image, and the plain map of the first of the `guides`; its
-    depth is compared as inverse depth, and with the truth in metres, without a fit.
+    depth is compared as inverse depth, and with the truth in metres, without a fit; so is that of any student that
+    predicts metres.
 
     Maps of the first images are written to `pictures`, if given, as arrays for the report.
     """
@@ -119,7 +120,9 @@ def _predict(
 ) -> tuple[Tensor, Tensor | None]:
     """The student's disparity, and its depth in metres where it knows them."""
     if guides is None or batch.sparse is None:
-        return predict_at(student, images), None
+        seen = images if student.views == 1 else batch.views(student.views).to(images) / 255
+        values = predict_at(student, seen)
+        return (1 / values, values) if student.info.quantity == "metric_depth" else (values, None)
     sparse = batch.sparse.to(images.device)
     metres = student(images, sparse=sparse, aligned=guides.align(images, sparse, plain=True)).values
     return 1 / metres, metres

@@ -51,7 +51,14 @@ class CropSection:
     patch_share: float = option(
         0.0, "side of a window as a share of the region's, instead of patch_window; 0 = unused", least=0, most=1
     )
-    flip: bool = option(True, "mirror half of the regions")
+    flip: bool = option(True, "mirror half of the regions; a mirrored stereo pair has its views exchanged")
+    rotate_deg: float = option(
+        0.0, "photographs, or both views of a pair, are turned by at most so many degrees", least=0, most=45
+    )
+    kb_crop: bool = option(
+        False,
+        "cut 352 x 1216 pixels at the bottom, in the middle, out of larger photographs first, as with KITTI",
+    )
     scene_size: str = option(
         "192x256",
         "size HxW at which procedural scenes are rendered before regions are cut; empty = the size of the run",
@@ -173,6 +180,13 @@ class DistillConfig:
     images: list[str] = option(
         ["scenes"], "folder, glob, list file, tar shards, scenes or scenes:COUNT; may be given several times"
     )
+    data: list[str] = option(
+        [],
+        "images with true depth to train on, instead of --images or besides: kitti-eigen, kitti-official, "
+        "driving-stereo, or a manifest (.jsonl), with right views if it has them; may be given several times",
+    )
+    root: str = option("", "folder that holds the files of --data")
+    split: str = option("train", "which part of a benchmark of --data: train, or a list of its images")
     labels: list[str] = option(
         [],
         "labels that distilldepth label wrote, instead of teachers in memory: PATH[=WEIGHT], http(s)://... or "
@@ -186,6 +200,12 @@ class DistillConfig:
     )
     out: str = option("runs/distill", "run folder")
     preset: str = option("", "values to start from; see `list presets`")
+    two_views: bool = option(
+        False,
+        "the student sees both views of stereo pairs: its first layer is doubled, and begins as half of what it was "
+        "for each view (newcrfs)",
+    )
+    uncertainty: bool = option(False, "the student says how unsure it is, too: see predict --uncertainty")
     steps: int = option(20_000, "optimiser steps", least=1, most=_MANY)
     batch_size: int = option(4, "images per step and process", least=1, most=65_536)
     grad_accumulation: int = option(1, "batches per optimiser step", least=1, most=65_536)
@@ -248,7 +268,7 @@ class DistillConfig:
     optimiser: OptimiserSection = field(default_factory=OptimiserSection)
 
     def __post_init__(self) -> None:
-        for key in ("images", "labels"):  # As a caller may give who has one alone.
+        for key in ("images", "data", "labels"):  # As a caller may give who has one alone.
             if isinstance(given := getattr(self, key), str):
                 setattr(self, key, [given])
 
@@ -281,7 +301,7 @@ class DistillConfig:
         if self.points.guides.strip():
             check_known(parse_teachers(self.points.guides))
         name = self.student
-        for path in (name, self.out, self.resume, self.initial_weights, *self.images):
+        for path in (name, self.out, self.resume, self.initial_weights, self.root, *self.images, *self.data):
             refuse_url(path)
         if re.fullmatch(r"[\w:-]+", name) and registry.lookup(name) is None and not path_exists(Path(name)):
             hint = registry.what_else(name, registry.student_names(), "students")
@@ -309,12 +329,12 @@ class DistillConfig:
         if not any(getattr(self.loss, name) for name in teaching):
             *others, last = (f"loss.{name}" for name in teaching)
             raise UsageError(f"distill: {', '.join(others)} and {last} are all 0; nothing to learn from")
-        if live and self.labels and not self.images:
+        if live and self.labels and not (self.images or self.data):
             raise UsageError(
                 f"distill: teachers in memory ({self.teachers}) besides labels need --images; leave --teachers out to "
                 "train from the labels alone"
             )
-        if not (self.images or self.labels) or not all(image.strip() for image in self.images):
+        if not (self.images or self.data or self.labels) or not all(map(str.strip, (*self.images, *self.data))):
             raise UsageError(
                 "distill: images must name at least one source, and no empty one; give a folder, or `scenes`"
             )
@@ -444,6 +464,8 @@ def load_config(
         for key, nothing in (("teachers", ""), ("images", [])):
             if key not in named | values.keys():
                 setattr(config, key, nothing)
+    if config.data and not {"images"} & (named | values.keys()):
+        config.images = []
     try:
         return config.validate()
     except UsageError as error:
@@ -479,6 +501,8 @@ def _split_setting(text: str) -> tuple[str, str, str]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"distill: --set needs key=value, got {shown(text)}")
+    if key.strip() == "student.uncertainty":
+        key = "uncertainty"
     if key.strip() == "preset":
         raise UsageError(f"distill: a preset is chosen with --preset {value.strip()}, not with --set")
     return key.strip(), value.strip(), "--set"

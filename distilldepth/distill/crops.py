@@ -22,6 +22,8 @@ def crop_config(config: DistillConfig) -> CropConfig:
         patch_window=crop.patch_window,
         patch_share=crop.patch_share or None,
         flip=crop.flip,
+        rotate_deg=crop.rotate_deg,
+        kb_crop=crop.kb_crop,
     )
 
 

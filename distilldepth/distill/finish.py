@@ -11,7 +11,7 @@ from distilldepth.distill.prepare import Run, whole_student
 from distilldepth.distill.recipe import usual_rate
 from distilldepth.distill.record.card import model_card
 from distilldepth.distill.record.page import read_metrics, write_report
-from distilldepth.distill.record.result import RunResult, run_facts
+from distilldepth.distill.record.result import RunResult, run_facts, student_kind
 from distilldepth.models import save_model
 from distilldepth.teachers.stored import AbsentTeacher
 
@@ -34,7 +34,7 @@ def finish(run: Run, command: str) -> RunResult:
     side = max(min(run.config.height_width), student.preprocessing.multiple)
     student.preprocessing = dataclasses.replace(student.preprocessing, size=side)
     result = RunResult(run.folder, run.config.steps, run.before, run.before, run.log.state().seconds)
-    result.quantity = student.info.quantity
+    result.quantity, result.kind = student.info.quantity, student_kind(student)
     result.labels = [
         f"{'; '.join(teacher.info.notes)}; licence {teacher.info.licence}"
         for teacher in run.teachers.teachers

@@ -75,17 +75,13 @@ def _check_crops(config: DistillConfig, folder: LabelFolder) -> None:
     """Raise UsageError, with each difference, if the regions of a set are not cut as the run says."""
     # Windows that the objective does not look at are no difference.
     wanted = dataclasses.replace(crop_config(config), patches=config.crop.patches)
-    differ = crops_differ(folder, {key: _plain(value) for key, value in dataclasses.asdict(wanted).items()})
+    differ = crops_differ(folder, wanted.to_dict())
     if differ:
         raise UsageError(
             f"distill: labels {folder.location.root} are cut in another way than this run asks for "
             f"({'; '.join(differ)}); leave these settings out to take those of the labels (with several sets, those of "
             "the first), or label again with the settings of the run"
         )
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _crops_of(config: DistillConfig, folder: LabelFolder) -> CropDataset | None:

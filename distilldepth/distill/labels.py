@@ -32,7 +32,12 @@ def label_batch(
     label = regions.label if isinstance(regions, LabelledRegions) else None
     if label is None:
         label = label_regions(regions, teacher, features=features)
-    regions.image = augment(to_float(regions.image), settings)
+    if regions.right is None:
+        regions.image = augment(to_float(regions.image), settings)
+    else:
+        # Beside each other, so that both views of a pair are changed alike.
+        pair = augment(torch.cat([to_float(regions.image), to_float(regions.right)], 3), settings)
+        regions.image, regions.right = (view.contiguous(memory_format=torch.channels_last) for view in pair.chunk(2, 3))
     if guides is not None:
         regions.aligned = guides.align(regions.image, regions.sparse)
     return regions, label

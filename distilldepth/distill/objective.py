@@ -25,7 +25,7 @@ from distilldepth.models.base import DepthOutput, predict_at
 from distilldepth.ops import sample_crops
 from distilldepth.teachers.stored import AbsentTeacher
 from distilldepth.teachers.teacher import PseudoLabel, Teacher
-from distilldepth.words import FEATURE_LEVELS
+from distilldepth.words import DECODER_LEVELS, FEATURE_LEVELS
 
 
 class DistillationObjective(nn.Module):
@@ -181,7 +181,8 @@ def _looked_at(levels: str, student: Mapping[str, int], teacher: str, widths: Ma
     names = level_names(levels)
     if names == (ALL_LEVELS,):
         # Where the two share no size there is still the last level of each.
-        names = tuple(name for name in FEATURE_LEVELS if name in student and name in widths) or ("encoder",)
+        named = (*FEATURE_LEVELS, *DECODER_LEVELS)
+        names = tuple(name for name in named if name in student and name in widths) or ("encoder",)
     if any(name not in student or name not in widths for name in names):
         raise _lacking(names, "the student", student, teacher, widths)
     return {name: widths[name] for name in names}
@@ -232,7 +233,7 @@ def make_objective(
         teacher_channels=teacher_channels,
         anchor_center=center,
         anchor_spread=spread,
-        **{key: getattr(loss, key) for key in OPTIONS},
+        **{key: getattr(loss, key) for key in OPTIONS} | {"farthest": loss.farthest or student.info.max_depth or 0.0},
     )
 
 
@@ -243,7 +244,10 @@ def output_range(
     """Return the mean centre and spread of a student's maps on the first training images."""
     student.eval()
     some = SourceView(training, range(min(images, len(training))))
-    parts = [center_and_spread(predict_at(student, batch.image.float() / 255)) for batch in whole_batches(some, config)]
+    parts = [
+        center_and_spread(predict_at(student, batch.views(student.views).float() / 255))
+        for batch in whole_batches(some, config)
+    ]
     center, spread = (torch.cat(values).mean() for values in zip(*parts, strict=True))
     return float(center), max(float(spread), 1e-3)
 
@@ -258,18 +262,19 @@ def _refuse_to_leave_out(
     """Raise UsageError if sizes are named and nobody in memory has any; without them such terms are just absent."""
     names = level_names(levels)
     live = [teacher.name for teacher in teachers if not isinstance(teacher, AbsentTeacher)]
-    if live and any(name in FEATURE_LEVELS for name in names):
+    if live and any(name in (*FEATURE_LEVELS, *DECODER_LEVELS) for name in names):
         raise _lacking(names, student.info.name, student_channels, live[0], teacher_channels.get(live[0], {}))
 
 
 def feature_widths(model: DepthModel | None) -> dict[str, int]:
     """Return the channels of a model's encoder features by level, empty if it offers none."""
-    if model is None or model.takes_points or model.views > 1:
+    if model is None or model.takes_points:
         return {}
     was_training = model.training
     device = next(model.buffers()).device  # Every model has some; a callable has no parameters.
     side = max(-(-64 // model.preprocessing.multiple), 1) * model.preprocessing.multiple
     with torch.inference_mode():
-        features = model.eval()(torch.zeros(1, 3, side, side, device=device), features=True).features
+        pixels = torch.zeros(1, 3 * model.views, side, side, device=device)
+        features = model.eval()(pixels, features=True).features
     model.train(was_training)
     return {level: values.shape[1] for level, values in features.items()}

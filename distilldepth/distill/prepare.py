@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from distilldepth.capacity import check_memory, network_bytes
+from distilldepth.datasets.training import open_truth
 from distilldepth.distill.agreement import AgreementLog, measure_agreement
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.crops import crop_config
@@ -22,6 +23,7 @@ from distilldepth.distill.feed import Feed
 from distilldepth.distill.guard import watch_gradients
 from distilldepth.distill.guides import Guides, open_guides
 from distilldepth.distill.kept_labels import KeptLabels, open_labels
+from distilldepth.distill.kinds import check_kinds
 from distilldepth.distill.micro_batch import MicroBatch, one_image_is_too_little
 from distilldepth.distill.objective import DistillationObjective, make_objective
 from distilldepth.distill.optimiser import make_optimiser
@@ -39,11 +41,13 @@ from distilldepth.distill.trackers import Trackers, tracker_names
 from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.files import expand_user
 from distilldepth.images.batches import CropDataset, SourceView, fingerprint, split_heldout
-from distilldepth.images.sources import check_readable, open_source
+from distilldepth.images.sources import ConcatSource, ImageSource, check_readable, open_source
 from distilldepth.models import DepthModel, create_student, load_model
+from distilldepth.models.digest import model_digest
 from distilldepth.models.encoder import keep_encoder, load_encoder
 from distilldepth.models.preprocess import nearest_size
 from distilldepth.models.registry import lookup
+from distilldepth.models.uncertainty import with_uncertainty
 from distilldepth.native.recipe import find_compiler
 from distilldepth.ops.backend import available_backends
 from distilldepth.settings import get_key, keys
@@ -60,6 +64,8 @@ class Images:
     description: str
     """One line that says which they are."""
     has_depth: bool
+    has_right: bool
+    has_cameras: bool
     training: SourceView
     heldout: SourceView
 
@@ -126,8 +132,10 @@ def prepare(
     kept = open_labels(config, (accelerator.process_index, accelerator.num_processes))
     images, state = _open_images(config, begin, accelerator, precisions, kept)
     teachers = _open_teachers(config, specs, kept, images, device, precisions["teachers"])
+    state = _with_same_teachers(state, teachers.teachers, begin.checkpoint)
     student = _open_student(config, device)
     guides = open_guides(config, student, device)
+    check_kinds(config, student, teachers.teachers, images)
     settled = dataclasses.replace(config, optimiser=settle_optimiser(config.optimiser, student))
     if settled.optimiser.freeze_batch_norm == "on":
         _freeze(student)
@@ -157,7 +165,7 @@ def prepare(
         folder=folder,
         accelerator=accelerator,
         images=images,
-        feed=_open_feed(settled, teachers, images if specs else None, accelerator),
+        feed=_open_feed(settled, teachers, student.views, images if specs else None, accelerator),
         teachers=teachers,
         guides=guides,
         learner=learner,
@@ -198,6 +206,18 @@ def _open_teachers(
     return TeacherPool(here + kept.teachers([teacher.name for teacher in here]), config.seed)
 
 
+def _with_same_teachers(state: RunState, teachers: list[Teacher], checkpoint: Path | None) -> RunState:
+    """The state with the digests of the teachers; ValueError if those of a checkpoint were others."""
+    live = [(teacher.name, teacher.model) for teacher in teachers if teacher.model is not None]
+    now = ", ".join(f"{name} {model_digest(model)[:16]}" for name, model in live)
+    if checkpoint is not None and state.teachers and state.teachers != now:
+        raise ValueError(
+            f"distill: the teachers are not those that {checkpoint} was trained with ({state.teachers} then, {now} "
+            "now); bring their weights back, or start another run with another --out"
+        )
+    return dataclasses.replace(state, teachers=now)
+
+
 def settle_micro_batch(run: Run) -> None:
     """Find out, with several processes, how many images at once fit in every one of them; see `MicroBatch.settle`."""
     if run.accelerator.num_processes > 1 and run.start < run.config.steps:
@@ -205,14 +225,18 @@ def settle_micro_batch(run: Run) -> None:
         run.micro_batch.settle(first, run.config.augment, features=run.learner.features)
 
 
-def _open_feed(config: DistillConfig, teachers: TeacherPool, images: Images | None, accelerator: Accelerator) -> Feed:
-    depth = any(teacher.model is None for teacher in teachers.teachers)  # Which the oracle alone reads.
+def _open_feed(
+    config: DistillConfig, teachers: TeacherPool, student_views: int, images: Images | None, accelerator: Accelerator
+) -> Feed:
+    # True depth is read by the oracle and by that one term alone, second views by networks that see two.
+    depth = any(teacher.model is None for teacher in teachers.teachers) or config.loss.silog > 0
+    right = any(views > 1 for views in (student_views, *(teacher.views for teacher in teachers.teachers)))
     crops = crop_config(config)
     return Feed(
         teachers,
         None
         if images is None
-        else CropDataset(images.training, crops, config.seed, depth=depth, points=config.points.draw),
+        else CropDataset(images.training, crops, config.seed, depth=depth, right=right, points=config.points.draw),
         batches=config.grad_accumulation,
         batch_size=config.batch_size,
         process=(accelerator.process_index, accelerator.num_processes),
@@ -262,10 +286,8 @@ def _open_images(
     if not config.teacher_specs:
         if begin.checkpoint is not None:
             state = _resumed_state(begin.checkpoint, state)
-        return Images(kept.description, False, kept.first_regions(), SourceView([], [])), state
-    source = open_source(
-        config.images, size=config.scene_height_width, seed=config.seed, max_side=config.crop.max_side or None
-    )
+        return Images(kept.description, False, False, False, kept.first_regions(), SourceView([], [])), state
+    source = _open_source(config)
     state = dataclasses.replace(state, images=fingerprint(source))
     if begin.checkpoint is not None:
         state = _resumed_state(begin.checkpoint, state)
@@ -277,7 +299,18 @@ def _open_images(
             f"use --batch-size {max(len(training), 1)} or add images"
         )
     description = " + ".join(filter(None, [source.description, kept.description]))
-    return Images(description, source.has_depth, training, heldout), state
+    return Images(description, source.has_depth, source.has_right, source.has_cameras, training, heldout), state
+
+
+def _open_source(config: DistillConfig) -> ImageSource:
+    """What `images` and `data` name, one after the other."""
+    sources: list[ImageSource] = []
+    if config.images:
+        side = config.crop.max_side or None
+        sources.append(open_source(config.images, size=config.scene_height_width, seed=config.seed, max_side=side))
+    if config.data:
+        sources.append(open_truth(config.data, root=config.root or None, split=config.split))
+    return sources[0] if len(sources) == 1 else ConcatSource(sources)
 
 
 def _resumed_state(checkpoint: Path, fresh: RunState) -> RunState:
@@ -316,10 +349,14 @@ def _open_student(config: DistillConfig, device: torch.device) -> DepthModel:
         _ = student.architecture
     except TypeError as error:
         raise UsageError(f"distill: student '{config.student}' could not be saved: {error}") from error
-    if student.info.quantity != "disparity" and not student.takes_points:
+    if student.info.quantity == "depth":
         raise ValueError(
-            f"distill: student '{config.student}' predicts {student.info.quantity}; a student must predict disparity"
+            f"distill: student '{config.student}' predicts relative depth; a student must predict disparity, or metres"
         )
+    if config.two_views:
+        student = _with_two_views(student)
+    if config.uncertainty:
+        student = with_uncertainty(student, seed=config.seed)
     if config.gradient_checkpointing:
         try:
             student.enable_gradient_checkpointing()
@@ -328,6 +365,18 @@ def _open_student(config: DistillConfig, device: torch.device) -> DepthModel:
     if device.type in ("cpu", "cuda"):
         student = student.to(memory_format=torch.channels_last)
     return student
+
+
+def _with_two_views(student: DepthModel) -> DepthModel:
+    from distilldepth.models.families.newcrfs import NeWCRFsDepth, with_two_views
+
+    if student.views == 2:
+        return student
+    if not isinstance(student, NeWCRFsDepth):
+        raise UsageError(
+            f"distill: two_views is for students of the family newcrfs, and {student.info.name} is none; leave it out"
+        )
+    return with_two_views(student)
 
 
 def _freeze(student: DepthModel) -> None:

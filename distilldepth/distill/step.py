@@ -15,8 +15,8 @@ from distilldepth.distill.objective import DistillationObjective
 from distilldepth.distill.progress import Stopwatch
 from distilldepth.images.crops import Regions
 from distilldepth.models import DepthModel
-from distilldepth.models.base import DepthOutput
-from distilldepth.models.preprocess import nearest_size, resize, restore
+from distilldepth.models.base import DepthOutput, restore_output
+from distilldepth.models.preprocess import nearest_size, resize
 from distilldepth.models.recompute import recompute
 from distilldepth.teachers.teacher import PseudoLabel
 
@@ -94,17 +94,17 @@ class DistillationStep(nn.Module):
 
         `features` are the levels of its features that are wanted too.
         """
-        images = regions.image
         if self.student.takes_points:
             points = {"sparse": regions.sparse, "aligned": regions.aligned}
-            return self._run_in_parts(images, features=features, **points)
+            return self._run_in_parts(regions.image, features=features, **points)
+        images = regions.views(self.student.views)
         height, width = images.shape[-2:]
         preprocessing = self.student.preprocessing
         inner = nearest_size(height, width, preprocessing.multiple)
         images = resize(images, inner, preprocessing.interpolation)
         with _fastest_attention(inner, images.device):
             output = self._run_in_parts(images, features=features)
-        return replace(output, values=restore(output.values, (height, width), preprocessing))
+        return restore_output(output, (height, width), preprocessing)
 
     def _run_in_parts(self, images: Tensor, *, features: Collection[str], **points: Tensor | None) -> DepthOutput:
         network, count = self._compiled or self.student, len(images)

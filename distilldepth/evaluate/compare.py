@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_UNORDERED = ("coverage",)
+"""Starts of metrics of which neither more nor less is better."""
+_SHOWN = ("abs_rel", "rmse", "delta1", "ause_abs_rel", "ause_rmse", "aurg_abs_rel", "aurg_rmse", "laplace_error")
+
+
 @dataclass
 class PairedMetric(Record):
     """One metric of two models over the samples in both."""
@@ -110,6 +115,8 @@ def _compare_dataset(name: str, mine: Samples, theirs: Samples) -> ComparedDatas
     both = [key for key in mine if key in theirs]
     metrics = {}
     for metric in [metric for metric in (mine[both[0]] if both else ()) if metric in theirs[both[0]]]:
+        if metric.startswith(_UNORDERED):
+            continue
         pairs = [(mine[key].get(metric), theirs[key].get(metric)) for key in both]
         if all(value is not None for pair in pairs for value in pair):
             metrics[metric] = _paired(np.asarray(pairs, dtype=np.float64), _higher_is_better(metric))
@@ -179,7 +186,7 @@ def _higher_is_better(metric: str) -> bool:
     return metric.startswith(("delta", "boundary_f1", "ordinal_accuracy", "aurg"))
 
 
-def make_comparison_table(comparison: Comparison, metrics: tuple[str, ...] = ("abs_rel", "rmse", "delta1")) -> Table:
+def make_comparison_table(comparison: Comparison, metrics: tuple[str, ...] = _SHOWN) -> Table:
     """Return a rich table: a row per dataset and metric, with the difference, its interval and what that means."""
     from rich.table import Table
 

@@ -18,12 +18,13 @@ from distilldepth.evaluate.record.saved_maps import INDEX, name_inside, without_
 from distilldepth.files import expand_user, file_digest
 from distilldepth.formats.kitti import KITTI_SCALE
 from distilldepth.formats.npy import read_npy
-from distilldepth.formats.table import STORED
+from distilldepth.formats.png import read_depth_png
+from distilldepth.formats.table import FORMATS, STORED, UNCERTAINTY
 from distilldepth.images.decode import open_file, open_image
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.models.pretrained import read_json
-from distilldepth.words import QUANTITIES
+from distilldepth.words import LOG_VARIANCE, QUANTITIES
 
 SUFFIXES = (".npy", ".png")
 EXTRAS = ("uncertainty", "std")
@@ -53,7 +54,8 @@ class StoredPredictions(DepthModel):
     those of relative quantities as they are, since their scale is fitted anyway.
 
     Beside a map, `..._uncertainty.npy` (larger = less certain) and `..._std.npy` (metres) are read as well, and scored
-    as uncertainty.
+    as uncertainty; so is `..._uncertainty.png` of `predict --uncertainty`, which says itself that it is a log-variance.
+    An index says that of all in its folder.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class StoredPredictions(DepthModel):
         if depth_scale is not None and index.get("format") in STORED:
             raise ValueError(f"{says} says how its maps are stored; leave --depth-scale out")
         self._is_kitti = index.get("format") == "kitti"
+        self._says_variance = index.get("uncertainty") == LOG_VARIANCE
 
     def forward(self, images: Any, *, features: bool = False) -> DepthOutput:
         """Refuse: there is no network."""
@@ -169,12 +172,18 @@ class StoredPredictions(DepthModel):
         return np.ascontiguousarray(values, dtype=np.float32)
 
     def read_extras(self, path: Path) -> dict[str, np.ndarray]:
-        """Return the maps of uncertainty that lie beside a prediction, by their names in `EXTRAS`.
+        """Return the maps of uncertainty that lie beside a prediction, by their names in `EXTRAS`, or `log_variance`.
 
         Raises:
             DistillDepthError: one cannot be read, or is not one map.
         """
-        return {name: self.read(file) for name, file in _extra_files(path).items()}
+        files = _extra_files(path)
+        found = {
+            name: read_depth_png(file)[0] if name == LOG_VARIANCE else self.read(file) for name, file in files.items()
+        }
+        if self._says_variance and "uncertainty" in found:
+            found[LOG_VARIANCE] = found.pop("uncertainty")
+        return found
 
     def digest(self, path: Path) -> str:
         """Return a digest of the files that `read` and `read_extras` read for a prediction; empty if it is gone."""
@@ -216,7 +225,20 @@ class StoredPredictions(DepthModel):
 def _extra_files(path: Path) -> dict[str, Path]:
     """The maps of uncertainty that lie beside a prediction."""
     files = {name: path.with_name(f"{path.stem}_{name}.npy") for name in EXTRAS}
-    return {name: file for name, file in files.items() if file.exists()}
+    found = {name: file for name, file in files.items() if file.exists()}
+    picture = path.with_name(path.stem + FORMATS[UNCERTAINTY["png16"]].ending)
+    if "uncertainty" not in found and picture.is_file() and _texts(picture).get("quantity") == LOG_VARIANCE:
+        found[LOG_VARIANCE] = picture
+    return found
+
+
+def _texts(path: Path) -> dict[str, Any]:
+    """The texts of a PNG; none if it cannot be read."""
+    try:
+        with open_file(path) as (file, name), open_image(file, name) as image:
+            return dict(getattr(image, "text", {}))
+    except (DistillDepthError, OSError):
+        return {}
 
 
 class _Listing:
@@ -257,11 +279,7 @@ def _describe(folder: Path) -> tuple[dict[str, Any], Path]:
     if path.is_file():
         return read_json(path), path
     for path in itertools.islice(folder.rglob("*.png"), _PROBED):
-        try:
-            with open_file(path) as (file, name), open_image(file, name) as image:
-                texts = dict(getattr(image, "text", {}))
-        except (DistillDepthError, OSError):
-            continue
+        texts = _texts(path)
         if texts.get("quantity") in QUANTITIES:
             return texts, path
     return {}, folder

@@ -34,6 +34,7 @@ from distilldepth.formats.kitti import check_metres
 from distilldepth.inference.estimator import Estimator
 from distilldepth.inference.stereo import StereoEstimator
 from distilldepth.models.base import DepthModel
+from distilldepth.words import LOG_VARIANCE
 
 
 def evaluate(
@@ -261,7 +262,7 @@ def _plan(
     """What is to be scored, and for samples without a stored prediction what was looked for."""
     found, missing = model.find(datasets) if isinstance(model, StoredPredictions) else ({}, {})
     if save_as is not None:
-        check_distinct(datasets, save_as)
+        check_distinct(datasets, save_as, uncertainty=LOG_VARIANCE in model.extra_maps)
     tasks = [
         Task(item, index, dataset, rules[dataset.name], found.get((dataset.name, index)))
         for dataset in datasets
@@ -298,7 +299,8 @@ def _open_folder(
     described = describe_run(model, protocol, rules, datasets, settings, quantity=estimator.info.quantity)
     folder = RunFolder(path, described, resume=options.resume, overwrite=options.overwrite)
     if options.save_predictions is not None:
-        write_index(path / PREDICTIONS, estimator.info, options.save_predictions)
+        says = LOG_VARIANCE if LOG_VARIANCE in model.extra_maps else None
+        write_index(path / PREDICTIONS, estimator.info, options.save_predictions, uncertainty=says)
     return folder
 
 
@@ -359,5 +361,11 @@ def _summarise(
         notes.append("stored maps are scored as they are: a mean with the mirror image is for whoever makes them")
     if constant:
         notes.append(f"{constant} of {len(samples)} predicted maps are constant: the model says nothing about them")
+    says = LOG_VARIANCE in scoring.estimator.model.extra_maps
+    if says and any("laplace_error" not in row.metrics for row in samples):
+        notes.append(
+            f"the model's own uncertainty is scored by its order alone, since its {info.quantity} is fitted to the "
+            "truth and the scale of what it states is not known then; calibration is asked of metres without a fit"
+        )
     mean = mean_metrics([summary.headline[0] for summary in summaries if summary.frames])
     return Evaluation(metadata, protocol, summaries, mean, samples, failures, notes)

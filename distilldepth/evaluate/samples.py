@@ -30,6 +30,7 @@ from distilldepth.evaluate.record.cases import Cases
 from distilldepth.evaluate.record.folder import PREDICTIONS, RunFolder
 from distilldepth.evaluate.record.rows import Metrics, ScoredSample
 from distilldepth.evaluate.record.saved_maps import save_prediction
+from distilldepth.evaluate.record.uncertainty import SPARSIFIED
 from distilldepth.evaluate.score import (
     Scores,
     add_completion,
@@ -42,6 +43,7 @@ from distilldepth.images.stereo import RightView, are_swapped
 from distilldepth.inference.batches import FAILURES, LoadedImage, reason, without_relief
 from distilldepth.inference.estimator import Estimator, InferenceOptions
 from distilldepth.models.preprocess import resize
+from distilldepth.words import LOG_VARIANCE
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +226,7 @@ class Scoring:
             known = loaded.extra
             extras = {
                 name: torch.from_numpy(other).to(self.estimator.device) for name, other in known.maps.items() if name
-            }
+            } | loaded.maps
             one = _Predicted(
                 loaded.item,
                 loaded.image,
@@ -251,6 +253,7 @@ class Scoring:
                 one.values.cpu().numpy(),
                 self._quantity,
                 form=self.save_as,
+                log_variance=one.extras[LOG_VARIANCE].cpu().numpy() if LOG_VARIANCE in one.extras else None,
             )
             for group in groups
             for one in group
@@ -299,6 +302,9 @@ class Scoring:
             # Error against depth is for the report, and costs as much as the scores themselves.
             for row, bins in zip(rows, scores.by_depth.cpu().tolist(), strict=True):
                 row.error_by_depth = [depth_bin for depth_bin in bins if depth_bin[2] > 0]
+        if self.folder is not None and scores.sparsification:
+            for index, row in enumerate(rows):
+                row.sparsification = curves_of(scores.sparsification, index)
         if not self._is_baseline:  # They are what they are.
             constant = without_relief(torch.stack([one.values for one in group])).cpu().tolist()
             for row, is_constant in zip(rows, constant, strict=True):
@@ -338,6 +344,8 @@ class Scoring:
             kept = self.cases.offer(row.dataset, row.name, score, image, *maps, is_metric=one.truth.is_metric)
             if kept and one.points is not None:
                 self.cases.add_points(row.dataset, row.name, one.points)
+            if kept and scores.uncertainty is not None:
+                self.cases.add_uncertainty(row.dataset, row.name, scores.uncertainty[index])
 
     def _record(self, rows: list[tuple[Task, ScoredSample]], saving: dict[Task, Future[Path]]) -> None:
         """Note scored samples, once their maps are written."""
@@ -370,6 +378,14 @@ def _numbers(scores: Scores) -> Iterator[tuple[Metrics, Metrics, float | None, f
         *known, scale, shift = [value if math.isfinite(value) else None for value in image]
         metrics, sums = zip(scores.metrics, known[:count], strict=True), zip(scores.sums, known[count:], strict=True)
         yield dict(metrics), dict(sums), scale, shift
+
+
+def curves_of(curves: dict[str, Tensor], index: int) -> dict[str, list[list[float]]] | None:
+    """Return every other step of an image's curves of sparsification, to six digits; None if one is not finite."""
+    found = {name: curves[name][index, :, ::2].cpu() for name in SPARSIFIED}
+    if not all(bool(values.isfinite().all()) for values in found.values()):
+        return None
+    return {name: [[float(f"{value:.6g}") for value in line] for line in both.tolist()] for name, both in found.items()}
 
 
 def _size(values: Tensor | np.ndarray) -> tuple[int, int]:

@@ -21,10 +21,13 @@ from distilldepth.metrics import (
     boundary_f1_masked,
     calibration_error,
     completion_metrics,
-    uncertainty_metrics,
+    laplace_calibration,
+    sparsification_areas,
+    sparsification_curves,
 )
 from distilldepth.metrics.depth import DELTAS, LEAST_DEPTH, SUMS, metrics_from_sums
 from distilldepth.models.preprocess import resize
+from distilldepth.words import LOG_VARIANCE
 
 DEPTH_EDGES = tuple(0.1 * 10 ** (step / 6) for step in range(21))
 """Edges of the bins of `Scores.by_depth`, metres; what lies outside counts in the first or last bin."""
@@ -46,6 +49,10 @@ class Scores:
     problems: dict[int, str]
     """Why an image could not be scored, by its index."""
     _maps: Maps = field(repr=False)
+    sparsification: dict[str, Tensor] = field(default_factory=dict)
+    """Where there is an uncertainty: what `sparsification_curves` gives."""
+    uncertainty: Tensor | None = None
+    """That uncertainty, `(B, h, w)`."""
 
     @cached_property
     def depth(self) -> Tensor:
@@ -225,7 +232,8 @@ def score_batch(
         is_metric: whether `depth` has a unit.
         rules: of the protocol for this kind of dataset.
         extras: `uncertainty` `(B, H, W)` (larger = less certain) adds `ause_*` and `aurg_*`; `std` `(B, H, W)` (metres)
-            adds `calibration_error`.
+            adds `calibration_error`; `log_variance` `(B, H, W)`, of the numbers of the map, adds what an uncertainty
+            does, and for metres that are scored as predicted, without a fit, `laplace_error` and `coverage_*`.
         dense: truth at every visible surface: adds `boundary_f1` (NaN where the truth has holes) and
             `boundary_f1_masked` of the pixels that count.
 
@@ -264,7 +272,7 @@ def score_batch(
         problems,
         dataclasses.replace(maps, floor=measured.floor),
     )
-    _add_extras(scores, extras or {}, dense)
+    _add_extras(scores, extras or {}, dense, quantity)
     if problems:
         for column in (*scores.metrics.values(), *scores.sums.values()):
             column[list(problems)] = torch.nan
@@ -336,7 +344,7 @@ def _no_way(quantity: str, space: str, size: tuple[int, int], is_metric: bool, r
     )
 
 
-def _add_extras(scores: Scores, extras: dict[str, Tensor], dense: bool) -> None:
+def _add_extras(scores: Scores, extras: dict[str, Tensor], dense: bool, quantity: str) -> None:
     maps, truth = scores._maps, scores._maps.truth.float()
     if dense:
         depth = scores.depth
@@ -348,12 +356,17 @@ def _add_extras(scores: Scores, extras: dict[str, Tensor], dense: bool) -> None:
         scores.metrics["boundary_f1"] = torch.where(maps.valid.flatten(1).all(1), exact, torch.nan)
         scores.metrics["boundary_f1_masked"] = torch.as_tensor(masked)
     found = {name: to_frame(values.float(), maps.size, "bilinear", maps.rules) for name, values in extras.items()}
-    if "uncertainty" in found:
-        uncertainty = uncertainty_metrics(scores.depth, truth, found["uncertainty"], scores.scored)
-        scores.metrics.update({name: torch.as_tensor(values) for name, values in uncertainty.items()})
+    uncertainty = found.get(LOG_VARIANCE, found.get("uncertainty"))
+    if uncertainty is not None:
+        scores.uncertainty = uncertainty
+        scores.sparsification = sparsification_curves(scores.depth, truth, uncertainty, scores.scored)
+        scores.metrics.update(sparsification_areas(scores.sparsification))
+    if LOG_VARIANCE in found and quantity == "metric_depth" and maps.rules.align == "none":
+        calibration = laplace_calibration(scores.depth, truth, found[LOG_VARIANCE], scores.scored)
+        scores.metrics.update({name: torch.as_tensor(values) for name, values in calibration.items()})
     if "std" in found:
-        calibration = calibration_error(scores.depth, truth, found["std"], scores.scored)
-        scores.metrics["calibration_error"] = torch.as_tensor(calibration)
+        gap = calibration_error(scores.depth, truth, found["std"], scores.scored)
+        scores.metrics["calibration_error"] = torch.as_tensor(gap)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from distilldepth.formats.options import Picture, WriteOptions
+from distilldepth.words import LOG_VARIANCE
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Format:
     """Those of `WriteOptions` that it looks at."""
     says_origin: bool = False
     """Whether its files tell in texts of their own what they were made from."""
+    of: str = ""
+    """Which of the further maps of a model it holds, see `DepthModel.extra_maps`; empty for the map itself."""
 
     @property
     def suffix(self) -> str:
@@ -55,6 +58,24 @@ FORMATS: dict[str, Format] = {
         Format("npy", ".npy", "npy", "write_array"),
         Format("ply", ".ply", "point_cloud", "write_ply", options=("point_cloud",)),
         Format("kitti", ".png", "kitti", "write_kitti"),
+        Format(
+            "png16-uncertainty",
+            "_uncertainty.png",
+            "uncertainty",
+            "write_uncertainty_png",
+            says_origin=True,
+            of=LOG_VARIANCE,
+        ),
+        Format(
+            "color-uncertainty",
+            "_uncertainty_color.png",
+            "uncertainty",
+            "write_uncertainty_color",
+            options=("percentiles",),
+            says_origin=True,
+            of=LOG_VARIANCE,
+        ),
+        Format("npy-uncertainty", "_uncertainty.npy", "uncertainty", "write_uncertainty_array", of=LOG_VARIANCE),
     )
 }
 """Every format by name; of several with one suffix the first has the plain name of a file."""
@@ -62,8 +83,11 @@ FORMATS: dict[str, Format] = {
 STORED = ("npy", "png16", "kitti")
 """What an evaluation keeps maps in, the default first: they can be read back and scored."""
 
-PREDICTED = tuple(name for name in FORMATS if name != "kitti")
+PREDICTED = tuple(name for name, row in FORMATS.items() if name != "kitti" and not row.of)
 """What photographs are predicted in; a benchmark's own format has none."""
+
+UNCERTAINTY = {name: f"{name}-uncertainty" for name in PREDICTED if f"{name}-uncertainty" in FORMATS}
+"""What holds the uncertainty of a map, by the format of the map."""
 
 
 def format_of_suffix(suffix: str) -> str | None:

@@ -62,8 +62,8 @@ def fingerprint(source: ImageSource) -> str:
 class CropDataset(Dataset):
     """Crop number `ordinal` of the endless, reshuffled sequence of a source's images.
 
-    Without `depth` true depth is left out where it is known, since cutting it costs as much as reading the image. With
-    `points` sparse points are drawn from it, which needs it.
+    Without `depth` true depth is left out where it is known, since cutting it costs as much as reading the image, and
+    without `right` the second view of a pair. With `points` sparse points are drawn from true depth, which needs it.
     """
 
     def __init__(
@@ -74,10 +74,12 @@ class CropDataset(Dataset):
         *,
         shuffle: bool = True,
         depth: bool = True,
+        right: bool = True,
         points: bool = False,
     ) -> None:
         self.source, self.config, self.seed, self.shuffle = source, config, seed, shuffle
-        self.depth, self.points = depth, points
+        self.points = points
+        self._left_out = [key for key, wanted in (("depth", depth), ("right", right)) if not wanted]
         self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -92,9 +94,10 @@ class CropDataset(Dataset):
                 self._order = order
             position = int(order[1][position])
         sample, errors = load_or_replace(self.source, position)
-        if not self.depth:
+        if any(key in sample for key in self._left_out):
             sample = sample.copy()
-            sample.pop("depth", None)
+            for key in self._left_out:
+                sample.pop(key, None)  # type: ignore[misc]
         region = make_crop(sample, self.config, np.random.default_rng([self.seed, 2, ordinal]))
         if self.points and region.depth is not None:
             rng = np.random.default_rng([self.seed, 5, ordinal])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from distilldepth.depth import intrinsics_from_fov
 from distilldepth.images.sources import Sample
+from distilldepth.images.views import assumed_camera, prepare_views
 
-FOV_DEG = 60.0
-"""Vertical field of view of a photograph whose camera is not known, degrees; as LeReS assumes."""
 _WHOLE = 1 << 30
 """A crop bound no photograph reaches: the largest region there is."""
 
@@ -46,11 +44,23 @@ class CropConfig:
     patch_share: float | None = None
     """Side of a patch window as a share of the region's, 0..1, instead of `patch_window`."""
     flip: bool = True
-    """Mirror half of the samples left to right."""
+    """Mirror half of the samples left to right; of a stereo pair the mirrored right view is the left one then."""
+    rotate_deg: float = 0.0
+    """Each sample is turned about its middle by at most so many degrees to either side."""
+    kb_crop: bool = False
+    """Cut 352 x 1216 pixels at the bottom, in the middle, out of larger photographs first: the crop of KITTI's
+    benchmark."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; those that earlier versions did not have are left out where they are off."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if value or key not in ("rotate_deg", "kb_crop")}
 
     def whole(self) -> CropConfig:
         """Return a crop of the largest region, without chance and windows: what held-out images are judged on."""
-        return CropConfig(size=self.size, patch_size=self.size, patches=0, min_crop=_WHOLE, flip=False)
+        return CropConfig(
+            size=self.size, patch_size=self.size, patches=0, min_crop=_WHOLE, flip=False, kb_crop=self.kb_crop
+        )
 
     def __post_init__(self) -> None:
         for name in ("size", "patch_size"):
@@ -60,6 +70,8 @@ class CropConfig:
         for name, least in (("patches", 0), ("min_crop", 1), ("patch_window", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"CropConfig: {name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.rotate_deg <= 45:
+            raise ValueError(f"CropConfig: rotate_deg must be from 0 to 45, got {self.rotate_deg}")
         if self.max_crop is not None and self.max_crop < 1:
             raise ValueError(f"CropConfig: max_crop must be at least 1, got {self.max_crop}")
         for name in ("min_crop_share", "patch_share"):
@@ -99,6 +111,10 @@ class Regions:
     intrinsics: Tensor | None = None
     """float32 `(B, 3, 3)`, pixels of `image`: of the photograph's camera, or of one that sees `FOV_DEG` of the
     photograph from top to bottom, cut and resized with the region. None for regions whose photograph is not at hand."""
+    right: Tensor | None = None
+    """uint8 `(B, 3, H, W)`, the second view of each region; floating like `image` then."""
+    baseline_m: Tensor | None = None
+    """float32 `(B,)`, metres between the two views; NaN where it is not known."""
     sparse: Tensor | None = None
     """float32 `(B, H, W)`, metres, 0 = no point: what a student that completes depth is given of `depth`."""
     aligned: Tensor | None = None
@@ -109,6 +125,13 @@ class Regions:
     """What was wrong with them; empty texts where nothing was."""
     cut: list[Cut] = field(default_factory=list)
     """Of each region, where it was in its photograph."""
+
+    def views(self, count: int) -> Tensor:
+        """Return the images `(B, 3 * count, H, W)` as networks of so many views take them."""
+        if count == 1:
+            return self.image
+        assert self.right is not None, "second views are there wherever somebody looks at them"
+        return torch.cat([self.image, self.right], 1)
 
     @property
     def image_index(self) -> Tensor:
@@ -156,17 +179,18 @@ def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> R
     spread inf and NaN.
 
     Args:
-        sample: `image` uint8 `(H, W, 3)`, `name`, and if they are known `depth` float32 `(H, W)` and `intrinsics`
-            float32 `(3, 3)`; any size from 1x1.
+        sample: `image` uint8 `(H, W, 3)`, `name`, and if they are known `depth` float32 `(H, W)`, `intrinsics` float32
+            `(3, 3)`, and of a pair `right` uint8 `(H, W, 3)` and `baseline_m`; any size from 1x1.
         config: what to cut.
         rng: the only source of chance, so that equal state gives equal crops.
 
     Returns:
-        A single region, without a leading B; with depth if the sample has it.
+        A single region, without a leading B; with depth, and the same cut of the right view, if the sample has them.
+        A pair is mirrored only if its depth can be carried over to the right view, see `depth_of_right_view`.
 
     Raises:
         TypeError: the image is not uint8.
-        ValueError: the image is not `(H, W, 3)` with pixels, or depth has another size.
+        ValueError: the image is not `(H, W, 3)` with pixels, or depth or right view have another size.
 
     Source: Distill Any Depth, sections 3.3 and 4.1 (side in [644, shorter side], 560 x 560).
     """
@@ -177,6 +201,12 @@ def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> R
         raise ValueError(f"make_crop: image must have shape (H, W, 3), got {pixels.shape}")
     if depth is not None and depth.shape != pixels.shape[:2]:
         raise ValueError(f"make_crop: depth must have the image's size {pixels.shape[:2]}, got {depth.shape}")
+    right = sample.get("right")
+    if right is not None and (right.shape != pixels.shape or right.dtype != np.uint8):
+        raise ValueError(f"make_crop: right must be uint8 {pixels.shape} as the image, got {right.dtype} {right.shape}")
+    if config.kb_crop or config.rotate_deg or right is not None:
+        sample = prepare_views(sample, rng, kb_crop=config.kb_crop, rotate_deg=config.rotate_deg, flip=config.flip)
+        pixels, depth, right = sample["image"], sample.get("depth"), sample.get("right")
     patch_size = config.patch_size or config.size
 
     region = _draw_region(pixels.shape[:2], config, rng)
@@ -191,7 +221,8 @@ def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> R
         )
         for _ in range(config.patches)
     ]
-    mirror = config.flip and bool(rng.random() < 0.5)
+    # A pair was mirrored when it was prepared, since its depth is then that of the other view.
+    mirror = config.flip and right is None and bool(rng.random() < 0.5)
 
     # The pixels that matter are converted once; the region and every patch are then resized out of them.
     picture = Image.fromarray(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
@@ -202,9 +233,13 @@ def make_crop(sample: Sample, config: CropConfig, rng: np.random.Generator) -> R
         patches=_stack(patches, (3, *patch_size), torch.uint8),
         boxes=torch.from_numpy(_edges(boxes, (height, width), config.size, mirror)),
         name=[sample["name"]],
-        cut=[Cut(top, left, height, width, mirror)],
+        cut=[Cut(top, left, height, width, mirror or bool(sample.get("mirrored")))],
         intrinsics=_intrinsics(sample, region, config.size, mirror),
     )
+    if right is not None:
+        other = Image.fromarray(np.ascontiguousarray(right[top : top + height, left : left + width]))
+        crop.right = _to_tensor(_resize(other, (0, 0, height, width), config.size), mirror)
+        crop.baseline_m = torch.tensor(sample.get("baseline_m", float("nan")), dtype=torch.float32)
     if depth is not None:
         crop.depth = _nearest(depth, region, config.size, mirror)
         crop.patch_depth = _stack(
@@ -268,7 +303,7 @@ def _intrinsics(sample: Sample, region: tuple[int, int, int, int], size: tuple[i
     camera = sample.get("intrinsics")
     if camera is None:
         rows, columns = sample["image"].shape[:2]
-        camera = intrinsics_from_fov(rows, columns, FOV_DEG, vertical=True).numpy()
+        camera = assumed_camera(rows, columns)
     top, left, height, width = region
     scale = np.array([size[1] / width, size[0] / height])
     focal = camera[(0, 1), (0, 1)] * scale

@@ -25,6 +25,8 @@ from distilldepth.images.tar import compressed_error, is_plain, walk_tar
 _COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
 
 
+SCENES = ("scenes", STEREO_SCENES := "stereo-scenes")
+"""What procedural scenes are asked for by: single views of any camera, and pairs of the views of two fixed ones."""
 MAX_SHARDS = 100_000
 """Files that a pattern with braces may stand for."""
 MAX_SCENES = 1_000_000
@@ -49,7 +51,9 @@ class Sample(TypedDict, total=False):
     right: np.ndarray
     """uint8 `(H, W, 3)`, the second view of a rectified stereo pair."""
     baseline_m: float
-    """Distance between the two views."""
+    """Distance between the two views, metres."""
+    mirrored: bool
+    """Whether left and right were exchanged."""
 
 
 class Samples(Protocol):
@@ -72,6 +76,14 @@ class ImageSource(Samples, Protocol):
         """One line for reports."""
 
     @property
+    def has_right(self) -> bool:
+        """Every sample has `right`, the second view of a rectified stereo pair."""
+
+    @property
+    def has_cameras(self) -> bool:
+        """Every sample has `right` with `intrinsics` and `baseline_m`, which make metres of disparity."""
+
+    @property
     def names(self) -> Sequence[str] | None:
         """Of each image, the same wherever the whole collection lies; None for scenes, which have numbers."""
 
@@ -87,7 +99,7 @@ class FolderSource:
         FileNotFoundError, DistillDepthError: nothing is found.
     """
 
-    has_depth = False
+    has_depth = has_right = has_cameras = False
 
     def __init__(self, spec: str | os.PathLike, *, max_side: int | None = None) -> None:
         self.paths = [str(path) for path in list_images(spec)]
@@ -119,7 +131,7 @@ class TarSource:
         ValueError: no shard is given, or `max_side` is below 1.
     """
 
-    has_depth = False
+    has_depth = has_right = has_cameras = False
 
     def __init__(self, paths: Sequence[str | os.PathLike], *, max_side: int | None = None) -> None:
         if not paths:
@@ -174,7 +186,8 @@ class TarSource:
 
 
 class ConcatSource:
-    """Several sources one after the other. It has depth only if all of them have; otherwise depth is left out.
+    """Several sources one after the other. It has depth, or second views, only if all of them have; otherwise these are
+    left out.
 
     Raises:
         ValueError: no source is given.
@@ -185,6 +198,8 @@ class ConcatSource:
             raise ValueError("ConcatSource: sources must not be empty, got none; give at least one")
         self.sources = list(sources)
         self.has_depth = all(source.has_depth for source in sources)
+        self.has_right = all(source.has_right for source in sources)
+        self.has_cameras = all(source.has_cameras for source in sources)
         self.description = " + ".join(source.description for source in sources)
         self.names: list[str] | None = None
         if any(source.names is not None for source in self.sources):
@@ -198,9 +213,11 @@ class ConcatSource:
         index = _checked_index(self, index)
         which = bisect.bisect_right(self._ends, index)
         sample = self.sources[which][index - (self._ends[which - 1] if which else 0)]
-        if not self.has_depth and "depth" in sample:
+        left_out = [key for key, has in (("depth", self.has_depth), ("right", self.has_right)) if not has]
+        if any(key in sample for key in left_out):
             sample = sample.copy()
-            del sample["depth"]
+            for key in left_out:
+                sample.pop(key, None)  # type: ignore[misc]
         return sample
 
 
@@ -217,6 +234,7 @@ def open_source(
     |---|---|
     | `scenes` | endless procedural scenes; a folder of that name is `./scenes` |
     | `scenes:5000` | a fixed set of scenes, rendered once and kept in the cache folder |
+    | `stereo-scenes`, `stereo-scenes:5000` | the same of roads and streets, as pairs of views of two fixed cameras |
     | a folder | its images and those of its subfolders; its `.tar` shards if it has no images |
     | `photos/*.jpg`, `list.txt`, `one.jpg` | the files; see `list_images` |
     | `shards/a.tar`, `shards/*.tar`, `shards/{000..012}.tar` | the images in uncompressed tar shards |
@@ -350,7 +368,7 @@ def _expand(pattern: str, depth: int) -> Iterator[str]:
 
 
 def _open_one(spec: str, size: tuple[int, int] | None, seed: int, max_side: int | None) -> ImageSource:
-    if spec == "scenes" or spec.startswith("scenes:"):
+    if spec.partition(":")[0] in SCENES:
         return _open_scenes(spec, size, seed)
     path = expand_user(spec)
     if path_exists(path) and path.is_dir():
@@ -369,19 +387,21 @@ def _open_one(spec: str, size: tuple[int, int] | None, seed: int, max_side: int 
 
 
 def _open_scenes(spec: str, size: tuple[int, int] | None, seed: int) -> ImageSource:
-    _, _, text = spec.partition(":")
+    word, _, text = spec.partition(":")
     count = None
     if ":" in spec:
         count = parse_count(text)
         if count is None:
             raise UsageError(
-                f"open_source: scenes:COUNT must have a positive whole number, at most {MAX_SCENES}, got {shown(spec)}"
+                f"open_source: {word}:COUNT must have a positive whole number, at most {MAX_SCENES}, got {shown(spec)}"
             )
+    from distilldepth.scenes.render import CAR
     from distilldepth.scenes.source import SceneSource
 
     cache = cache_folder() / "scenes" if count else None
+    rig = CAR if word == STEREO_SCENES else None
     # Scenes lie below images: their samples are dictionaries that know nothing of `Sample`.
-    return SceneSource(size or (192, 256), count=count, seed=seed, cache=cache)  # type: ignore[return-value]
+    return SceneSource(size or (192, 256), count=count, seed=seed, cache=cache, rig=rig)  # type: ignore[return-value]
 
 
 def _list_shards(path: Path) -> list[str]:

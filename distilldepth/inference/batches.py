@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from distilldepth.capacity import is_out_of_memory
 from distilldepth.device import autocast
 from distilldepth.errors import DistillDepthError, one_line
 from distilldepth.inference.mirror import with_mirror
-from distilldepth.models.base import DepthModel
+from distilldepth.models.base import DepthModel, DepthOutput
 from distilldepth.models.preprocess import choose_policy
 
 Item = TypeVar("Item")
@@ -45,6 +45,8 @@ class LoadedImage(Generic[Item, Extra]):
     """What else was read with it."""
     policy: str | None
     """Resize policy to use; None for the model's own."""
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    """What the model said of it besides its map, `(H, W)` each on the device: its `extra_maps`, once it ran."""
 
 
 def load_batches(
@@ -124,6 +126,9 @@ def estimate_batch(
 ) -> list[Tensor | Exception]:
     """Return each image's map, float32 `(H, W)` on `device`, or what went wrong with it; see `by_halves`.
 
+    What else the model says of an image is put into its `maps`; with the mean of a mirror image, what it says of the
+    image as it is.
+
     Args:
         model: in evaluation mode.
         batch: images of one size.
@@ -134,13 +139,19 @@ def estimate_batch(
     """
 
     def estimate(part: Sequence[LoadedImage[Item, Extra]]) -> list[Tensor]:
+        said: list[DepthOutput] = []
+
         def predict(images: Tensor) -> Tensor:
             with autocast(device, precision):
-                return model.estimate(images, policy=part[0].policy, size=size).float()
+                said.append(model.estimate_output(images, policy=part[0].policy, size=size))
+            return said[-1].values.float()
 
         images = torch.from_numpy(np.stack([loaded.image for loaded in part])).to(device)
         images = images.permute(0, 3, 1, 2).float().div_(255)
-        return list(with_mirror(predict, images, flip) if flip else predict(images))
+        values = with_mirror(predict, images, flip) if flip else predict(images)
+        for index, loaded in enumerate(part):
+            loaded.maps = {name: said[0].extras[name][index].float() for name in model.extra_maps}
+        return list(values)
 
     return by_halves(batch, estimate)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def crops_of(task: LabelTask, training: SourceView, heldout: SourceView, known: 
 
 def labels_of(task: LabelTask, crops: Crops) -> dict[str, Any]:
     """Return the fields of a set's record that are known before a teacher is."""
-    config = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(task.crops).items()}
+    config = task.crops.to_dict()
     return {
         "images": list(task.images),
         "fingerprint": crops.fingerprint,

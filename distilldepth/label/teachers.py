@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from distilldepth import __version__
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.label.plan import Shares
 from distilldepth.label.task import LabelTask
 from distilldepth.models.digest import model_digest
@@ -39,6 +39,11 @@ class TeacherShelf:
                 seed=0,
                 precision=self.precision,
             ).teachers[0]
+            if teacher.views > 1:
+                raise UsageError(
+                    f"label: teacher {teacher.name} sees both views of stereo pairs, and labels are of single images; "
+                    "distil from it directly, with distill --teachers"
+                )
             self._held = spec, teacher, ORACLE if teacher.model is None else model_digest(teacher.model)
         return self._held[1:]
 

@@ -7,11 +7,20 @@ from distilldepth.metrics.boundary import boundary_f1, boundary_f1_masked
 from distilldepth.metrics.completion import COMPLETION_NAMES, completion_metrics
 from distilldepth.metrics.depth import HIGHER_IS_BETTER, LEAST_DEPTH, NAMES, depth_metrics
 from distilldepth.metrics.ordinal import ordinal_accuracy, whdr
-from distilldepth.metrics.uncertainty import UNCERTAINTY_NAMES, calibration_error, uncertainty_metrics
+from distilldepth.metrics.uncertainty import (
+    LAPLACE_NAMES,
+    UNCERTAINTY_NAMES,
+    calibration_error,
+    laplace_calibration,
+    sparsification_areas,
+    sparsification_curves,
+    uncertainty_metrics,
+)
 
 __all__ = [
     "COMPLETION_NAMES",
     "HIGHER_IS_BETTER",
+    "LAPLACE_NAMES",
     "LEAST_DEPTH",
     "NAMES",
     "UNCERTAINTY_NAMES",
@@ -20,7 +29,10 @@ __all__ = [
     "calibration_error",
     "completion_metrics",
     "depth_metrics",
+    "laplace_calibration",
     "ordinal_accuracy",
+    "sparsification_areas",
+    "sparsification_curves",
     "uncertainty_metrics",
     "whdr",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ UNCERTAINTY_NAMES = tuple(f"{area}_{error}" for area in ("ause", "aurg") for err
 STEPS = 50
 LEVELS = tuple(level / 20 for level in range(1, 20))
 """Shares of a Gaussian at which coverage is compared: 0.05 to 0.95."""
+SHARES = tuple(percent / 100 for percent in range(10, 100, 10))
+"""Shares of a Laplace distribution at which coverage is compared: 0.1 to 0.9."""
+LAPLACE_NAMES = ("laplace_error", *(f"coverage_{round(100 * share)}" for share in SHARES))
 
 
 def uncertainty_metrics(
@@ -46,6 +50,28 @@ def uncertainty_metrics(
     the Uncertainty of Self-Supervised Monocular Depth Estimation (2020), section 4.
     """
     check_maps("uncertainty_metrics", prediction, valid, target=target, uncertainty=uncertainty)
+    curves = sparsification_curves(prediction, target, uncertainty, valid)
+    scores = sparsification_areas(curves)
+    return {name: float(value[0]) for name, value in scores.items()} if prediction.ndim == 2 else scores
+
+
+def sparsification_curves(
+    prediction: Tensor, target: Tensor, uncertainty: Tensor, valid: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return the curves behind `uncertainty_metrics`.
+
+    Args:
+        prediction, target, uncertainty, valid: see there.
+
+    Returns:
+        By the names of `ERRORS` float64 `(B, 2, 51)`, B = 1 for one map: the error of the pixels that stay where 0, 2,
+        ... 100 % are taken away, by the uncertainty and by the error itself. The first is the error of all pixels,
+        which a random order keeps; the last is 0. NaN without a valid pixel or where one is NaN.
+
+    Raises:
+        TypeError, ValueError: see there.
+    """
+    check_maps("sparsification_curves", prediction, valid, target=target, uncertainty=uncertainty)
     kept, d, g, rank = _flatten(valid, prediction, target, uncertainty)
     d, g = torch.where(kept, d, 1).clamp(min=LEAST_DEPTH), torch.where(kept, g, 1)
     rank = torch.where(kept, rank.clamp(max=torch.finfo(torch.float64).max), torch.inf)
@@ -57,12 +83,59 @@ def uncertainty_metrics(
     found: dict[str, Tensor] = {}
     for name, error in (("rmse", (d - g).square()), ("abs_rel", (d - g).abs() / g), ("delta1", wrong)):
         error = torch.where(kept, error, torch.inf)
-        sorted_curves = [_curve(values, count) for values in (error.gather(1, order), error.sort(1).values)]
-        by_rank, best = (curve.sqrt() for curve in sorted_curves) if name == "rmse" else sorted_curves
-        areas = [torch.trapezoid(curve, dx=1 / STEPS) for curve in (by_rank, best)]
-        found[f"ause_{name}"] = torch.where(broken, torch.nan, areas[0] - areas[1])
-        found[f"aurg_{name}"] = torch.where(broken, torch.nan, by_rank[:, 0] - areas[0])
-    scores = {name: found[name] for name in UNCERTAINTY_NAMES}
+        curves = torch.stack([_curve(values, count) for values in (error.gather(1, order), error.sort(1).values)], 1)
+        curves = curves.sqrt() if name == "rmse" else curves
+        found[name] = torch.where(broken[:, None, None], torch.nan, curves)
+    return found
+
+
+def sparsification_areas(curves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `ause_*` and `aurg_*`, float64 `(B,)` each, of what `sparsification_curves` gave."""
+    found: dict[str, Tensor] = {}
+    for name, both in curves.items():
+        by_rank, best = torch.trapezoid(both, dx=1 / STEPS).unbind(1)
+        found[f"ause_{name}"] = by_rank - best
+        found[f"aurg_{name}"] = both[:, 0, 0] - by_rank
+    return {name: found[name] for name in UNCERTAINTY_NAMES}
+
+
+def laplace_calibration(
+    prediction: Tensor, target: Tensor, log_variance: Tensor, valid: Tensor | None = None
+) -> dict[str, float] | dict[str, Tensor]:
+    """Score whether errors are as large as a Laplace distribution of the stated variance says.
+
+    With s = log sigma^2 the distribution has the scale b = sigma / sqrt(2), and its central interval that holds a share
+    p has the half width -b log(1 - p). `coverage_10` to `coverage_90` are the shares of pixels with
+    |target - prediction| within that of p = 0.1, 0.2, ... 0.9: below p the model is too sure of itself, above it not
+    sure enough. `laplace_error` is the mean over p of |coverage - p|: 0 is perfect, at most 0.5.
+
+    Args:
+        prediction: `(B, H, W)` or `(H, W)`, a floating dtype; depth in metres.
+        target: as prediction, in the same unit.
+        log_variance: as prediction; s, of that unit.
+        valid: bool, as prediction; None = all.
+
+    Returns:
+        By the names of `LAPLACE_NAMES`: floats for one map, float64 `(B,)` for a batch. NaN without a valid pixel or
+        where one is NaN.
+
+    Raises:
+        TypeError: a map is not a floating tensor, valid is not bool.
+        ValueError: shapes differ.
+
+    Source: the likelihood behind the response loss of ADU-Depth (CoRL 2023), equation 7; coverage as Kuleshov et al.,
+    Accurate Uncertainties for Deep Learning Using Calibrated Regression (2018), section 3.
+    """
+    check_maps("laplace_calibration", prediction, valid, target=target, log_variance=log_variance)
+    kept, estimate, wanted, spread = _flatten(valid, prediction, target, log_variance)
+    # In units of b.
+    error = (estimate - wanted).abs() * math.sqrt(2) * (-spread / 2).exp()
+    count = kept.sum(1)
+    broken = torch.where(kept, error + spread, 0).isnan().any(1) | ~kept.any(1)
+    covered = torch.stack([((error <= -math.log1p(-share)) & kept).sum(1).double() / count for share in SHARES], 1)
+    covered = torch.where(broken[:, None], torch.nan, covered)
+    gaps = (covered - covered.new_tensor(SHARES)).abs().mean(1)
+    scores = dict(zip(LAPLACE_NAMES, (gaps, *covered.unbind(1)), strict=True))
     return {name: float(value[0]) for name, value in scores.items()} if prediction.ndim == 2 else scores
 
 

@@ -25,6 +25,7 @@ _NAMES = {
     "save_model": "distilldepth.models.saved",
     "student_names": "distilldepth.models.registry",
     "teacher_names": "distilldepth.models.registry",
+    "with_uncertainty": "distilldepth.models.uncertainty",
 }
 
 __all__ = sorted(_NAMES)

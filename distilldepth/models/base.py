@@ -16,7 +16,7 @@ from distilldepth.capacity import check_memory, network_bytes
 from distilldepth.errors import UsageError
 from distilldepth.models.inputs import ImageInput, as_images, camera_factors, is_batch, join_views, warn_of_swapped
 from distilldepth.models.preprocess import Preprocessing, choose_policy, nearest_size, resize, restore, target_size
-from distilldepth.words import FEATURE_LEVELS, QUANTITIES
+from distilldepth.words import FEATURE_LEVELS, LOG_VARIANCE, QUANTITIES
 
 M = TypeVar("M", bound="DepthModel")
 
@@ -87,6 +87,9 @@ class Prediction:
     """Name of the model."""
     resize_policy: str = ""
     """How the image was resized before the model saw it."""
+    log_variance: np.ndarray | None = None
+    """s = log sigma^2 of the values, as the model itself estimates it, float32 of their shape; larger = less certain.
+    None for a model that says nothing of it."""
 
 
 class DepthModel(nn.Module):
@@ -123,6 +126,8 @@ class DepthModel(nn.Module):
     """Whether images are seen at their own size unless another is asked for."""
     takes_points: ClassVar[bool] = False
     """Whether it completes depth that is known at some points, and predicts nothing without."""
+    extra_maps: ClassVar[tuple[str, ...]] = ()
+    """Names of the maps that are in `DepthOutput.extras` whenever it predicts."""
     _mean: Tensor
     _std: Tensor
     _frozen: bool = False
@@ -326,6 +331,26 @@ class DepthModel(nn.Module):
 
         Gradient: as `forward`; resizing is differentiable.
         """
+        return self._resized(images, policy, size).values
+
+    def estimate_output(self, images: Tensor, *, policy: str | None = None, size: int | None = None) -> DepthOutput:
+        """Predict as `estimate` does, and say what else the network says.
+
+        Args:
+            images: floating `(B, 3 * views, H, W)`, RGB in [0, 1].
+            policy, size: see `estimate`.
+
+        Returns:
+            `values` as `estimate` gives them, and those of `extra_maps` in `extras`, float32 at the images' size.
+
+        Raises:
+            TypeError, ValueError, DistillDepthError: as `estimate`.
+
+        Gradient: as `estimate`.
+        """
+        return DepthOutput(self.estimate(images, policy=policy, size=size))
+
+    def _resized(self, images: Tensor, policy: str | None, size: int | None) -> DepthOutput:
         self.check_views(images)
         height, width = images.shape[-2:]
         inner = target_size(height, width, self.preprocessing, policy=policy, size=size)
@@ -335,7 +360,7 @@ class DepthModel(nn.Module):
             "use a smaller --size or --batch-size",
             device=images.device,
         )
-        return run_resized(self, images, inner).values
+        return run_resized(self, images, inner)
 
     @torch.inference_mode()
     def predict(
@@ -406,8 +431,15 @@ class DepthModel(nn.Module):
             return results[0]
         if not results:
             shape = (0, *image.shape[-2:]) if isinstance(image, Tensor) else (0, *image.shape[1:3])
-            return self._prediction(np.zeros(shape, np.float32), policy, metric=self.in_pixels and factors is not None)
-        return dataclasses.replace(results[0], values=np.stack([result.values for result in results]))
+            none = np.zeros(shape, np.float32)
+            spread = none.copy() if LOG_VARIANCE in self.extra_maps else None
+            return self._prediction(none, policy, spread, metric=self.in_pixels and factors is not None)
+        spreads = [result.log_variance for result in results if result.log_variance is not None]
+        return dataclasses.replace(
+            results[0],
+            values=np.stack([result.values for result in results]),
+            log_variance=np.stack(spreads) if spreads else None,
+        )
 
     def _predict_groups(
         self,
@@ -439,16 +471,21 @@ class DepthModel(nn.Module):
                 layout = self.memory_format if device.type == "cpu" else torch.contiguous_format
                 batch = torch.empty((len(chunk), 3 * self.views, height, width), device=device, memory_format=layout)
                 torch.stack([_unit(images[i].to(device)) for i in chunk], out=batch)
-                maps = self.estimate(batch, policy=chosen, size=size)
+                output = self.estimate_output(batch, policy=chosen, size=size)
+                maps, spread = output.values, output.extras.get(LOG_VARIANCE)
                 if factors is not None:
                     maps = pixels_to_metres(maps, maps.new_tensor([factors[i] for i in chunk]))
-                for i, values in zip(chunk, maps.cpu().numpy(), strict=True):
-                    results[i] = self._prediction(values, chosen, metric=factors is not None)
+                spreads = [None] * len(chunk) if spread is None else list(spread.cpu().numpy())
+                for i, values, own in zip(chunk, maps.cpu().numpy(), spreads, strict=True):
+                    results[i] = self._prediction(values, chosen, own, metric=factors is not None)
         return [results[index] for index in range(len(images))]
 
-    def _prediction(self, values: np.ndarray, policy: str | None, *, metric: bool = False) -> Prediction:
+    def _prediction(
+        self, values: np.ndarray, policy: str | None, log_variance: np.ndarray | None, *, metric: bool = False
+    ) -> Prediction:
         quantity = "metric_depth" if metric else self.info.quantity
-        return Prediction(values, quantity, self.info.name, policy or self.preprocessing.resize_policy)
+        policy = policy or self.preprocessing.resize_policy
+        return Prediction(values, quantity, self.info.name, policy, log_variance)
 
 
 def pixels_to_metres(disparity: Tensor, factors: Tensor) -> Tensor:
@@ -508,14 +545,36 @@ def run_resized(
         network: what runs in place of the model, its compiled form for example; None for the model itself.
 
     Returns:
-        What the model says, `values` float32 `(B, H, W)`.
+        What the model says, `values` and `extras` float32 `(B, H, W)`.
     """
     size, preprocessing = (images.shape[-2], images.shape[-1]), model.preprocessing
     inner = inner or nearest_size(*size, preprocessing.multiple)
     output = (network or model)(resize(images, inner, preprocessing.interpolation), features=features)
-    values = restore(output.values, size, preprocessing)
+    output = restore_output(output, size, preprocessing)
     # Pixels of what the network saw become pixels of the images.
-    return dataclasses.replace(output, values=values * (size[1] / inner[1]) if model.in_pixels else values)
+    return dataclasses.replace(output, values=output.values * (size[1] / inner[1])) if model.in_pixels else output
+
+
+def restore_output(output: DepthOutput, size: tuple[int, int], preprocessing: Preprocessing) -> DepthOutput:
+    """Bring the maps that a network said back to the size of its images, features left as they are; differentiable.
+
+    Args:
+        output: of one forward pass.
+        size: (height, width) of the images before they were resized.
+        preprocessing: the model's; its `map_interpolation` is how values go back. Extras do so too, but a cubic way is
+            linear for them: it would carry them beyond the bounds that some have.
+
+    Returns:
+        `values` and `extras` float32 `(B, H, W)`.
+    """
+    linear = dataclasses.replace(
+        preprocessing, map_interpolation=preprocessing.map_interpolation.replace("bicubic", "bilinear")
+    )
+    return dataclasses.replace(
+        output,
+        values=restore(output.values, size, preprocessing),
+        extras={name: restore(maps, size, linear) for name, maps in output.extras.items()},
+    )
 
 
 def predict_at(student: DepthModel, images: Tensor) -> Tensor:

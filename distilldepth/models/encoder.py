@@ -17,6 +17,7 @@ from distilldepth.models.families import Layout, find_family
 from distilldepth.models.files import read_weights
 from distilldepth.models.load import CheckpointWarning
 from distilldepth.models.state_dict import Found, find_state, listed, report_state
+from distilldepth.models.uncertainty import UncertainDepth, build_again
 
 ENCODER_ALONE = ", of it the encoder alone"
 """What `info.source` of such a model ends with."""
@@ -50,7 +51,7 @@ def keep_encoder(model: DepthModel, *, seed: int) -> DepthModel:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        made = find_family(info.family).build(architecture, info, model.preprocessing)
+        made = build_again(architecture, info, model.preprocessing)
     made.load_state_dict({**made.state_dict(), **encoder})
     return made.train()
 
@@ -74,6 +75,10 @@ def load_encoder(model: DepthModel, path: str | Path) -> DepthModel:
         DistillDepthError: unreadable, foreign objects, no encoder of this kind, or tensors that are missing, left over,
             or of another shape; the message names them.
     """
+    if isinstance(model, UncertainDepth):
+        # Files name the tensors of the network alone.
+        model.info = load_encoder(model.network, path).info
+        return model
     path, own = Path(path), _encoder_state(model)
     if not own:
         raise DistillDepthError(f"{model.info.name} has no encoder of its own, so none can be read from {path}")

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from distilldepth.models.base import DepthModel
+from distilldepth.models.uncertainty import UncertainDepth
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,6 +37,9 @@ def fold_norms(model: DepthModel, autocast: torch.dtype | None = None) -> DepthM
         long as the weights stay as they are. `model` itself if there is nothing to fold: another family, a class that a
         user made, or a model with hooks, whose layers somebody watches.
     """
+    if type(model) is UncertainDepth and not any(map(_is_watched, model.modules())):
+        network = fold_norms(model.network, autocast)
+        return model if network is model.network else _with_layers(model, {id(model.network): network})
     if "folds" not in vars(type(model)) or any(map(_is_watched, model.modules())):
         return model
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))

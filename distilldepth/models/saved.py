@@ -12,13 +12,13 @@ import torch
 from distilldepth.errors import DistillDepthError, shown
 from distilldepth.files import write_atomically
 from distilldepth.models.base import DepthModel, ModelInfo
-from distilldepth.models.bounds import check_architecture
 from distilldepth.models.candidate import FORMAT
 from distilldepth.models.families import find_family
 from distilldepth.models.narrow import state_that_fits
 from distilldepth.models.preprocess import Preprocessing
 from distilldepth.models.pretrained import read_json
 from distilldepth.models.state_dict import MISFITS, briefly, build_to_fit, check_state, read_state
+from distilldepth.models.uncertainty import build_again, check_description
 
 FORMAT_VERSION = 2
 
@@ -110,12 +110,12 @@ def load_saved(folder: Path) -> DepthModel:
         raise DistillDepthError(f"load_model: {folder} has a config.json but no model.safetensors")
     wrong = f"{path} describes no '{info.family}' network"
     try:
-        check_architecture(family.ARCHITECTURE, architecture, may_lack=frozenset(getattr(family, "DEFAULTS", ())))
+        check_description(architecture, family)
     except ValueError as error:
         raise DistillDepthError(f"load_model: {wrong}: {error}") from error
     state = {k: t.float() if t.is_floating_point() else t for k, t in read_state(weights).items()}
     model = build_to_fit(
-        lambda: family.build(architecture, info, preprocessing),
+        lambda: build_again(architecture, info, preprocessing),
         lambda skeleton: check_state(weights, skeleton, state),
         wrong,
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from distilldepth.errors import UsageError, did_you_mean, refuse_url
 from distilldepth.files import expand_user, place, places
-from distilldepth.formats.table import FORMATS, PREDICTED, format_of_suffix, listed_suffixes
+from distilldepth.formats.table import FORMATS, PREDICTED, UNCERTAINTY, format_of_suffix, listed_suffixes
 
 if TYPE_CHECKING:
     from distilldepth.datasets.rgbd import ManifestViews
@@ -50,7 +50,11 @@ class _Found:
 
 
 def plan_jobs(
-    inputs: Sequence[str | Path], out: str | Path, formats: Sequence[str] | None = None
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    formats: Sequence[str] | None = None,
+    *,
+    uncertainty: bool = False,
 ) -> tuple[list[Job], bool]:
     """Return the jobs, and whether `out` is one file (True) or a folder (False).
 
@@ -63,6 +67,8 @@ def plan_jobs(
             manifests (see `read_views`; the right view and camera of each image go into its job).
         out: a file for one image, or a folder.
         formats: of `PREDICTED`; None for the one that the suffix of `out` says, or png16.
+        uncertainty: whether a second map lies beside each, of the same format: `b_uncertainty.png`,
+            `b_uncertainty_color.png`, `b_uncertainty.npy`; ply has none.
 
     Raises:
         FileNotFoundError: nothing was found.
@@ -85,6 +91,13 @@ def plan_jobs(
         raise UsageError(f"{out}: this is a file; name a folder, or a {listed_suffixes()} file")
     formats = list(dict.fromkeys(formats)) if formats else [meant or PREDICTED[0]]
     found = _find(inputs, out)
+    if uncertainty:
+        second = [UNCERTAINTY[name] for name in formats if name in UNCERTAINTY]
+        if not second:
+            raise UsageError(
+                f"--uncertainty: {' and '.join(formats)} cannot hold it; add --as {', '.join(UNCERTAINTY)} or several"
+            )
+        formats = [*formats, *second]
     if is_file:
         jobs = _plan_file(found, out, formats)
     else:

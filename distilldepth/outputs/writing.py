@@ -166,7 +166,9 @@ class Writer:
         clipped = 0
         for name, path in job.outputs.items():
             origin = self.maker.origin(name, loaded.extra.digest)
-            picture = Picture(values, info.quantity, loaded.image, texts, asdict(origin))
+            held = FORMATS[name].of
+            shown = loaded.maps[held].numpy() if held else values
+            picture = Picture(shown, info.quantity, loaded.image, texts, asdict(origin))
             clipped += FORMATS[name].write(path, picture, self.maker.options)
             if not FORMATS[name].says_origin:
                 self.outputs.add(path, origin)
@@ -198,6 +200,7 @@ class Run:
         with self.estimator as estimator:
             for batch in estimator.run(jobs, self.read, self._fail):
                 for loaded, values in batch:
+                    loaded.maps = {name: maps.cpu() for name, maps in loaded.maps.items()}
                     pending.append((loaded.item, estimator.submit(self.write, loaded, values.cpu().numpy())))
                 # Bounded, so that a slow disk does not fill memory with maps that wait to be written.
                 while len(pending) > 2 * estimator.options.batch_size:

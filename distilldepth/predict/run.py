@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distilldepth.errors import DistillDepthError
+from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.formats.colormaps import colorize
 from distilldepth.formats.png import check_png_scale
 from distilldepth.images.decode import check_any_readable, read_image
@@ -34,6 +34,7 @@ from distilldepth.outputs.writing import (
     open_outputs,
 )
 from distilldepth.predict.pairs import check_views, pair_views
+from distilldepth.words import LOG_VARIANCE
 
 
 @dataclass
@@ -51,6 +52,9 @@ class PredictOptions(OutputOptions):
     """Focal length of all pairs in pixels of the photographs; with the baseline, disparity in pixels becomes metres."""
     baseline_m: float | None = None
     """Metres between the cameras of all pairs."""
+
+    uncertainty: bool = False
+    """Whether what the model says of its own uncertainty is written beside each map; see `plan_jobs`."""
 
 
 def predict_files(
@@ -76,7 +80,8 @@ def predict_files(
             replaced all the same), `overwrite`, or `skip` images of which all are what would be written again: made by
             the same weights, from the same photograph, with the same options (see `Origin`). Others of this package are
             made again; a file that is not known to be is left, and the image is a failure.
-        options: size, device, colours and so on, see `InferenceOptions` and `WriteOptions`; None for the usual ones.
+        options: size, device, colours and so on, see `InferenceOptions` and `WriteOptions`, and `uncertainty` for a
+            second map beside each; None for the usual ones.
         offline: never touch the network for the model.
         start: called with the estimator, whose `info` says what comes out, and the number of images when the work
             begins; the function it returns is told how many more images are done.
@@ -98,7 +103,7 @@ def predict_files(
     if options.batch_size < 1:
         raise ValueError(f"predict_files: batch_size must be at least 1, got {options.batch_size}")
     names = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
-    planned, is_file = plan_jobs(names, out, formats)
+    planned, is_file = plan_jobs(names, out, formats, uncertainty=options.uncertainty)
     camera = options.focal_px, options.baseline_m
     asked = options.right is not None or camera != (None, None)
     whole = any(Path(name).is_dir() for name in names)
@@ -111,6 +116,8 @@ def predict_files(
     check_any_readable([job.source for job in jobs])
     loaded = model if isinstance(model, DepthModel) else load_model(model, offline=offline)
     metric = check_views(loaded, jobs, asked=asked)
+    if options.uncertainty:
+        check_uncertain(loaded)
     stereo = loaded.views == 2
     estimator = StereoEstimator(loaded, settled, metric=metric) if stereo else Estimator(loaded, settled)
     if options.size is not None or options.resize_policy is not None:
@@ -131,6 +138,15 @@ def predict_files(
     report.swapped = [str(entry["source"]) for entry in report.written if entry.get("swapped")]
     report.sort(list(dict.fromkeys([*(str(job.source) for job in planned), *(source for source, _ in unpaired)])))
     return report
+
+
+def check_uncertain(model: DepthModel) -> None:
+    """Raise UsageError, with the way to a model that does, unless a model says how uncertain it is."""
+    if LOG_VARIANCE not in model.extra_maps:
+        raise UsageError(
+            f"{model.info.name} says nothing of its own uncertainty; leave --uncertainty out, or train a student that "
+            "does: distilldepth distill --set uncertainty=true"
+        )
 
 
 @dataclass(frozen=True)

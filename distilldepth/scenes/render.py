@@ -19,6 +19,23 @@ RENDERER_VERSION = 3
 KINDS: tuple[str, ...] = tuple(LAYOUTS)
 
 
+@dataclass(frozen=True)
+class Rig:
+    """Two cameras that never change, on a car: what metres can be learned with.
+
+    As KITTI's: a focal length of 0.58 widths, the optical axis in the middle, 0.54 m between the cameras.
+    """
+
+    focal_share: float = 0.58
+    """Focal length over the width of the picture."""
+    baseline_m: float = 0.54
+    kinds: tuple[str, ...] = ("road", "road", "street")
+    """Of scenes; each as often as it stands here."""
+
+
+CAR = Rig()
+
+
 @dataclass
 class Scene:
     """A rendered scene.
@@ -40,7 +57,9 @@ class Scene:
     kind: str
 
 
-def render_scene(seed: int, size: tuple[int, int] = (192, 256), *, stereo: bool = False) -> Scene:
+def render_scene(
+    seed: int, size: tuple[int, int] = (192, 256), *, stereo: bool = False, rig: Rig | None = None
+) -> Scene:
     """Render the scene of a seed: the same arguments give the same pixels, on every machine.
 
     Views that teach little are drawn again: more than 60 % sky, a 95th percentile of depth below 1.25 times the 5th
@@ -51,6 +70,7 @@ def render_scene(seed: int, size: tuple[int, int] = (192, 256), *, stereo: bool 
         seed: not negative.
         size: height and width in pixels, each at least 16.
         stereo: render the right view too; the left view is the same either way.
+        rig: cameras that are the same in all scenes, and kinds of scene that suit them; None draws them.
 
     Returns:
         The scene. Depth is at least 0.15 m, inf where there is sky.
@@ -62,33 +82,38 @@ def render_scene(seed: int, size: tuple[int, int] = (192, 256), *, stereo: bool 
     >>> scene.image.shape, scene.depth.dtype
     ((48, 64, 3), dtype('float32'))
     """
-    return _render(seed, size, stereo=stereo)
+    return _render(seed, size, stereo=stereo, rig=rig)
 
 
-def _render(seed: int, size: tuple[int, int], *, stereo: bool = False, kind: str | None = None) -> Scene:
+def _render(
+    seed: int, size: tuple[int, int], *, stereo: bool = False, kind: str | None = None, rig: Rig | None = None
+) -> Scene:
     seed = int(seed)
     height, width = (int(n) for n in size)
     if seed < 0:
         raise ValueError(f"render_scene: seed must be >= 0, got {seed}")
     if min(height, width) < 16:
         raise ValueError(f"render_scene: size must be (height, width), each >= 16, got {size}")
-    chosen = kind or _kind_of(seed)
+    chosen = kind or (_kind_of(seed) if rig is None else rig.kinds[seed % len(rig.kinds)])
     found = None
     for attempt in range(8):
         rng = np.random.default_rng([seed, 2, attempt, KINDS.index(chosen)])
         builder = Builder(rng)
         plan = LAYOUTS[chosen][1](builder)
         objects = builder.objects()
-        found = _find_view(plan, objects, Draw(rng), height, width)
+        found = _find_view(plan, objects, Draw(rng), height, width, rig)
         if found is not None:
             break
     if found is None:  # does not happen in practice; a plain desk nearly always gives a view
-        return _render(seed + 1_000_003, size, stereo=stereo, kind="desk" if chosen == "room" else "room")
+        plain = None if rig else "desk" if chosen == "room" else "room"
+        return _render(seed + 1_000_003, size, stereo=stereo, kind=plain, rig=rig)
     camera, depth, index = found
     draw = Draw(np.random.default_rng([seed, 3]))
     table = np.ascontiguousarray(np.array(builder.materials, np.float64).T.astype(np.float32))
     surface = Surface(objects, camera, depth, index)
     baseline = draw(*plan.baseline)
+    if rig is not None:
+        baseline = rig.baseline_m
     response, state = Response(draw, plan.shallow), draw.rng.integers(1 << 60)
     if not stereo:
         image = _picture(plan, objects, camera, depth, surface, table, response, int(state), surface.point, 0)
@@ -118,7 +143,7 @@ def _kind_of(seed: int) -> str:
 
 
 def _find_view(
-    plan: Plan, objects: Objects, draw: Draw, height: int, width: int
+    plan: Plan, objects: Objects, draw: Draw, height: int, width: int, rig: Rig | None = None
 ) -> tuple[Camera, np.ndarray, np.ndarray] | None:
     """A camera whose view passes the rules, with its depth and object buffers."""
     for _ in range(12):
@@ -141,6 +166,8 @@ def _find_view(
         focal = max(height, width) / 2 / math.tan(math.radians(fov) / 2)
         off = 0.2 if draw.chance(0.12) else 0.03  # a picture may be a part of a larger one
         cx, cy = (width - 1) / 2 + draw(-off, off) * width, (height - 1) / 2 + draw(-off, off) * height
+        if rig is not None:
+            focal, cx, cy = rig.focal_share * width, (width - 1) / 2, (height - 1) / 2
         where = np.array(position)
         if inside_any(objects, where, plan.clearance):
             continue

@@ -16,12 +16,12 @@ from typing import TypedDict
 import numpy as np
 
 from distilldepth.files import atomic_path
-from distilldepth.scenes.render import RENDERER_VERSION, Scene, render_scene
+from distilldepth.scenes.render import RENDERER_VERSION, Rig, Scene, render_scene
 
 _ENDLESS = 1_000_000
 
 
-class SceneSample(TypedDict):
+class OneView(TypedDict):
     """What a source of images gives for a scene."""
 
     image: np.ndarray
@@ -33,6 +33,15 @@ class SceneSample(TypedDict):
     """float32 `(3, 3)`, pixels."""
 
 
+class SceneSample(OneView, total=False):
+    """The same with what a rig adds."""
+
+    right: np.ndarray
+    """uint8 `(H, W, 3)`, the second view."""
+    baseline_m: float
+    """Metres between the two cameras."""
+
+
 class SceneSource:
     """Procedural scenes as an image source: item i is `render_scene(seed + i, size)`.
 
@@ -41,29 +50,39 @@ class SceneSource:
         count: how many scenes there are; None means a million, which is as good as endless.
         seed: seed of the first scene.
         cache: folder in which each scene is kept once rendered. Several processes may share it.
+        rig: cameras that are the same in all scenes, and give pairs of views; None for one view each, of any camera.
     """
 
     has_depth = True
     names = None
 
     def __init__(
-        self, size: tuple[int, int] = (192, 256), count: int | None = None, seed: int = 0, cache: Path | None = None
+        self,
+        size: tuple[int, int] = (192, 256),
+        count: int | None = None,
+        seed: int = 0,
+        cache: Path | None = None,
+        rig: Rig | None = None,
     ) -> None:
         if count is not None and count < 1:
             raise ValueError(f"SceneSource: count must be >= 1, got {count}")
         self.size = (int(size[0]), int(size[1]))
         self.seed = int(seed)
         self.count = count
+        self.rig = rig
+        self.has_right = self.has_cameras = rig is not None
         self.folder: Path | None = None
         if cache is not None:
-            key = hashlib.sha256(f"{RENDERER_VERSION} {self.size}".encode()).hexdigest()[:12]
+            known = f"{RENDERER_VERSION} {self.size}" + ("" if rig is None else f" {rig}")
+            key = hashlib.sha256(known.encode()).hexdigest()[:12]
             self.folder = Path(cache) / key
 
     @property
     def description(self) -> str:
         number = "endless" if self.count is None else str(self.count)
         size = f"{self.size[0]}x{self.size[1]}"
-        return f"{number} procedural scenes of {size} from seed {self.seed}, renderer version {RENDERER_VERSION}"
+        what = "procedural scenes" if self.rig is None else "stereo pairs of procedural scenes"
+        return f"{number} {what} of {size} from seed {self.seed}, renderer version {RENDERER_VERSION}"
 
     def __len__(self) -> int:
         return _ENDLESS if self.count is None else self.count
@@ -75,11 +94,11 @@ class SceneSource:
         seed = self.seed + index % len(self)
         name = f"scene-{seed:06d}"
         if self.folder is None:
-            return _sample(render_scene(seed, self.size), name)
+            return self._render(seed, name)
         path = self.folder / f"{seed // 1000:04d}" / f"{name}.npz"
-        kept = _read(path, self.size, name)
+        kept = _read(path, self.size, name, self.rig)
         if kept is None:
-            kept = _sample(render_scene(seed, self.size), name)
+            kept = self._render(seed, name)
             try:
                 _write(path, kept)
             except OSError as error:
@@ -91,17 +110,31 @@ class SceneSource:
                 self.folder = None
         return kept
 
+    def _render(self, seed: int, name: str) -> SceneSample:
+        return _sample(render_scene(seed, self.size, stereo=self.rig is not None, rig=self.rig), name)
+
 
 def _sample(scene: Scene, name: str) -> SceneSample:
-    return {"image": scene.image, "name": name, "depth": scene.depth, "intrinsics": scene.intrinsics}
+    sample: SceneSample = {
+        "image": scene.image,
+        "name": name,
+        "depth": scene.depth,
+        "intrinsics": scene.intrinsics,
+    }
+    if scene.right is not None:
+        sample |= {"right": scene.right, "baseline_m": scene.baseline_m}
+    return sample
 
 
-def _read(path: Path, size: tuple[int, int], name: str) -> SceneSample | None:
+def _read(path: Path, size: tuple[int, int], name: str, rig: Rig | None) -> SceneSample | None:
     """A kept scene, or None if there is none or the file is damaged."""
-    wanted = {"image": (np.uint8, (*size, 3)), "depth": (np.float32, size), "intrinsics": (np.float32, (3, 3))}
+    picture = (np.uint8, (*size, 3))
+    wanted = {"image": picture, "depth": (np.float32, size), "intrinsics": (np.float32, (3, 3))}
+    if rig is not None:
+        wanted["right"] = picture
     try:
-        # Three arrays and their headers; what is more is no scene.
-        if not 0 < path.stat().st_size <= 7 * size[0] * size[1] + 10_000:
+        # Some arrays and their headers; what is more is no scene.
+        if not 0 < path.stat().st_size <= 10 * size[0] * size[1] + 10_000:
             return None
         content = path.read_bytes()
         with zipfile.ZipFile(io.BytesIO(content)) as file:
@@ -110,7 +143,15 @@ def _read(path: Path, size: tuple[int, int], name: str) -> SceneSample | None:
     except Exception:
         # Whatever a damaged file makes zip and numpy stumble over: the scene is rendered again.
         return None
-    return {"image": found["image"], "name": name, "depth": found["depth"], "intrinsics": found["intrinsics"]}
+    sample: SceneSample = {
+        "image": found["image"],
+        "name": name,
+        "depth": found["depth"],
+        "intrinsics": found["intrinsics"],
+    }
+    if rig is not None:
+        sample |= {"right": found["right"], "baseline_m": rig.baseline_m}
+    return sample
 
 
 def _array(content: bytes, member: zipfile.ZipInfo, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
@@ -140,4 +181,5 @@ def _header(dtype: type, shape: tuple[int, ...]) -> bytes:
 def _write(path: Path, sample: SceneSample) -> None:
     """Keep a scene, so that no reader sees half a file."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, image=sample["image"], depth=sample["depth"], intrinsics=sample["intrinsics"])
+        arrays = {key: value for key, value in sample.items() if isinstance(value, np.ndarray)}
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # of which none is called as an option

@@ -26,8 +26,11 @@ def label_regions(regions: Regions, teacher: Teacher, *, features: Collection[st
         teacher: who labels.
         features: the levels of the teacher's encoder features that are wanted too.
     """
-    images = to_float(regions.image)
     count, windows = regions.boxes.shape[:2]
+    if teacher.views > 1:
+        # Windows are cut from one view; who asks for them of such a teacher is refused before.
+        return teacher.label_pairs(regions, to_float(regions.views(teacher.views)), features=features)
+    images = to_float(regions.image)
     if not windows:
         return teacher.label(images, regions.depth, features=features)
     patches = to_float(regions.patches.flatten(0, 1))

@@ -415,9 +415,9 @@ def crops_differ(folder: LabelFolder, wanted: dict[str, object]) -> list[str]:
     """Return what of the crops of a set is not as a run wants it: `key: labels X, run Y`."""
     found = folder.labels.crops
     return [
-        f"{key}: labels {_shown(found.get(key))}, run {_shown(value)}"
-        for key, value in wanted.items()
-        if found.get(key) != value
+        f"{key}: labels {_shown(found.get(key))}, run {_shown(wanted.get(key))}"
+        for key in (*wanted, *(key for key in found if key not in wanted))
+        if (found.get(key) or None) != (wanted.get(key) or None)  # What is off may be left out.
     ]
 
 

@@ -69,6 +69,8 @@ class Teacher:
 
     heldout: SourceView | None = None
     """Held-out images of its own, on which alone it is asked; None for those of the run."""
+    views: int = 1
+    """How many images of a scene it sees at once, along the channels."""
     parts: int
     """In how many parts a batch is labelled, one after another."""
 
@@ -93,7 +95,10 @@ class Teacher:
             if next(model.buffers()).device.type == "cpu":
                 model.to(memory_format=model.memory_format)  # type: ignore[call-overload]  # torch tells of tensors only
             self.info = model.info
+            if model.in_pixels:  # Of which the camera of each pair makes metres.
+                self.info = replace(model.info, quantity="metric_depth")
         self.name = self.info.name
+        self.views = 1 if model is None else model.views
         self._resting = None if model is None or offload is None else Resting(model, offload)
         self._compiled = torch.compile(model.forward) if compiled and model is not None else None
 
@@ -102,7 +107,7 @@ class Teacher:
         return nullcontext() if self._resting is None else self._resting.used()
 
     def label(self, images: Tensor, depth: Tensor | None, *, features: Collection[str] = ()) -> PseudoLabel:
-        """Label images `(B, 3, H, W)` in [0, 1]; `depth` `(B, H, W)` in metres is what the oracle reads.
+        """Label images `(B, 3 * views, H, W)` in [0, 1]; `depth` `(B, H, W)` in metres is what the oracle reads.
 
         `features` are the levels of the encoder's features that are wanted too; those that it lacks are left out. Runs
         in the teacher's own precision, whatever autocast surrounds it.
@@ -120,23 +125,45 @@ class Teacher:
         with self.used(), torch.inference_mode(), torch.autocast(kind, self.precision, enabled=reduced):
             output = self._run(images, features=features)
             values = output.values
-            disparity = to_disparity(values, self.info.quantity)
+            quantity = self.model.info.quantity
+            disparity = to_disparity(values, quantity)
         # Tensors made in inference mode may not enter a graph; a clone made outside it may.
         disparity = disparity.clone()
         # Interpolation may bring metres below 0 beside a deep edge, and the inverse is unknown; the step looks for NaN.
-        valid = ~(values <= 0) if self.info.quantity == "metric_depth" else torch.ones_like(disparity, dtype=torch.bool)
+        valid = ~(values <= 0) if quantity == "metric_depth" else torch.ones_like(disparity, dtype=torch.bool)
         return PseudoLabel(
             disparity,
             valid,
             {name: value.clone() for name, value in output.features.items()},
             teacher=self.name,
-            inverse_depth=self.info.quantity == "metric_depth",
-            quantity=self.info.quantity,
+            inverse_depth=quantity == "metric_depth",
+            quantity=quantity,
         )
+
+    def label_pairs(self, regions: Regions, images: Tensor, *, features: Collection[str] = ()) -> PseudoLabel:
+        """Label stereo pairs, for a teacher that sees both views.
+
+        Args:
+            regions: whose `depth` the oracle reads; for one whose disparity is in pixels their `intrinsics` and
+                `baseline_m` make inverse depth in 1/m of it, and what has no camera is not valid.
+            images: `(B, 3 * views, H, W)` in [0, 1], the views of the regions.
+            features: as `label`.
+        """
+        label = self.label(images, regions.depth, features=features)
+        if self.model is None or not self.model.in_pixels:
+            return label
+        assert regions.intrinsics is not None, "regions of photographs have them"
+        assert regions.baseline_m is not None, "pairs have one"
+        factor = (regions.intrinsics[:, 0, 0] * regions.baseline_m).to(label.disparity)[:, None, None]
+        known = (label.disparity > 0) & ~torch.isnan(factor)
+        inverse = label.disparity / torch.where(torch.isnan(factor), 1, factor)
+        return replace(label, disparity=inverse, valid=label.valid & known, inverse_depth=True, quantity="metric_depth")
 
     def label_whole(self, regions: Regions, images: Tensor, depth: Tensor | None) -> PseudoLabel:
         """Label held-out images, whole; `regions` says which they are."""
-        return self.label(images, depth)
+        if self.views == 1:
+            return self.label(images, depth)
+        return self.label_pairs(regions.to(images.device), regions.views(self.views).to(images) / 255)
 
     def _run(self, images: Tensor, *, features: Collection[str]) -> DepthOutput:
         assert self.model is not None, "the oracle runs nothing"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from distilldepth.distill.agreement import replaced_note
-from distilldepth.distill.record.result import RunFacts
+from distilldepth.distill.record.result import RunFacts, how_to_use
 
-_PREDICTS = (
-    "A monocular depth estimator",
-    "up to an unknown scale and shift,\nlarger = nearer.",
-    "distilldepth predict photo.jpg -o depth.png --model PATH_OF_THIS_FOLDER",
-)
-_COMPLETES = (
-    "A network that completes sparse depth",
-    "metres, from a photograph,\npoints of known depth, and the map of a guide that is aligned to them.",
-    "distilldepth complete photo.jpg --sparse points.png -o depth.png --model PATH_OF_THIS_FOLDER",
-)
+_KINDS = {
+    "disparity": ("A monocular depth estimator", "up to an unknown scale and shift,\nlarger = nearer."),
+    "metres": ("A monocular depth estimator", "metres, of the cameras\nthat it was trained with."),
+    "stereo": ("A network of both views of a stereo pair", "metres, of the\ncameras that it was trained with."),
+    "completion": (
+        "A network that completes sparse depth",
+        "metres, from a photograph,\npoints of known depth, and the map of a guide that is aligned to them.",
+    ),
+}
+"""What a student is, and what its numbers are, by kind."""
 
 
 def model_card(facts: RunFacts) -> str:
@@ -25,7 +25,8 @@ def model_card(facts: RunFacts) -> str:
     notes = "".join(f"- {note}\n" for teacher in facts.teachers for note in teacher.notes)
     changes = "".join(f"- Changed on the way, {change}\n" for change in facts.changes)
     wrong = "".join(f"> **Do not use this student as it is.** {f.problem}; {f.advice}.\n\n" for f in facts.findings)
-    kind, meaning, command = _PREDICTS if facts.quantity == "disparity" else _COMPLETES
+    kind, meaning = _KINDS[facts.kind]
+    command = how_to_use(facts.kind, "PATH_OF_THIS_FOLDER", "photo.jpg", "points.png", "right.jpg")
     return f"""# {facts.student}
 
 {kind} ({facts.family}, {facts.parameters / 1e6:.2f} M parameters) distilled with

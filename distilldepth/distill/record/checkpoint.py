@@ -264,6 +264,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "labels": lambda value: isinstance(value, str),
     "precisions": lambda value: isinstance(value, dict) and all(item in PRECISIONS for item in value.values()),
     "micro_batch": _is_count,
+    "teachers": lambda value: isinstance(value, str),
 }
 """What a state must hold, and what of it makes sense."""
 _DEFAULTS: dict[str, Any] = {
@@ -274,6 +275,7 @@ _DEFAULTS: dict[str, Any] = {
     "labels": "",
     "precisions": {},
     "micro_batch": 0,
+    "teachers": "",
 }
 """What earlier versions did not keep."""
 

@@ -46,8 +46,8 @@ RUN = FolderKind(
 """What carries our mark, and all that a run writes."""
 
 _NOT_OF_TRAINING = {
-    "workers", "threads", "checkpoint_every", "keep_checkpoints", "log_every", "log", "agreement_every", "resume",
-    "overwrite", "offline", "out", "device", "max_skipped_share", "gradient_checkpointing", "teacher_offload",
+    "workers", "threads", "root", "checkpoint_every", "keep_checkpoints", "log_every", "log", "agreement_every",
+    "resume", "overwrite", "offline", "out", "device", "max_skipped_share", "gradient_checkpointing", "teacher_offload",
 }  # fmt: skip
 """Keys that a resumed run may change and that do not touch what is learned."""
 _MAY_CHANGE = {

@@ -36,6 +36,8 @@ class RunResult:
     """What is wrong with the student, the worst first; empty if it is as it should be."""
     quantity: str = "disparity"
     """What the student's numbers mean."""
+    kind: str = "disparity"
+    """What it is given, and what it gives: `disparity`, `metres`, `stereo` or `completion`; see `student_kind`."""
     labels: list[str] = field(default_factory=list)
     """Of each teacher that was not in memory: its set of labels, its licence, and the digests of both."""
 
@@ -63,6 +65,7 @@ class RunFacts:
     student: str
     family: str
     quantity: str
+    kind: str
     parameters: int
     initial_weights: str
     """Where the student's weights came from."""
@@ -87,6 +90,27 @@ class RunFacts:
     """As a TOML file."""
 
 
+def student_kind(student: DepthModel) -> str:
+    """Return what a student is given, and what it gives, in a word."""
+    if student.takes_points:
+        return "completion"
+    if student.info.quantity == "disparity":
+        return "disparity"
+    return "metres" if student.views == 1 else "stereo"
+
+
+def how_to_use(kind: str, model: str | Path, image: str = "IMAGE", points: str = "POINTS", right: str = "RIGHT") -> str:
+    """Return the command line that runs a student of a kind; see `student_kind`.
+
+    >>> how_to_use("disparity", "student")
+    'distilldepth predict IMAGE -o depth.png --model student'
+    """
+    command, more = ("complete", f" --sparse {points}") if kind == "completion" else ("predict", "")
+    if kind == "stereo":
+        more = f" --right {right}"
+    return f"distilldepth {command} {image}{more} -o depth.png --model {model}"
+
+
 def run_facts(
     config: DistillConfig,
     student: DepthModel,
@@ -105,6 +129,7 @@ def run_facts(
         student=student.info.name,
         family=student.info.family,
         quantity=student.info.quantity,
+        kind=result.kind,
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         initial_weights=student.info.source,
         initial_licence=student.info.licence,

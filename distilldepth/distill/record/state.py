@@ -92,6 +92,8 @@ class RunState:
     """Identity of the sets of labels; empty if there are none."""
     precisions: dict[str, str] = field(default_factory=dict)
     """Of student, teachers and Muon's iteration."""
+    teachers: str = ""
+    """Digests of the teachers in memory; empty if they were not kept."""
     step: int = 0
     """Steps that are done."""
     micro_batch: int = 0

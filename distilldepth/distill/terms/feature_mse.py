@@ -14,9 +14,13 @@ class FeatureMseTerm(ProjectedTerm):
     """Mean squared difference of encoder features, as they are."""
 
     def __init__(
-        self, weight: float, student_channels: Mapping[str, int], teacher_channels: Mapping[str, Mapping[str, int]]
+        self,
+        weight: float,
+        student_channels: Mapping[str, int],
+        teacher_channels: Mapping[str, Mapping[str, int]],
+        adapter: str = "none",
     ) -> None:
-        super().__init__("feature_mse", weight, student_channels, teacher_channels)
+        super().__init__("feature_mse", weight, student_channels, teacher_channels, adapter=adapter)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return mse_loss(student, teacher)

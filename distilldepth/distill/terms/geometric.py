@@ -6,7 +6,8 @@ from torch import Tensor
 
 from distilldepth.depth import intrinsics_from_fov
 from distilldepth.distill.terms.base import Term
-from distilldepth.images.crops import FOV_DEG, Regions
+from distilldepth.images.crops import Regions
+from distilldepth.images.views import FOV_DEG
 from distilldepth.losses.geometric import depths_to_compare, geometric_loss
 from distilldepth.models.base import DepthOutput
 from distilldepth.models.pointnet import PointNet

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distilldepth.distill.terms.levels import LevelsTerm
+from distilldepth.models.attention_adapter import AttentionAdapter
 from distilldepth.models.base import DepthOutput
 from distilldepth.teachers.teacher import PseudoLabel
 
@@ -20,6 +21,13 @@ class ProjectedTerm(LevelsTerm):
     checkpoints know them. They are compared on the teacher's grid; the last level, `encoder`, on the student's.
 
     Subclasses give their name to `__init__`, and implement `compare`.
+
+    Args:
+        name: of the term.
+        weight: of the term.
+        student_channels: width of the student's features by level.
+        teacher_channels: of each teacher the widths of the levels at which it is looked at.
+        adapter: form of the attention through which the student's features go last, `none` for none.
     """
 
     def __init__(
@@ -28,6 +36,7 @@ class ProjectedTerm(LevelsTerm):
         weight: float,
         student_channels: Mapping[str, int],
         teacher_channels: Mapping[str, Mapping[str, int]],
+        adapter: str = "none",
     ) -> None:
         super().__init__(name, weight, student_channels, teacher_channels)
         self._places = [
@@ -37,11 +46,21 @@ class ProjectedTerm(LevelsTerm):
             nn.Identity() if width == student_channels[level] else nn.Conv2d(student_channels[level], width, 1)
             for level, _, width in self._places
         )
+        self.adapters = nn.ModuleList(
+            AttentionAdapter(width, form=adapter) for _, _, width in self._places if adapter != "none"
+        )
 
     def at_level(self, level: str, student: DepthOutput, label: PseudoLabel) -> Tensor:
+        return self.compare(*self.comparable(level, student, label))
+
+    def comparable(self, level: str, student: DepthOutput, label: PseudoLabel) -> tuple[Tensor, Tensor]:
+        """Return the features of both at a level, `(B, C, h, w)` of one width and size, the student's adapted."""
         target = label.features[level]
-        own = self._projection(level, label.teacher, target.shape[1])(student.features[level].float())
-        return self.compare(*self.on_one_grid(level, own, target))
+        place = self._place(level, label.teacher, target.shape[1])
+        own = self.projections[place](student.features[level].float())
+        if self.adapters:
+            own = self.adapters[place](own)
+        return self.on_one_grid(level, own, target)
 
     def on_one_grid(self, level: str, own: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of both `(B, C, h, w)` at one size."""
@@ -58,7 +77,7 @@ class ProjectedTerm(LevelsTerm):
         """Return the value for features `(B, C, h, w)` of one width and size."""
         raise NotImplementedError
 
-    def _projection(self, level: str, name: str, width: int) -> nn.Module:
+    def _place(self, level: str, name: str, width: int) -> int:
         places = [(i, *place[1:]) for i, place in enumerate(self._places) if place[0] == level]
         fitting = [i for i, teacher, known in places if known == width and name in ("", teacher)]
         if len(fitting) != 1:
@@ -67,4 +86,4 @@ class ProjectedTerm(LevelsTerm):
                 f"{type(self).__name__}: teacher features must come from one of {known}, got {width} channels of "
                 f"{name or 'a'} teacher; name the teacher in PseudoLabel.teacher"
             )
-        return self.projections[fitting[0]]
+        return fitting[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 from distilldepth.errors import UsageError, did_you_mean, shown
 from distilldepth.settings import option
-from distilldepth.words import CONTEXTS, FEATURE_LEVELS
+from distilldepth.words import ADAPTERS, CONTEXTS, DECODER_LEVELS, FEATURE_LEVELS
 
 NORMALISATIONS: dict[str, tuple[int, ...]] = {"hybrid": (1, 2, 4), "global": (1,), "local": (4,), "none": ()}
 """Segments of each normalisation; `none` is plain L1."""
@@ -30,13 +30,22 @@ class TermRow:
     """Whether a student can learn from it alone."""
     features: bool
     """Whether it is about encoder features, and absent where student or teacher have none."""
+    metres: bool
+    """Whether it compares metres: for students that predict them, and no others, whom the rest is for."""
 
 
 def _term(
-    weight: float, doc: str, made_by: str, *, teaches: bool = False, features: bool = False, **options: str
+    weight: float,
+    doc: str,
+    made_by: str,
+    *,
+    teaches: bool = False,
+    features: bool = False,
+    metres: bool = False,
+    **options: str,
 ) -> Any:
     """A row of the table: default weight, the sentence of `--help`, and what makes the term."""
-    return option(weight, doc, least=0, most=_LARGEST, term=TermRow(made_by, options, teaches, features))
+    return option(weight, doc, least=0, most=_LARGEST, term=TermRow(made_by, options, teaches, features, metres))
 
 
 @dataclass
@@ -67,10 +76,44 @@ class LossSection:
     )
     metric_log: float = _term(
         0.0, "weight of the error in log depth, at its edges and in metres; only for students that complete points",
-        "MetricLogTerm", teaches=True, linear="metric_log_linear",
+        "MetricLogTerm", teaches=True, metres=True, linear="metric_log_linear",
     )  # fmt: skip
     metric_log_linear: float = option(
         0.5, "what the error in metres, over the mean depth, weighs in metric_log", least=0, most=_LARGEST
+    )
+    silog: float = _term(
+        0.0, "weight of the scale-invariant error of log depth (SILog) against the true depth; only for students of "
+        "metres", "SilogTerm", teaches=True, metres=True, variance_focus="silog_variance_focus", nearest="nearest",
+        farthest="farthest",
+    )  # fmt: skip
+    silog_variance_focus: float = option(
+        0.85, "1 = a common factor costs nothing in silog, 0 = it is the plain error of log depth", least=0, most=1
+    )
+    response_uncertainty: float = _term(
+        0.0, "weight of the absolute difference to the teacher's metres, weighed by the student's own uncertainty "
+        "where it has one", "ResponseUncertaintyTerm", teaches=True, metres=True, form="response_form",
+        nearest="nearest", farthest="farthest",
+    )  # fmt: skip
+    response_form: str = option(
+        "printed",
+        "how the uncertainty enters there: printed, as in the paper, or laplace, which is its distribution's",
+        choices=("printed", "laplace"),
+    )
+    focal_depth: float = _term(
+        0.0, "weight of a focal loss of the relative difference to the teacher's metres, which turns to the images "
+        "that are worst", "FocalDepthTerm", teaches=True, metres=True, alpha="focal_alpha", gamma="focal_gamma",
+        nearest="nearest", farthest="farthest",
+    )  # fmt: skip
+    focal_alpha: float = option(1.0, "factor of focal_depth", least=1e-6, most=_LARGEST)
+    focal_gamma: float = option(
+        2.0, "how strongly focal_depth leaves images alone that are nearly right", least=0, most=_LARGEST
+    )
+    nearest: float = option(
+        0.0, "metres; nearer depth is not looked at by silog, response_uncertainty and focal_depth (NeWCRFs: 1)",
+        least=0, most=_LARGEST,
+    )  # fmt: skip
+    farthest: float = option(
+        0.0, "metres; nor is farther depth; 0 = as far as the student reaches", least=0, most=_LARGEST
     )
     map_mse: float = _term(
         0.0, "weight of the mean squared difference of the maps, each over its median and deviation", "MapMseTerm",
@@ -90,8 +133,13 @@ class LossSection:
     )  # fmt: skip
     geometric_points: int = option(4096, "points of each map that the PointNet sees", least=1, most=1_000_000)
     feature_mse: float = _term(
-        0.0, "weight of the mean squared difference of encoder features", "FeatureMseTerm", features=True
-    )
+        0.0, "weight of the mean squared difference of encoder features", "FeatureMseTerm", features=True,
+        adapter="adapter",
+    )  # fmt: skip
+    feature_uncertainty: float = _term(
+        0.0, "weight of their squared difference, half of it, weighed by the student's own uncertainty where it has "
+        "one", "FeatureUncertaintyTerm", features=True, adapter="adapter",
+    )  # fmt: skip
     feature_channel_mse: float = _term(
         0.0, "weight of their squared difference as distributions over the positions (CN+MSE)",
         "FeatureChannelMseTerm", features=True, temperature="temperature",
@@ -111,7 +159,14 @@ class LossSection:
     feature_levels: str = option(
         "encoder",
         "levels at which the terms of features look, each the mean over them: encoder, the last; some of "
-        f"{', '.join(FEATURE_LEVELS)}, with commas; or all, those of them that student and teacher both have",
+        f"{', '.join((*FEATURE_LEVELS, *DECODER_LEVELS))}, with commas; or all, those of them that student and teacher "
+        "both have",
+    )
+    adapter: str = option(
+        "none",
+        "attention through which the student's features go before feature_mse and feature_uncertainty compare them, "
+        "trained and dropped with the run: full, reduced (over 4 x 4 cells), window (within 8 x 8), or none",
+        choices=ADAPTERS,
     )
     temperature: float = option(
         1.0, "divides maps and features in CN and SN before the softmax; larger = smoother", least=1e-6, most=_LARGEST
@@ -143,7 +198,7 @@ def level_names(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     if names == (ALL_LEVELS,):
         return names
-    known = ("encoder", *FEATURE_LEVELS)
+    known = ("encoder", *FEATURE_LEVELS, *DECODER_LEVELS)
     for name in names:
         if name not in known:
             raise UsageError(

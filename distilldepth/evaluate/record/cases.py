@@ -43,6 +43,8 @@ _DAMAGE = (
 """What a damaged or foreign archive makes numpy and zipfile stumble over."""
 
 _ARRAYS = ("image", "prediction", "truth", "valid")
+_FURTHER = ("points", "uncertainty")
+"""Arrays that some cases have."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Case:
     """bool `(h, w)`; True = was scored."""
     points: np.ndarray | None = None
     """float16 `(h, w)`, depth that a completion was given; 0 = nothing. None where it is depth that was scored."""
+    uncertainty: np.ndarray | None = None
+    """float16 `(h, w)`, what the model states, larger = less certain: a log-variance where it says so. None without."""
 
     @property
     def key(self) -> tuple[float, str]:
@@ -151,10 +155,26 @@ class Cases:
             dataset, name: of the sample; one that is not kept is left alone.
             points: `(h, w)` depth of the truth's size; 0 = nothing.
         """
+        self._replace(dataset, name, points=_shrink_points(points, self._width))
+
+    def add_uncertainty(self, dataset: str, name: str, uncertainty: np.ndarray | Tensor) -> None:
+        """Show what a model says of its own uncertainty beside a sample that was just kept.
+
+        Args:
+            dataset, name: of the sample; one that is not kept is left alone.
+            uncertainty: `(h, w)` of the truth's size, larger = less certain; not shown unless finite.
+        """
+        values = _array(uncertainty).astype(np.float64)
+        if np.isfinite(values).all():
+            blocks = _blocks(values, max(1, math.ceil(values.shape[1] / self._width)), "edge")
+            small = np.clip(blocks.mean(-1), -_LARGEST, _LARGEST).astype(np.float16)
+            self._replace(dataset, name, uncertainty=small)
+
+    def _replace(self, dataset: str, name: str, **maps: np.ndarray) -> None:
         kept = self._kept.get(dataset, [])
         for index, case in enumerate(kept):
             if case.name == name:
-                kept[index] = dataclasses.replace(case, points=_shrink_points(points, self._width))
+                kept[index] = dataclasses.replace(case, **maps)  # type: ignore[arg-type]  # Maps alone.
                 self._changed.add(dataset)
 
     def datasets(self) -> list[str]:
@@ -177,7 +197,9 @@ class Cases:
             kept = self._kept[dataset]
             facts = [{"name": case.name, "score": case.score, "is_metric": case.is_metric} for case in kept]
             arrays = {f"{name}_{index}": getattr(case, name) for index, case in enumerate(kept) for name in _ARRAYS}
-            arrays |= {f"points_{index}": case.points for index, case in enumerate(kept) if case.points is not None}
+            for index, case in enumerate(kept):
+                further = {f"{name}_{index}": getattr(case, name) for name in _FURTHER}
+                arrays |= {name: values for name, values in further.items() if values is not None}
             stream = io.BytesIO()
             # Not compressed: this is written while the run goes on, and deflating takes longer than scoring.
             np.savez(stream, facts=np.array(json.dumps({"dataset": dataset, "cases": facts})), **arrays)
@@ -203,7 +225,7 @@ class Cases:
                             facts["dataset"],
                             case,
                             *(stored[f"{name}_{index}"] for name in _ARRAYS),
-                            points=stored.get(f"points_{index}"),
+                            further={name: stored.get(f"{name}_{index}") for name in _FURTHER},
                         )
                         for index, case in enumerate(facts["cases"][:_MOST_CASES])
                     ]
@@ -219,7 +241,7 @@ def _check_sizes(archive: zipfile.ZipFile | None) -> None:
         raise ValueError("it unpacks into more than cases take")
 
 
-def _case(dataset: object, facts: dict[str, Any], *arrays: np.ndarray, points: np.ndarray | None) -> Case:
+def _case(dataset: object, facts: dict[str, Any], *arrays: np.ndarray, further: dict[str, np.ndarray | None]) -> Case:
     """A case as it was saved; ValueError if anything is of another kind or shape."""
     image, prediction, truth, valid = arrays
     maps = prediction, truth, valid
@@ -232,9 +254,9 @@ def _case(dataset: object, facts: dict[str, Any], *arrays: np.ndarray, points: n
         raise ValueError("arrays are of another kind or shape")
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError("the image is none")
-    if points is not None and (points.dtype.kind != "f" or {points.shape} != shapes):
-        raise ValueError("the points are of another kind or shape")
-    return Case(dataset, name, float(score), bool(facts["is_metric"]), image, prediction, truth, valid, points)
+    if any(more is not None and (more.dtype.kind != "f" or {more.shape} != shapes) for more in further.values()):
+        raise ValueError("points or an uncertainty are of another kind or shape")
+    return Case(dataset, name, float(score), bool(facts["is_metric"]), image, prediction, truth, valid, **further)
 
 
 def _array(values: np.ndarray | Tensor) -> np.ndarray:

@@ -249,6 +249,17 @@ def _is_row(row: dict[str, Any]) -> bool:
             isinstance(part, list) and len(part) == 5 and all(map(_is_number, part))
             for part in _list(row.get("error_by_depth"))
         )
+        and _are_curves(row.get("sparsification"))
+    )
+
+
+def _are_curves(value: Any) -> bool:
+    """Whether a line has two curves of numbers by error, or none."""
+    return value is None or (
+        isinstance(value, dict)
+        and all(isinstance(both, list) and len(both) == 2 for both in value.values())
+        and all(isinstance(line, list) and len(line) == len(both[0]) for both in value.values() for line in both)
+        and all(part is not None and _is_number(part) for both in value.values() for line in both for part in line)
     )
 
 

@@ -31,8 +31,10 @@ from distilldepth.evaluate.record.table import (
     protocol_lines,
     shows_intervals,
 )
+from distilldepth.evaluate.record.uncertainty import uncertainty_section
 from distilldepth.files import write_atomically
 from distilldepth.formats.colormaps import colormap_table
+from distilldepth.formats.uncertainty import COLORMAP
 from distilldepth.pages import Chart, data_url, depth_ticks, jpeg, make_page, nice_ticks, palette_png
 
 __all__ = ["Case", "Cases", "write_report"]
@@ -258,6 +260,7 @@ def _dataset_section(evaluation: Evaluation, dataset: ScoredDataset, index: int,
         parts.append(_bins_table(bins))
     if not unit:
         parts.append('<p class="quiet">The ground truth has no unit: no error by depth, and lengths without one.</p>')
+    parts.append(uncertainty_section(dataset.metrics, samples))
     by_name = {sample.name: sample.metrics for sample in samples}
     for title, group in (("Worst cases", worst), ("Best cases", best)):
         if group:
@@ -391,12 +394,14 @@ def _case(case: Case, metrics: Metrics, unit: str) -> str:
     spectral = colormap_table("spectral")
     alt = html.escape(case.name)
     what = "prediction, aligned" if case.points is None else "completed depth"
+    stated, stated_legend = _stated(case, unit if metrics.get("laplace_error") is not None else None)
     pictures = [
         ("image", data_url(jpeg(case.image), "jpeg")),
         *_points(case, low, high, spectral),
         (what, data_url(_paint_depth(prediction, None, low, high, spectral))),
         ("ground truth", data_url(_paint_depth(truth, case.valid, low, high, spectral))),
         ("error of the prediction", data_url(_paint_error(prediction, truth, case.valid))),
+        *stated,
     ]
     near_to_far = _gradient(spectral[::-1])
     lengths = [_length(value, unit) for value in (low, math.sqrt(low * high), high)]
@@ -405,7 +410,7 @@ def _case(case: Case, metrics: Metrics, unit: str) -> str:
         _gradient(_error_table()),
         [f"−{_WORST_ERROR:.0%}, too near", "0", f"too far, +{_WORST_ERROR:.0%}"],
     )
-    legends = ("", *[depth_legend] * (len(pictures) - 2), error_legend)
+    legends = ("", *[depth_legend] * (len(pictures) - 2 - len(stated)), error_legend, *stated_legend)
     figures = "".join(
         f'<figure><figcaption>{what}</figcaption><img alt="{what} of {alt}" src="{url}">{legend}</figure>'
         for (what, url), legend in zip(pictures, legends, strict=True)
@@ -414,6 +419,24 @@ def _case(case: Case, metrics: Metrics, unit: str) -> str:
         f'<div class="case"><p><strong>{alt}</strong> <span class="quiet">{html.escape(", ".join(words))}</span></p>'
         f'<div class="strip">{figures}</div></div>'
     )
+
+
+def _stated(case: Case, unit: str | None) -> tuple[list[tuple[str, str]], list[str]]:
+    """The picture of what the model says of its own uncertainty, and its legend, if there is one.
+
+    `unit` is that of sigma, or None where the numbers only have an order.
+    """
+    if case.uncertainty is None:
+        return [], []
+    values = case.uncertainty.astype(np.float64)
+    low, high = (float(value) for value in np.percentile(values, [2, 98]))
+    low, high = (low, high) if high > low else (low - 0.5, low + 0.5)
+    table = colormap_table(COLORMAP)
+    picture = _paint((values - low) / (high - low), np.isfinite(values), table)
+    words = ["certain", "uncertain"]
+    if unit is not None:
+        words = [f"sigma {_length(math.exp(low / 2), unit)}", _length(math.exp(high / 2), unit)]
+    return [("stated uncertainty", data_url(picture))], [_legend(_gradient(table), words)]
 
 
 def _points(case: Case, low: float, high: float, table: np.ndarray) -> list[tuple[str, str]]:

@@ -100,6 +100,9 @@ class ScoredSample(Record):
     error_by_depth: list[list[float]] | None = None
     """From, to (metres), pixels, sum of |d - g| / g and pixels within a factor 1.25, for every bin of depth with
     pixels; in a run with a folder."""
+    sparsification: dict[str, list[list[float]]] | None = None
+    """For a model with an uncertainty, in a run with a folder: for AbsRel and RMSE the error of the pixels that stay
+    where 0, 4, ... 100 % are taken away, first by the uncertainty, then by the error itself."""
     constant: bool = False
     """Whether the predicted map says nothing."""
     doubts: dict[str, str] = default(default_factory=dict)
@@ -114,7 +117,14 @@ class ScoredSample(Record):
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary for JSON; what belongs to some samples only is not in that of others."""
         given = super().to_dict()
-        unset = {"error_by_depth": None, "constant": False, "ratio": None, "digest": "", "seconds": None}
+        unset = {
+            "error_by_depth": None,
+            "sparsification": None,
+            "constant": False,
+            "ratio": None,
+            "digest": "",
+            "seconds": None,
+        }
         return {key: value for key, value in given.items() if key not in unset or value != unset[key]}
 
     @classmethod

@@ -12,6 +12,7 @@ from distilldepth.evaluate.record.columns import DEPTH, Columns, columns_of
 from distilldepth.evaluate.record.published import PublishedRow
 from distilldepth.evaluate.record.result import Evaluation
 from distilldepth.evaluate.record.rows import Intervals, Metrics, ScoredDataset
+from distilldepth.evaluate.record.uncertainty import UNCERTAINTY_CAPTION, uncertainty_lines, uncertainty_table
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -57,12 +58,14 @@ class _Table:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.measure import Measurement
+        from rich.text import Text
 
         for names, separator in columns_of(self.evaluation).layouts:
             table = self.build(names, separator)
             if Measurement.get(console, options.update(max_width=10_000), table).maximum <= options.max_width:
                 break
         yield table
+        yield from map(Text, uncertainty_lines(self.evaluation))
 
     def build(self, names: Sequence[str], separator: str | None) -> Table:
         from rich import box
@@ -174,6 +177,15 @@ def to_markdown(evaluation: Evaluation) -> str:
         lines.append(f"| {' | '.join(_markdown(cell) for cell in cells)} |")
     if note := _interval_note(evaluation):
         lines += ["", note[0].upper() + note[1:] + "."]
+    if rows := uncertainty_table(evaluation):
+        lines += [
+            "",
+            f"{UNCERTAINTY_CAPTION}:",
+            "",
+            f"| {' | '.join(rows[0])} |",
+            f"|---|---|{'---:|' * (len(rows[0]) - 2)}",
+        ]
+        lines += [f"| {' | '.join(map(_markdown, cells))} |" for cells in rows[1:]]
     lines += [f"\nNote: {_markdown(note)}" for note in evaluation.notes]
     return "\n".join(lines) + "\n"
 

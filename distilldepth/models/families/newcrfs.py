@@ -34,6 +34,7 @@ from distilldepth.models.preprocess import Preprocessing, resize
 from distilldepth.models.recompute import recompute, run_block
 from distilldepth.models.state_dict import build_to_fit, check_state, count_blocks
 from distilldepth.models.unit import LARGEST
+from distilldepth.words import DECODER_LEVELS
 
 FAMILY = "newcrfs"
 
@@ -362,8 +363,8 @@ class NeWCRFsDepth(DepthModel):
         Training needs more than 32 x 32 or B > 1.
 
         Returns:
-            Metres `(B, H, W)`, float32 under autocast; `features` are the encoder's maps by the names of `LEVELS`, and
-            the last of them as `encoder`.
+            Metres `(B, H, W)`, float32 under autocast; `features` are the encoder's maps by the names of `LEVELS`, the
+            last of them as `encoder` too, and what the CRFs make of them by those of `DECODER_LEVELS`.
 
         Raises:
             ValueError: a side that is no multiple of 32, or another number of views.
@@ -373,9 +374,11 @@ class NeWCRFsDepth(DepthModel):
         self.check_views(images)
         pixels = torch.cat([self.normalise(view) for view in images.split(3, 1)], 1)
         levels = [level.permute(0, 3, 1, 2) for level in self.encoder.levels(pixels)]
+        named = dict(zip(LEVELS, levels, strict=True)) | {"encoder": levels[-1]}
         x = self.pyramid(levels[-1])
         for place in (3, 2, 1, 0):
             x = self.crfs[place](levels[place], x)
+            named[DECODER_LEVELS[place]] = x
             if place:
                 x = F.pixel_shuffle(x, 2)
         logits = self.head(x)
@@ -383,7 +386,6 @@ class NeWCRFsDepth(DepthModel):
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
         depth = resize(logits.sigmoid(), (height, width), "bilinear")[:, 0] * self.max_depth
-        named = dict(zip(LEVELS, levels, strict=True)) | {"encoder": levels[-1]}
         return DepthOutput(depth, named if features else {})
 
     def enable_gradient_checkpointing(self) -> None:
