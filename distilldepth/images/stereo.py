@@ -114,7 +114,7 @@ def _shifts(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     offsets = np.arange(-reach, reach + 1)
     # Where squares are not whole in both views, nothing is known; the same costs twice, by the place in either view.
     of_left, of_right = (np.full((len(offsets), height, width), np.inf, np.float32) for _ in range(2))
-    for place, offset in enumerate(offsets):
+    for place, offset in enumerate(range(-reach, reach + 1)):
         first, last = max(offset, 0), width + min(offset, 0)
         means = _means(np.abs(left[:, first:last] - right[:, first - offset : last - offset]))
         rows = slice(half, height - half)
