@@ -82,7 +82,7 @@ def predict(
     distilldepth predict img.jpg -o depth.png
     distilldepth predict photos/ -o depth/ --as png16,color --skip-existing
     distilldepth predict 'photos/**/*.jpg' -o clouds/ --as ply --fov 65
-    distilldepth predict left/ --right right/ -o depth/ --model psmnet --focal-px 721 --baseline-m 0.54
+    distilldepth predict left/ --right right/ -o depth/ --model psmnet
 
     A folder is searched for images and its tree is kept below -o; a .txt file names one image per line, a .jsonl
     manifest one with `image` and perhaps `right`, `focal_px` (or `intrinsics`) and `baseline_m` per line. The 16-bit

@@ -279,3 +279,7 @@ def test_driving_stereo(tmp_path, packed):
         np.testing.assert_allclose(item.right.read().image, layouts.photograph(70 + seed), atol=12)
     assert [item.right.has_camera for item in dataset.items] == [True, False, False]
     assert dataset.items[0].right.read().factor == pytest.approx(385)
+    lines = [f"sunny/left-image-half-size/{left.name} sunny/depth-map-half-size/{left.stem}.png" for left in lefts[1:]]
+    split = layouts.save_list(tmp_path / "list.txt", lines)
+    listed = open_benchmark("driving-stereo", tmp_path / "a.tar" if packed else root, subset="sunny", split=split)
+    np.testing.assert_allclose(listed.items[1].right.read().image, layouts.photograph(72), atol=12)

@@ -499,7 +499,7 @@ def test_commands_that_are_given_single_views_say_so_in_one_line(state):
     ]  # fmt: skip
     for arguments, code, told in (
         (predict, 2, "sees two views of a scene, and there is one here; give the right view"),
-        (distill, 1, "psmnet: images must be (B, 6, H, W), the left and the right view"),
+        (distill, 2, "psmnet sees both views of stereo pairs, and the images have one"),
     ):
         done = CliRunner().invoke(cli, arguments)
         assert done.exit_code == code, done.output

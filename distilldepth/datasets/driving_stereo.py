@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from distilldepth.datasets.archive import Place
 from distilldepth.datasets.kitti_eigen import KITTI_CODEC
 from distilldepth.datasets.right_views import Camera, find_right_views, read_camera
@@ -54,7 +56,10 @@ def find_samples(request: Request) -> Found:
 
 
 def _from_list(request: Request, split: Split) -> Found:
-    return Found(pair(request, split, KITTI_CODEC, _row_truth), has_own_count=True)
+    frames = pair(request, split, KITTI_CODEC, _row_truth)
+    rights = _right_views(request, [frame.name for frame in frames])
+    samples = [replace(frame, right=right) for frame, right in zip(frames, rights, strict=True)]
+    return Found(samples, has_own_count=True)
 
 
 def _row_truth(row: Row) -> str:

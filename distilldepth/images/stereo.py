@@ -10,8 +10,8 @@ from PIL import Image
 
 from distilldepth.errors import DistillDepthError
 
-_WIDTH = 256
-"""Columns at which views are compared."""
+_SIDE = 256
+"""Columns at which views are compared, and rows of them at most."""
 _REACH = 0.25
 """Largest shift that is looked for, as a share of the width, to either side."""
 _CELL = 9
@@ -94,64 +94,48 @@ def are_swapped(left: np.ndarray, right: np.ndarray) -> bool:
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    """float32, at most `_WIDTH` columns, without what differs between two cameras' exposures."""
+    """float32, at most `_SIDE` columns and rows, the middle ones, without what differs between two exposures."""
     height, width = image.shape[:2]
     picture = Image.fromarray(image).convert("L")
-    if width > _WIDTH:
-        picture = picture.resize((_WIDTH, max(1, round(height * _WIDTH / width))), Image.Resampling.BOX)
+    if width > _SIDE:
+        picture = picture.resize((_SIDE, max(1, round(height * _SIDE / width))), Image.Resampling.BOX)
     values = np.asarray(picture, np.float32)
+    above = max(0, len(values) - _SIDE) // 2
+    values = values[above : above + _SIDE]
     return (values - values.mean()) / max(float(values.std()), 1.0)
 
 
 def _shifts(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """How far left the content of each square of the left view has gone in the right one, columns; sure ones only."""
     height, width = left.shape
-    reach = int(_REACH * width)
-    rows, columns = height // _CELL, width // _CELL
-    if not rows or not columns or reach < 2:
+    reach, half = int(_REACH * width), _CELL // 2
+    if min(height, width - 2 * reach) < _CELL or reach < 2:
         return np.zeros(0)
     offsets = np.arange(-reach, reach + 1)
-    # One more of each side, beyond which nothing is known.
-    costs = np.full((len(offsets), height, width), np.inf, np.float32)
-    for place, offset in enumerate(offsets):
-        inside = slice(max(offset, 0), width + min(offset, 0))
-        other = slice(max(-offset, 0), width + min(-offset, 0))
-        costs[place, :, inside] = np.abs(left[:, inside] - right[:, other])
-    means = _means(costs)
-    centres = np.s_[_CELL // 2 : height - _CELL // 2 : _CELL // 2, _CELL // 2 : width - _CELL // 2 : _CELL // 2]
-    best = offsets[means.argmin(0)]
-    mine = best[centres]
-    row, column = np.mgrid[0:height, 0:width]
+    # Where squares are not whole in both views, nothing is known; the same costs twice, by the place in either view.
+    of_left, of_right = (np.full((len(offsets), height, width), np.inf, np.float32) for _ in range(2))
+    for place, offset in enumerate(range(-reach, reach + 1)):
+        first, last = max(offset, 0), width + min(offset, 0)
+        means = _means(np.abs(left[:, first:last] - right[:, first - offset : last - offset]))
+        rows = slice(half, height - half)
+        of_left[place, rows, first + half : last - half] = means
+        of_right[place, rows, first - offset + half : last - offset - half] = means
+    centres = tuple(slice(half, side - half, half) for side in (height, width))
+    costs = of_left[:, centres[0], centres[1]]
+    mine = offsets[costs.argmin(0)]
+    row, column = (places[centres] for places in np.mgrid[0:height, 0:width])
     # The square in the right view must lead back to where it came from.
-    there = np.clip(column[centres] - mine, 0, width - 1)
-    back = _best_of_right(means, offsets)[row[centres], there]
-    values = means[:, centres[0], centres[1]]
-    lowest = values.min(0)
+    there = np.clip(column - mine, 0, width - 1)
+    back = offsets[of_right[:, row, there].argmin(0)]
     # Another shift, not beside the best, must not be nearly as good: repeated and flat things say nothing.
     beside = np.abs(offsets[:, None, None] - mine) <= 2
-    second = np.where(beside, np.inf, values).min(0)
-    sure = (np.abs(back - mine) <= 1) & (lowest < 0.7 * second) & (second > 0.1) & np.isfinite(second)
+    second = np.where(beside, np.inf, costs).min(0)
+    sure = (np.abs(back - mine) <= 1) & (costs.min(0) < 0.7 * second) & (second > 0.1) & np.isfinite(second)
     return mine[sure]
 
 
-def _best_of_right(means: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The best shift of each square of the right view, from the costs of those of the left one."""
-    moved = np.full_like(means, np.inf)
-    width = means.shape[2]
-    for place, offset in enumerate(offsets):
-        inside = slice(max(offset, 0), width + min(offset, 0))
-        other = slice(max(-offset, 0), width + min(-offset, 0))
-        moved[place, :, other] = means[place, :, inside]
-    return offsets[moved.argmin(0)]
-
-
-def _means(costs: np.ndarray) -> np.ndarray:
-    """Mean cost of the square around each pixel; infinite where the square is not whole in both views."""
-    known = np.isfinite(costs)
-    half = _CELL // 2
-    sums = []
-    for values in (np.where(known, costs, 0).astype(np.float64), known.astype(np.float64)):
-        total = np.pad(values, ((0, 0), (half + 1, half), (half + 1, half))).cumsum(1).cumsum(2)
-        rows = total[:, _CELL:] - total[:, :-_CELL]
-        sums.append(rows[:, :, _CELL:] - rows[:, :, :-_CELL])
-    return np.where(sums[1] > _CELL * _CELL - 0.5, sums[0] / _CELL**2, np.inf).astype(np.float32)
+def _means(values: np.ndarray) -> np.ndarray:
+    """Means of all whole squares: `(h, w)` to `(h - _CELL + 1, w - _CELL + 1)`."""
+    total = np.pad(values.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    rows = total[_CELL:] - total[:-_CELL]
+    return (rows[:, _CELL:] - rows[:, :-_CELL]) / _CELL**2
