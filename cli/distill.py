@@ -92,6 +92,7 @@ def distill(
     distilldepth distill --teachers dav2,genpercept
     distilldepth distill --images PHOTOS --preset photos --out runs/mine
     distilldepth distill --labels LABELS --student light-mini --out runs/stored
+    distilldepth distill --preset adu-teacher --data kitti-eigen --root KITTI
     distilldepth distill --config runs/mine/config.toml --resume auto
     """
     flags = {key: list(value) if isinstance(value, tuple) else value for key, value in flags.items()}

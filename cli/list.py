@@ -153,6 +153,7 @@ def _datasets() -> tuple[list[str], list[dict[str, Any]]]:
         )
     own = (
         ("scenes[:N]", "procedural scenes with exact depth, seeds that training never uses; N = 200", "rendered here"),
+        ("stereo-scenes[:N]", "the same of roads, as pairs of views of two fixed cameras", "rendered here"),
         ("FILE.jsonl", "manifest: one RGB-D or stereo pair per line (image, depth, kind, scale, ...)", "your files"),
         ("FILE.txt|csv", "list: an image and its depth on each line", "your files"),
         ("FOLDER", "manifests; images/ or rgb/, and depth/ with files of the same name; TUM RGB-D", "your files"),

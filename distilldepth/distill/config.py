@@ -178,7 +178,9 @@ class DistillConfig:
         "same with the encoder's weights from a .safetensors or .pth",
     )
     images: list[str] = option(
-        ["scenes"], "folder, glob, list file, tar shards, scenes or scenes:COUNT; may be given several times"
+        ["scenes"],
+        "folder, glob, list file, tar shards, scenes or scenes:COUNT, stereo-scenes or stereo-scenes:COUNT; may be given "
+        "several times",
     )
     data: list[str] = option(
         [],
