@@ -135,6 +135,7 @@ def _models(role: str | None, macs: bool) -> tuple[list[str], list[dict[str, Any
 
 def _datasets() -> tuple[list[str], list[dict[str, Any]]]:
     from distilldepth.datasets.catalogue import BENCHMARKS
+    from distilldepth.images.sources import SCENES
 
     rows = []
     for benchmark in BENCHMARKS.values():
@@ -159,7 +160,7 @@ def _datasets() -> tuple[list[str], list[dict[str, Any]]]:
         ("FOLDER", "manifests; images/ or rgb/, and depth/ with files of the same name; TUM RGB-D", "your files"),
     )
     for data, what, source in own:
-        licence = "Apache-2.0" if data.startswith("scenes") else "yours"
+        licence = "Apache-2.0" if data.partition("[")[0] in SCENES else "yours"
         rows.append(
             {
                 "data": data,

@@ -179,7 +179,7 @@ class DistillConfig:
     )
     images: list[str] = option(
         ["scenes"],
-        "folder, glob, list file, tar shards, scenes or scenes:COUNT, stereo-scenes or stereo-scenes:COUNT; may be given "
+        "folder, glob, list file, tar shards, scenes, scenes:COUNT, stereo-scenes or stereo-scenes:COUNT; may be given "
         "several times",
     )
     data: list[str] = option(
