@@ -28,7 +28,7 @@ def with_mirror(
     Of a pair the mirrored prediction belongs to the right view. It is looked up where each pixel of the left view lies
     there, by the left view's disparity, linearly between columns; where that is outside the frame, or both views'
     disparities differ by more than a pixel and 5 %, as where one does not see the point, the left view's own prediction
-    stands.
+    stands. (A mean in place, of two views that see things in different columns, would be wrong by the disparity.)
 
     Args:
         estimate: gives maps `(B, H, W)` of images, in any quantity.
