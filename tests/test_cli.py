@@ -129,7 +129,7 @@ def test_without_a_command_it_shows_help(run):
         (["evaluate", "--data", "scenes", "--protocol", "marigld"], "did you mean 'marigold'?"),
         (["evaluate", "--data", "scenes", "--analysis", "local"], "did you mean 'local-global'?"),
         (["distill", "--preset", "demmo"], "did you mean 'demo'?"),
-        (["distill", "--preset", "x"], "choose from completion, demo"),
+        (["distill", "--preset", "x"], "choose from adu-depth, adu-depth-mini"),
         (["distill", "--set", "optimser.lr=1"], "did you mean 'optimiser.lr'?"),
         (["distill", "--set", "lr=1"], "did you mean 'optimiser.lr'?"),
         (["bench", "--repeats", "0"], "range"),
