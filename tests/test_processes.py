@@ -22,6 +22,8 @@ from distilldepth.distill.processes import make_accelerator
 from distilldepth.distill.record.checkpoint import list_checkpoints
 from distilldepth.distill.trainer import distill
 from distilldepth.losses.anchor import anchor_loss
+from distilldepth.losses.silog import silog_loss
+from distilldepth.losses.uncertainty import response_uncertainty_loss
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals of POSIX")
 
@@ -284,6 +286,46 @@ with peers.never_stuck(lambda: "the last checkpoint is x"), StopRequest(0.1).lis
     _, told = process.communicate(timeout=patience_s())
     assert process.returncode == 128 + signal.SIGTERM
     assert told == ("distilldepth: ended by SIGTERM while other processes did not answer; the last checkpoint is x\n")
+
+
+@pytest.mark.parametrize("name", ["silog", "response_uncertainty"])
+def test_losses_of_metres_of_parts_are_those_of_the_whole(name):
+    generator = torch.Generator().manual_seed(5)
+
+    def draw() -> torch.Tensor:
+        return (0.5 + 9 * torch.rand(5, 6, 7, generator=generator)).double()
+
+    maps, target, spread = draw().requires_grad_(), draw(), draw() / 9
+    valid = torch.rand(5, 6, 7, generator=generator) > torch.linspace(0.1, 0.9, 5)[:, None, None]
+
+    def loss(part, together=None):
+        if name == "silog":
+            return silog_loss(maps[part], target[part], valid[part], together=together)
+        return response_uncertainty_loss(maps[part], target[part], spread[part], valid[part], together=together)
+
+    expected = loss(slice(None))
+    (gradient,) = torch.autograd.grad(expected, maps)
+    parts, whole = [slice(0, 2), slice(2, 5)], list[torch.Tensor]()
+
+    def run(part):
+        """The loss of a part with the sums of all that are known by now, and the first that is not."""
+        asked = list[torch.Tensor]()
+
+        def together(own):
+            asked.append(own.detach())
+            if len(asked) > len(whole):
+                return own
+            return whole[len(asked) - 1] + 2 * (own - own.detach())
+
+        return loss(part, together), asked
+
+    while len(run(parts[0])[1]) > len(whole):
+        whole.append(sum(run(part)[1][len(whole)] for part in parts))
+    assert len(whole) == (2 if name == "silog" else 1)
+    for part in parts:
+        value = run(part)[0]
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(torch.autograd.grad(value, maps)[0][part], 2 * gradient[part])
 
 
 def test_the_anchor_of_parts_is_that_of_the_whole():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,12 @@ _SCALE = 10.0
 
 
 def silog_loss(
-    prediction: Tensor, target: Tensor, valid: Tensor | None = None, *, variance_focus: float = 0.85
+    prediction: Tensor,
+    target: Tensor,
+    valid: Tensor | None = None,
+    *,
+    variance_focus: float = 0.85,
+    together: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Spread of the logarithm of the depth error over all pixels of the batch, its mean counting but little.
 
@@ -23,6 +30,8 @@ def silog_loss(
         target: `(B, H, W)`, depth, positive; must not require grad.
         valid: bool `(B, H, W)`; None = all.
         variance_focus: f, 0 to 1.
+        together: adds up a tensor over the parts of a batch that several processes share, so that the means are those
+            of all; it is called twice. None: the batch is whole.
 
     Returns:
         Scalar float32 or float64. 0 with zero gradient if there is no valid pixel; not finite if a valid pixel of
@@ -48,13 +57,21 @@ def silog_loss(
     if valid is not None:
         prediction, target = torch.where(valid, prediction, 1), torch.where(valid, target, 1)
     error = prediction.log() - target.log()
-    count = max(error.numel(), 1) if valid is None else valid.sum().clamp(min=1)
-    mean = error.sum() / count
-    deviation = error - mean
+    kept = torch.ones_like(error) if valid is None else valid.to(dtype)
+    sums = torch.stack([error.sum(), kept.sum()])
+    if together is not None:
+        sums = together(sums)
+    count = sums[1].clamp(min=1)
+    mean = sums[0] / count
+    # Deviations add up to 0, so that nothing flows through their mean: it is left out, since parts do not know it.
+    deviation = error - mean.detach()
     if valid is not None:
         deviation = torch.where(valid, deviation, 0)
     # As the formula, but a sum of what is not negative: nothing cancels.
-    square = deviation.square().sum() / count + (1 - variance_focus) * mean.square()
+    squares = deviation.square().sum()
+    if together is not None:
+        squares = together(squares)
+    square = squares / count + (1 - variance_focus) * mean.square()
     # Written so that a NaN is kept.
     nothing = square <= torch.finfo(dtype).tiny
     return torch.where(nothing, 0 * square, _SCALE * torch.where(nothing, 1, square).sqrt())

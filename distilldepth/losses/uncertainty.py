@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,7 +18,13 @@ FORMS = ("printed", "laplace")
 
 
 def response_uncertainty_loss(
-    prediction: Tensor, target: Tensor, log_variance: Tensor, valid: Tensor | None = None, *, form: str = "printed"
+    prediction: Tensor,
+    target: Tensor,
+    log_variance: Tensor,
+    valid: Tensor | None = None,
+    *,
+    form: str = "printed",
+    together: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Absolute difference between two maps, weighed by what the student thinks of its own uncertainty.
 
@@ -36,6 +43,8 @@ def response_uncertainty_loss(
         log_variance: `(B, H, W)`, s, the student's; bounded by who makes it, as exp(-s) is not.
         valid: bool `(B, H, W)`; None = all.
         form: `printed` or `laplace`.
+        together: adds up a tensor over the parts of a batch that several processes share, so that the mean is that of
+            all; None: the batch is whole.
 
     Returns:
         Scalar float32 or float64, of either sign. 0 with zero gradient if there is no valid pixel; not finite if a
@@ -65,8 +74,11 @@ def response_uncertainty_loss(
     if form == "laplace":
         spread = spread / 2
     pixels = math.sqrt(2) * (-spread).exp() * difference + spread
-    count = max(pixels.numel(), 1) if valid is None else valid.sum().clamp(min=1)
-    return pixels.sum() / count
+    kept = torch.ones_like(pixels) if valid is None else valid.to(pixels)
+    sums = torch.stack([pixels.sum(), kept.sum()])
+    if together is not None:
+        sums = together(sums)
+    return sums[0] / sums[1].clamp(min=1)
 
 
 def feature_uncertainty_loss(student: Tensor, teacher: Tensor, log_variance: Tensor) -> Tensor:

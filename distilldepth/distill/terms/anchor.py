@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
-from distilldepth.distill.terms.base import Measured, Term
+from distilldepth.distill.terms.base import Measured, Term, sum_over
 from distilldepth.images.crops import Regions
 from distilldepth.losses.anchor import anchor_loss
 from distilldepth.models.base import DepthOutput
@@ -31,11 +30,4 @@ class AnchorTerm(Term):
         return anchor_loss(student.values, label.valid, center=self.center, spread=self.spread, together=self._together)
 
     def join(self, processes: int) -> None:
-        def together(sums: Tensor) -> Tensor:
-            everyone = sums.detach().clone()
-            dist.all_reduce(everyone)
-            # The gradients of the processes are averaged, where this sum wants their sum.
-            own = sums * processes
-            return everyone + (own - own.detach())
-
-        self._together = together
+        self._together = sum_over(processes)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from distilldepth.images.crops import Regions
@@ -26,6 +27,19 @@ class Measured:
     """Median to which the student's output is drawn."""
     spread: float = 0.15
     """Mean absolute deviation to which it is drawn."""
+
+
+def sum_over(processes: int) -> Callable[[Tensor], Tensor]:
+    """Return what adds up a tensor over so many processes, with the gradient that their average wants."""
+
+    def together(sums: Tensor) -> Tensor:
+        everyone = sums.detach().clone()
+        dist.all_reduce(everyone)
+        # The gradients of the processes are averaged, where this sum wants their sum.
+        own = sums * processes
+        return everyone + (own - own.detach())
+
+    return together
 
 
 class Term(nn.Module):

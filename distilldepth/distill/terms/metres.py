@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
-from distilldepth.distill.terms.base import Term
+from distilldepth.distill.terms.base import Term, sum_over
 from distilldepth.models.base import DepthOutput
 from distilldepth.teachers.teacher import PseudoLabel
 
@@ -22,6 +24,10 @@ class MetresTerm(Term):
     def __init__(self, name: str, weight: float, nearest: float = 0.0, farthest: float = 0.0) -> None:
         super().__init__(name, weight)
         self.nearest, self.farthest = nearest, farthest
+        self._together: Callable[[Tensor], Tensor] | None = None
+
+    def join(self, processes: int) -> None:
+        self._together = sum_over(processes)
 
     def is_met(self, student: DepthOutput, label: PseudoLabel) -> bool:
         return super().is_met(student, label) and label.quantity == "metric_depth"

@@ -25,4 +25,4 @@ class ResponseUncertaintyTerm(MetresTerm):
         spread = student.extras.get(LOG_VARIANCE)
         if spread is None:
             spread = torch.zeros_like(student.values)
-        return response_uncertainty_loss(student.values, metres, spread, known, form=self.form)
+        return response_uncertainty_loss(student.values, metres, spread, known, form=self.form, together=self._together)

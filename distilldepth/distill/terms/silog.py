@@ -29,4 +29,6 @@ class SilogTerm(MetresTerm):
         # A sample whose label or map was found unusable is one here too.
         usable = label.valid.flatten(1).any(1)[:, None, None]
         known = torch.isfinite(regions.depth) & (regions.depth > 0) & self.in_range(regions.depth) & usable
-        return silog_loss(student.values, regions.depth, known, variance_focus=self.variance_focus)
+        return silog_loss(
+            student.values, regions.depth, known, variance_focus=self.variance_focus, together=self._together
+        )
