@@ -118,7 +118,7 @@ def _crops_of(config: DistillConfig, folder: LabelFolder) -> CropDataset | None:
         key: tuple(value) if isinstance(value, list) else value for key, value in labels.crops.items()
     }
     try:
-        return CropDataset(training, CropConfig(**crops), labels.seed)
+        return CropDataset(training, CropConfig(**crops), labels.seed, right=False)
     except (TypeError, ValueError) as error:
         raise DistillDepthError(
             f"{folder.location.root}: labels.json does not say how regions are cut ({error})"

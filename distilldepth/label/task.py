@@ -81,8 +81,8 @@ def crops_of(task: LabelTask, training: SourceView, heldout: SourceView, known: 
     return Crops(
         known,
         has_depth,
-        CropDataset(training, task.crops, task.seed),
-        CropDataset(heldout, task.crops.whole(), task.seed, shuffle=False),
+        CropDataset(training, task.crops, task.seed, right=False),
+        CropDataset(heldout, task.crops.whole(), task.seed, shuffle=False, right=False),
     )
 
 
