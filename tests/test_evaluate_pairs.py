@@ -53,6 +53,13 @@ def test_a_manifest_gives_right_views_and_cameras(tmp_path):
     assert ratios[3] == pytest.approx(1.0, rel=0.02)
 
 
+@pytest.mark.parametrize(("protocol", "what"), [("metric", "prediction"), ("affine-disparity", "prediction, aligned")])
+def test_the_page_says_aligned_of_what_was_aligned(tmp_path, protocol, what):
+    evaluate(Reader(), write_pairs(tmp_path, 2), protocol=protocol, out=tmp_path / "run", **ON_CPU)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"<figcaption>{what}</figcaption>" in page
+
+
 def test_every_size_scores_alike(tmp_path):
     manifest = write_pairs(tmp_path, 3)
     for size in (32, 48, 96):

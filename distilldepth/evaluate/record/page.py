@@ -250,6 +250,7 @@ def _dataset_section(evaluation: Evaluation, dataset: ScoredDataset, index: int,
     samples = [sample for sample in evaluation.samples if sample.dataset == name]
     worst, best = cases.worst(name), cases.best(name)
     unit = "m" if all(case.is_metric for case in (*worst, *best)) else ""
+    fitted = dataset.rules is None or dataset.rules.align != "none"
     # Bins are in metres; depth without a unit says nothing by bin.
     bins = _sum_bins(samples) if unit else []
     charts = [*_depth_charts(bins), *_distribution_chart(samples)]
@@ -265,7 +266,7 @@ def _dataset_section(evaluation: Evaluation, dataset: ScoredDataset, index: int,
     for title, group in (("Worst cases", worst), ("Best cases", best)):
         if group:
             parts.append(f"<h3>{title}</h3>")
-            parts += [_case(case, by_name.get(case.name, {}), unit) for case in group]
+            parts += [_case(case, by_name.get(case.name, {}), unit, fitted=fitted) for case in group]
     return "".join(parts)
 
 
@@ -379,7 +380,7 @@ def _range(low: float | None, high: float | None) -> str:
     return f"{low or 0:.3g} to {high:.3g} m" if high is not None and math.isfinite(high) else f"beyond {low:.3g} m"
 
 
-def _case(case: Case, metrics: Metrics, unit: str) -> str:
+def _case(case: Case, metrics: Metrics, unit: str, *, fitted: bool) -> str:
     prediction, truth = case.prediction.astype(np.float64), case.truth.astype(np.float64)
     low, high = _depth_range(truth[case.valid])
     error = np.abs(prediction - truth)[case.valid]
@@ -393,7 +394,7 @@ def _case(case: Case, metrics: Metrics, unit: str) -> str:
         words.append(f"half of the pixels within {_length(median, unit)}, 95 % within {_length(most, unit)}")
     spectral = colormap_table("spectral")
     alt = html.escape(case.name)
-    what = "prediction, aligned" if case.points is None else "completed depth"
+    what = "completed depth" if case.points is not None else "prediction, aligned" if fitted else "prediction"
     stated, stated_legend = _stated(case, unit if metrics.get("laplace_error") is not None else None)
     pictures = [
         ("image", data_url(jpeg(case.image), "jpeg")),
