@@ -32,10 +32,10 @@ class Linear(nn.Linear):
     def _is_slow(self, x: Tensor) -> bool:
         learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         return (
-            x.device.type == "cpu"
+            not _is_recorded()
+            and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and x.numel() >= x.shape[-1] * (_FEWEST_TO_LEARN if learns else _FEWEST)
-            and not _is_recorded()
             and not torch.is_autocast_enabled("cpu")
             and multiplies_slowly()
         )
@@ -68,7 +68,7 @@ def by_position(module: nn.Module, function: Callable[..., Tensor], over: Tensor
 
 def fits_in_pieces(module: nn.Module, x: Tensor) -> bool:
     """Whether work in pieces saves memory: on a CPU, where nothing is kept for gradients and nothing drawn."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not module.training and not _is_recorded()
+    return not _is_recorded() and x.device.type == "cpu" and not torch.is_grad_enabled() and not module.training
 
 
 def in_pieces(function: Callable[..., Tensor], over: Tensor, *others: Tensor, size: int = PIECE) -> Tensor:
