@@ -129,12 +129,13 @@ def test_only_predictions_are_made_in_pieces(monkeypatch):
     assert sizes[2:] == [(2048, 1), (2 * 39 * 50 - 2048, 1)]
 
 
+@pytest.mark.parametrize("size", [(8, 13), (6, 3)])
 @pytest.mark.parametrize("shift", [0, 1])
-def test_a_block_in_pieces_is_the_block(monkeypatch, shift):
+def test_a_block_in_pieces_is_the_block(monkeypatch, shift, size):
     torch.manual_seed(3)
     block = CRFBlock(6, 2, 3, shift).double().eval()
     block.bias_table.data.normal_()
-    x, values = torch.randn(2, 3, 8, 13, 6, dtype=torch.float64)
+    x, values = torch.randn(2, 9, *size, 6, dtype=torch.float64)
     kept = x.clone(), values.clone()
     whole = block(x, values)
     monkeypatch.setattr("distilldepth.models.families.newcrfs.PIECE", 7 * 9)
