@@ -30,6 +30,7 @@ from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.models.base import DepthModel, DepthOutput, ModelInfo
 from distilldepth.models.bounds import DEEPEST, WIDEST, full_architecture, listed, number, whole
 from distilldepth.models.candidate import Candidate
+from distilldepth.models.positions import PIECE, Linear, by_position, fits_in_pieces, in_pieces, speed_up_linear
 from distilldepth.models.preprocess import Preprocessing, resize
 from distilldepth.models.recompute import recompute, run_block
 from distilldepth.models.state_dict import build_to_fit, check_state, count_blocks
@@ -132,24 +133,33 @@ class Windows:
             maps = maps.roll((self.shift, self.shift), (1, 2))
         return maps[:, : self.size[0], : self.size[1]]
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    def attend(self, module: nn.Module, project: Callable[..., Any], bias: Tensor, *maps: Tensor) -> Tensor:
         """Attention within every window, scaled by 1/sqrt(width of a head).
 
         Args:
-            query, key, value: `(B * windows, side * side, C)`.
+            module: whose work it is; `fits_in_pieces` says what comes of it.
+            project: takes windows `(n, side * side, C)` of the maps, returns their queries, keys and values.
             bias: `(heads, side * side, side * side)`, added to what the positions of a window are to each other.
+            maps: `(B, h, w, C)`.
 
         Returns:
-            `(B * windows, side * side, C)`.
+            `(B, h, w, C)`.
         """
-        heads = len(bias)
-        query, key, value = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-        bias = bias.to(query.dtype)[None]
+        cut, batch, count = [self.cut(each) for each in maps], len(maps[0]), len(maps)
+        del maps  # Often nobody else holds them any longer.
         if self.shift:
-            bias = bias + self._apart(bias)[:, None]
-            bias = bias.repeat(len(query) // len(bias), 1, 1, 1)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return mixed.transpose(1, 2).flatten(2)
+            cut.append(self._apart(bias).repeat(batch, 1, 1))
+
+        def mix(*cut: Tensor) -> Tensor:
+            parts = (part.unflatten(2, (len(bias), -1)).transpose(1, 2) for part in project(*cut[:count]))
+            query, key, value = parts
+            mask = bias.to(query.dtype)
+            mask = mask + cut[-1][:, None].to(query.dtype) if self.shift else mask[None]
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+
+        if fits_in_pieces(module, cut[0]):
+            return self.join(in_pieces(mix, *cut, size=max(1, PIECE // self.side**2)))
+        return self.join(mix(*cut))
 
     def _apart(self, like: Tensor) -> Tensor:
         """`(windows, side * side, side * side)`: -100 where two positions lie at different ends of the map, else 0."""
@@ -174,6 +184,7 @@ class Swin(SwinBackbone):
         # Of the last map without one of its own, which is not asked for.
         self.swin.add_module("layernorm", nn.Identity())
         self.again = False
+        speed_up_linear(self)
 
     def levels(self, pixels: Tensor) -> list[Tensor]:
         """Return maps `(B, h, w, C)` at 1/4, 1/8, 1/16 and 1/32 of pixels `(B, C, H, W)`."""
@@ -200,11 +211,14 @@ def _run_swin(block: Any, x: Tensor) -> Tensor:
     """Run a block of transformers' Swin on maps `(B, h, w, C)`."""
     attention = block.attention
     windows = Windows(block.window_size, (x.shape[1], x.shape[2]), block.shift_size)
-    cut = windows.cut(block.layernorm_before(x))
-    query, key, value = attention.q_proj(cut), attention.k_proj(cut), attention.v_proj(cut)
-    mixed = windows.attend(query, key, value, attention.relative_position_bias()[0])
-    x = x + block.drop_path(attention.o_proj(windows.join(mixed)))
-    return x + block.drop_path(block.mlp(block.layernorm_after(x)))
+    mixed = windows.attend(
+        block,
+        lambda cut: (attention.q_proj(cut), attention.k_proj(cut), attention.v_proj(cut)),
+        attention.relative_position_bias()[0],
+        block.layernorm_before(x),
+    )
+    x = by_position(block, lambda mixed, x: x + block.drop_path(attention.o_proj(mixed)), mixed, x)
+    return by_position(block, lambda x: x + block.drop_path(block.mlp(block.layernorm_after(x))), x)
 
 
 class CRFBlock(nn.Module):
@@ -216,11 +230,11 @@ class CRFBlock(nn.Module):
         super().__init__()
         self.side, self.shift, self.heads = side, shift, heads
         self.norm_before = nn.LayerNorm(width)
-        self.query_key = nn.Linear(width, 2 * width)
+        self.query_key = Linear(width, 2 * width)
         self.bias_table = nn.Parameter(torch.empty((2 * side - 1) ** 2, heads))
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
         self.norm_after = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         place = torch.arange(side)
         apart = place[:, None] - place + side - 1
@@ -230,10 +244,16 @@ class CRFBlock(nn.Module):
     def forward(self, x: Tensor, values: Tensor) -> Tensor:
         """Return `x` with what the positions of its windows pass on of `values`; all `(B, h, w, C)`."""
         windows = Windows(self.side, (x.shape[1], x.shape[2]), self.shift)
-        query, key = self.query_key(windows.cut(self.norm_before(x))).chunk(2, -1)
         bias = self.bias_table[self.places].unflatten(0, (self.side**2, -1)).permute(2, 0, 1)
-        x = x + self.out(windows.join(windows.attend(query, key, windows.cut(values), bias)))
-        return x + self.mlp(self.norm_after(x))
+        mixed = windows.attend(
+            self,
+            lambda cut, values: (*self.query_key(cut).chunk(2, -1), values),
+            bias,
+            self.norm_before(x),
+            values,
+        )
+        x = by_position(self, lambda mixed, x: x + self.out(mixed), mixed, x)
+        return by_position(self, lambda x: x + self.mlp(self.norm_after(x)), x)
 
 
 class CRF(nn.Module):
@@ -374,11 +394,12 @@ class NeWCRFsDepth(DepthModel):
         self.check_views(images)
         pixels = torch.cat([self.normalise(view) for view in images.split(3, 1)], 1)
         levels = [level.permute(0, 3, 1, 2) for level in self.encoder.levels(pixels)]
-        named = dict(zip(LEVELS, levels, strict=True)) | {"encoder": levels[-1]}
+        named = dict(zip(LEVELS, levels, strict=True)) | {"encoder": levels[-1]} if features else {}
         x = self.pyramid(levels[-1])
         for place in (3, 2, 1, 0):
-            x = self.crfs[place](levels[place], x)
-            named[DECODER_LEVELS[place]] = x
+            x = self.crfs[place](levels.pop(), x)
+            if features:
+                named[DECODER_LEVELS[place]] = x
             if place:
                 x = F.pixel_shuffle(x, 2)
         logits = self.head(x)
@@ -386,7 +407,7 @@ class NeWCRFsDepth(DepthModel):
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
         depth = resize(logits.sigmoid(), (height, width), "bilinear")[:, 0] * self.max_depth
-        return DepthOutput(depth, named if features else {})
+        return DepthOutput(depth, named)
 
     def enable_gradient_checkpointing(self) -> None:
         for module in self.modules():
