@@ -175,4 +175,6 @@ def _summary(result: RunResult) -> None:
         click.secho(f"WARNING: {options.printable(finding)}", fg="red", bold=True, err=True)
     click.echo(f"student: {result.folder / 'student'}", err=True)
     click.echo(f"report:  {result.folder / 'report.html'}", err=True)
-    click.echo(f"try it:  {how_to_use(result.kind, result.folder / 'student')}", err=True)
+    click.echo(
+        f"try it:  {how_to_use(result.kind, result.folder / 'student', uncertainty=result.uncertainty)}", err=True
+    )

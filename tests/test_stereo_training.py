@@ -531,6 +531,63 @@ def test_training_images_of_a_benchmark_are_read_with_their_right_views(tmp_path
     assert len(open_truth(["kitti-eigen"], root=str(tmp_path), split=str(mine))) == 1
 
 
+def test_pairs_that_are_doubtful_are_warned_of(tmp_path):
+    swapped = write_manifest(tmp_path / "a", 3)
+    lines = [json.loads(line) for line in swapped.read_text().splitlines()]
+    swapped.write_text("".join(json.dumps({**e, "image": e["right"], "right": e["image"]}) + "\n" for e in lines))
+    with pytest.warns(UserWarning, match=r"left and right views look exchanged \(the first: "):
+        open_truth([str(swapped)])
+    mixed = write_manifest(tmp_path / "b", 3)
+    lines = [json.loads(line) for line in mixed.read_text().splitlines()]
+    del lines[1]["right"]
+    mixed.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    with pytest.warns(UserWarning, match=r"1 of 3 images have no right view \(the first: .*1.*\), so none is used"):
+        source = open_truth([str(mixed)])
+    assert not source.has_right
+    wide = write_manifest(tmp_path / "c", 1)
+    Image.fromarray(np.full((40, 40), 2000, np.uint16)).save(tmp_path / "c" / "depth-0.png")
+    with pytest.raises(DistillDepthError, match=r"the depth map has shape \(40, 40\) and the photograph \(64, 128\)"):
+        open_truth([str(wide)])[0]
+    empty = write_manifest(tmp_path / "d", 1)
+    Image.fromarray(np.zeros((64, 128), np.uint16)).save(tmp_path / "d" / "depth-0.png")
+    with pytest.raises(DistillDepthError, match=r"pairs/left-0.*: no valid pixel in the ground truth"):
+        open_truth([str(empty)])[0]
+    for key, value in (("focal_px", 1e308), ("baseline_m", 1e-30), ("right", "")):
+        with pytest.raises(DistillDepthError, match=rf"pairs.jsonl:1: `{key}` must be"):
+            open_truth([str(write_manifest(tmp_path / "e", 1, **{key: value}))])
+    good = str(write_manifest(tmp_path / "f", 1))
+    with pytest.raises(UsageError, match="--split is about benchmarks, and --data names none; leave it out"):
+        open_truth([good], split="test")
+    with pytest.raises(UsageError, match="split must be train, or a list of images, got 'test', which is no file"):
+        open_truth(["kitti-eigen"], root=str(tmp_path), split="test")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (
+            ["--set", "loss.nearest=79.9"],
+            2,
+            "no true depth of the first images lies between loss.nearest and ",
+        ),
+        (
+            ["--set", "loss.nearest=5", "--set", "loss.farthest=4"],
+            2,
+            "loss.farthest must be more than loss.nearest, ",
+        ),
+    ],
+)
+def test_depth_that_nothing_looks_at_is_refused(tmp_path, words, code, said):
+    result = typed("--preset", "adu-teacher", *SMALL, "--steps", "1", "--out", str(tmp_path / "r"), *words)
+    assert (result.exit_code, said in result.stderr) == (code, True), result.output
+
+
+def test_what_pairs_are_wanted_for_is_said_where_there_are_no_images(tmp_path):
+    result = typed("--preset", "adu-teacher", "--out", str(tmp_path / "r"))
+    assert result.exit_code == 2
+    assert "give --data with --root, a manifest, or --images stereo-scenes" in result.stderr
+
+
 def test_stereo_scenes_are_scored_with_their_right_views(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILLDEPTH_CACHE", str(tmp_path))
     (dataset,) = open_data("stereo-scenes:2")
@@ -556,18 +613,30 @@ def test_teacher_and_student_of_adu_depth_are_trained_from_a_manifest(tmp_path):
     assert result.exit_code == 0, result.output
     assert "AbsRel" in result.stderr
     assert "predict IMAGE --right RIGHT" in result.stderr
+    card = (teacher / "student" / "README.md").read_text()
+    assert "| oracle | 1 | metric_depth | that of the data | true depth: pairs (10 stereo pairs" in card
     made = load_model(teacher / "student")
     assert made.views == 2
     assert "both views of a stereo pair" in (teacher / "student" / "README.md").read_text()
     result = typed("--preset", "adu-depth", *run, *data, "--teachers", str(teacher / "student"), "--out", str(student))
     assert result.exit_code == 0, result.output
     assert "agreement with" in result.stderr
+    assert "--uncertainty" in result.stderr.splitlines()[-1]
+    assert "predict photo.jpg --uncertainty -o depth.png" in (student / "student" / "README.md").read_text()
     rows = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["terms"].keys() == {"silog", "response_uncertainty", "feature_uncertainty", "focal_depth"}
     made = load_model(student / "student")
     assert (made.views, made.info.quantity) == (1, "metric_depth")
     output = made.eval()(torch.rand(1, 3, 64, 96))
     assert output.extras["log_variance"].abs().max() <= 5
+    # It goes on with the module that it has, and does not become one of two views.
+    again = [*run, *data, "--teachers", str(teacher), "--student", str(student / "student")]
+    again += ["--out", str(tmp_path / "on")]
+    result = typed("--preset", "adu-depth", *again, "--steps", "1")
+    assert result.exit_code == 0, result.output
+    result = typed("--preset", "adu-depth", *again, "--two-views", "--overwrite")
+    assert result.exit_code == 2
+    assert "two_views is for students without an uncertainty module" in result.stderr
     # Nothing of the run's own attention goes with the student.
     names = load_file(student / "student" / "model.safetensors").keys()
     assert not any("adapter" in name for name in names)

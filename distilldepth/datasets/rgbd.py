@@ -43,6 +43,8 @@ DEPTH_SCALE = 1000.0
 """Stored units per metre of whole numbers in files that do not say it: millimetres."""
 
 _MANIFEST_BYTES = 1 << 30
+_LEAST, _MOST = 1e-6, 1e9
+"""Bounds of scales, focal lengths and baselines, far beyond any camera."""
 _PROBES = 16
 _LISTS = ", ".join(LIST_SUFFIXES)
 _FOLDER_CONTENTS = "images/ or rgb/ and depth/, .jsonl files, associations.txt, or rgb.txt and depth.txt"
@@ -431,7 +433,7 @@ def _parse_line(fields: dict[str, Any], dataset: str, root: Path, default: float
         if not isinstance(fields.get(key), str) or not fields[key]:
             raise ValueError(f"`{key}` must be a path, got {shown(fields.get(key))}")
     right = fields.get("right")
-    if right is not None and not isinstance(right, str):
+    if right is not None and not (isinstance(right, str) and right.strip()):
         raise ValueError(f"`right` must be a path or null, got {shown(right)}")
     for path in filter(None, (fields["image"], fields["depth"], right)):
         refuse_url(path)
@@ -484,6 +486,8 @@ def _positive(fields: dict[str, Any], key: str, default: float | None = None) ->
     value = _number(fields[key], key)
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"`{key}` must be positive, got {value}")
+    if not _LEAST <= value <= _MOST:
+        raise ValueError(f"`{key}` must be from {_LEAST:g} to {_MOST:g}, got {value:g}")
     return value
 
 

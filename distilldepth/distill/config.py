@@ -337,8 +337,14 @@ class DistillConfig:
                 "train from the labels alone"
             )
         if not (self.images or self.data or self.labels) or not all(map(str.strip, (*self.images, *self.data))):
+            give = "a folder, or `scenes`"
+            if self.two_views or self.loss.silog:  # Which look at right views and true depth.
+                give = "--data with --root, a manifest, or --images stereo-scenes"
+            raise UsageError(f"distill: images must name at least one source, and no empty one; give {give}")
+        if 0 < self.loss.farthest <= self.loss.nearest:
             raise UsageError(
-                "distill: images must name at least one source, and no empty one; give a folder, or `scenes`"
+                f"distill: loss.farthest must be more than loss.nearest, got {self.loss.farthest:g} and "
+                f"{self.loss.nearest:g} m"
             )
         _ = self.height_width, self.patch_height_width, self.scene_height_width
         return self

@@ -14,6 +14,7 @@ from distilldepth.distill.record.page import read_metrics, write_report
 from distilldepth.distill.record.result import RunResult, run_facts, student_kind
 from distilldepth.models import save_model
 from distilldepth.teachers.stored import AbsentTeacher
+from distilldepth.words import LOG_VARIANCE
 
 
 def finish(run: Run, command: str) -> RunResult:
@@ -35,6 +36,7 @@ def finish(run: Run, command: str) -> RunResult:
     student.preprocessing = dataclasses.replace(student.preprocessing, size=side)
     result = RunResult(run.folder, run.config.steps, run.before, run.before, run.log.state().seconds)
     result.quantity, result.kind = student.info.quantity, student_kind(student)
+    result.uncertainty = LOG_VARIANCE in student.extra_maps
     result.labels = [
         f"{'; '.join(teacher.info.notes)}; licence {teacher.info.licence}"
         for teacher in run.teachers.teachers

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
+
+import numpy as np
 
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.terms.table import TERMS
-from distilldepth.errors import UsageError
+from distilldepth.errors import DistillDepthError, UsageError
+from distilldepth.images.batches import SourceView
 from distilldepth.models import DepthModel
 from distilldepth.teachers.teacher import Teacher
+
+_LOOKED_AT = 8
+"""Images whose true depth is looked at before a run."""
 
 
 class Known(Protocol):
@@ -67,6 +74,38 @@ def check_kinds(config: DistillConfig, student: DepthModel, teachers: list[Teach
         raise UsageError(
             f"distill: {pairs[0]} sees both views of stereo pairs, and windows are cut from one; set "
             "loss.local_global=0, or use --preset adu-depth"
+        )
+
+
+def check_depth(config: DistillConfig, student: DepthModel, training: SourceView) -> None:
+    """Refuse true depth of which nothing is looked at, by the first training images.
+
+    Args:
+        config: of the run.
+        student: as it will be trained.
+        training: the images.
+
+    Raises:
+        UsageError: with the depth that there is, and the bounds.
+    """
+    if not config.loss.silog:
+        return
+    nearest, farthest = config.loss.nearest, config.loss.farthest or student.info.max_depth or math.inf
+    medians = []
+    for place in range(min(_LOOKED_AT, len(training))):
+        try:
+            depth = training[place]["depth"]
+        except (DistillDepthError, OSError):
+            continue  # Of those that cannot be read the training tells.
+        known = depth[np.isfinite(depth) & (depth > 0)]
+        if ((known > nearest) & (known < farthest)).any():
+            return
+        medians += [float(np.median(known))] if known.size else []
+    if medians:
+        raise UsageError(
+            f"distill: no true depth of the first images lies between loss.nearest and loss.farthest ({nearest:g} to "
+            f"{farthest:g} m), so nothing would be learned; its median is {np.median(medians):.3g} m: set them, or "
+            "mend the scale of the data"
         )
 
 

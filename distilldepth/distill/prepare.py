@@ -23,7 +23,7 @@ from distilldepth.distill.feed import Feed
 from distilldepth.distill.guard import watch_gradients
 from distilldepth.distill.guides import Guides, open_guides
 from distilldepth.distill.kept_labels import KeptLabels, open_labels
-from distilldepth.distill.kinds import check_kinds
+from distilldepth.distill.kinds import check_depth, check_kinds
 from distilldepth.distill.micro_batch import MicroBatch, one_image_is_too_little
 from distilldepth.distill.objective import DistillationObjective, make_objective
 from distilldepth.distill.optimiser import make_optimiser
@@ -55,6 +55,7 @@ from distilldepth.teachers.pool import TeacherPool, load_teachers
 from distilldepth.teachers.spec import TeacherSpec
 from distilldepth.teachers.stored import AbsentTeacher
 from distilldepth.teachers.teacher import Teacher
+from distilldepth.words import LOG_VARIANCE
 
 
 @dataclass
@@ -136,6 +137,7 @@ def prepare(
     student = _open_student(config, device)
     guides = open_guides(config, student, device)
     check_kinds(config, student, teachers.teachers, images)
+    check_depth(config, student, images.training)
     settled = dataclasses.replace(config, optimiser=settle_optimiser(config.optimiser, student))
     if settled.optimiser.freeze_batch_norm == "on":
         _freeze(student)
@@ -203,6 +205,11 @@ def _open_teachers(
         offload=config.teacher_offload,
         compiled=config.compile_teachers,
     ).teachers
+    for teacher in here:
+        if teacher.model is None and config.data:
+            teacher.info = dataclasses.replace(
+                teacher.info, licence="that of the data", source=f"true depth: {images.description}"
+            )
     return TeacherPool(here + kept.teachers([teacher.name for teacher in here]), config.seed)
 
 
@@ -355,7 +362,7 @@ def _open_student(config: DistillConfig, device: torch.device) -> DepthModel:
         )
     if config.two_views:
         student = _with_two_views(student)
-    if config.uncertainty:
+    if config.uncertainty and LOG_VARIANCE not in student.extra_maps:
         student = with_uncertainty(student, seed=config.seed)
     if config.gradient_checkpointing:
         try:
@@ -372,6 +379,11 @@ def _with_two_views(student: DepthModel) -> DepthModel:
 
     if student.views == 2:
         return student
+    if LOG_VARIANCE in student.extra_maps:
+        raise UsageError(
+            f"distill: two_views is for students without an uncertainty module, and {student.info.name} has one; begin "
+            "with another, or leave it out"
+        )
     if not isinstance(student, NeWCRFsDepth):
         raise UsageError(
             f"distill: two_views is for students of the family newcrfs, and {student.info.name} is none; leave it out"

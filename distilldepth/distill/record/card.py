@@ -26,7 +26,9 @@ def model_card(facts: RunFacts) -> str:
     changes = "".join(f"- Changed on the way, {change}\n" for change in facts.changes)
     wrong = "".join(f"> **Do not use this student as it is.** {f.problem}; {f.advice}.\n\n" for f in facts.findings)
     kind, meaning = _KINDS[facts.kind]
-    command = how_to_use(facts.kind, "PATH_OF_THIS_FOLDER", "photo.jpg", "points.png", "right.jpg")
+    command = how_to_use(
+        facts.kind, "PATH_OF_THIS_FOLDER", "photo.jpg", "points.png", "right.jpg", uncertainty=facts.uncertainty
+    )
     return f"""# {facts.student}
 
 {kind} ({facts.family}, {facts.parameters / 1e6:.2f} M parameters) distilled with

@@ -38,6 +38,8 @@ class RunResult:
     """What the student's numbers mean."""
     kind: str = "disparity"
     """What it is given, and what it gives: `disparity`, `metres`, `stereo` or `completion`; see `student_kind`."""
+    uncertainty: bool = False
+    """Whether it says how unsure it is."""
     labels: list[str] = field(default_factory=list)
     """Of each teacher that was not in memory: its set of labels, its licence, and the digests of both."""
 
@@ -66,6 +68,7 @@ class RunFacts:
     family: str
     quantity: str
     kind: str
+    uncertainty: bool
     parameters: int
     initial_weights: str
     """Where the student's weights came from."""
@@ -99,7 +102,15 @@ def student_kind(student: DepthModel) -> str:
     return "metres" if student.views == 1 else "stereo"
 
 
-def how_to_use(kind: str, model: str | Path, image: str = "IMAGE", points: str = "POINTS", right: str = "RIGHT") -> str:
+def how_to_use(
+    kind: str,
+    model: str | Path,
+    image: str = "IMAGE",
+    points: str = "POINTS",
+    right: str = "RIGHT",
+    *,
+    uncertainty: bool = False,
+) -> str:
     """Return the command line that runs a student of a kind; see `student_kind`.
 
     >>> how_to_use("disparity", "student")
@@ -108,6 +119,7 @@ def how_to_use(kind: str, model: str | Path, image: str = "IMAGE", points: str =
     command, more = ("complete", f" --sparse {points}") if kind == "completion" else ("predict", "")
     if kind == "stereo":
         more = f" --right {right}"
+    more += " --uncertainty" if uncertainty else ""
     return f"distilldepth {command} {image}{more} -o depth.png --model {model}"
 
 
@@ -130,6 +142,7 @@ def run_facts(
         family=student.info.family,
         quantity=student.info.quantity,
         kind=result.kind,
+        uncertainty=result.uncertainty,
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         initial_weights=student.info.source,
         initial_licence=student.info.licence,
