@@ -423,6 +423,8 @@ def test_a_full_disk_is_one_line_and_costs_nothing(labels, photos, tmp_path):
 class _Greedy:
     """A teacher for more than two pictures of which the memory is too small."""
 
+    views = 1
+
     def __init__(self, teacher):
         self.teacher, self.sizes = teacher, []
 

@@ -125,7 +125,7 @@ class Teacher:
         with self.used(), torch.inference_mode(), torch.autocast(kind, self.precision, enabled=reduced):
             output = self._run(images, features=features)
             values = output.values
-            quantity = self.model.info.quantity
+            quantity = self.model.info.quantity if self.model.in_pixels else self.info.quantity
             disparity = to_disparity(values, quantity)
         # Tensors made in inference mode may not enter a graph; a clone made outside it may.
         disparity = disparity.clone()
