@@ -53,6 +53,10 @@ def place(path: Path) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
 
 
+TEMPORARY = ".distilldepth-"
+"""How the names of files begin that are being written."""
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; it takes that name if the block ends well, else it is removed.
@@ -74,7 +78,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     # Short and without the stem, so that a stem of the longest legal length still works.
-    temporary = path.parent / f".distilldepth-{secrets.token_hex(6)}{path.suffix}"
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(6)}{path.suffix}"
     try:
         yield temporary
         os.replace(temporary, path)
@@ -126,7 +130,7 @@ def check_writable(folder: Path) -> None:
     """
     refuse_url(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".distilldepth-{secrets.token_hex(6)}"
+    probe = folder / f"{TEMPORARY}{secrets.token_hex(6)}"
     try:
         probe.touch(exist_ok=False)
     except OSError as error:

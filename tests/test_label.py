@@ -25,11 +25,13 @@ from distilldepth.cli.main import cli
 from distilldepth.distill.config import load_config
 from distilldepth.distill.crops import crop_config
 from distilldepth.distill.labels import label_batch
+from distilldepth.errors import DistillDepthError
 from distilldepth.images.batches import CropDataset, split_heldout
 from distilldepth.images.crops import Regions
 from distilldepth.images.sources import open_source
 from distilldepth.label.check import check_labels
 from distilldepth.label.encode import Labeller
+from distilldepth.label.folder import KIND, claim_labels
 from distilldepth.label.plan import Shares
 from distilldepth.label.tar import read_samples
 from distilldepth.models import create_student, save_model
@@ -267,6 +269,39 @@ def test_folders_of_several_machines_are_copied_together(labels, photos, tmp_pat
     shutil.copytree(tmp_path / "1", tmp_path / "0", dirs_exist_ok=True)
     assert run("label", "--check", str(tmp_path / "0"), "--page", str(tmp_path / "page.html")) == 0
     assert contents(tmp_path / "0") == contents(labels)
+
+
+def test_a_folder_that_another_process_is_making_is_no_foreign_one(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".distilldepth-0123456789ab.json").write_text("{")  # A mark that is being written.
+    with claim_labels(out, (1, 2), overwrite=False):
+        assert KIND.is_marked(out)
+
+    filled = tmp_path / "filled"
+    filled.mkdir()
+    asked = []
+
+    def is_marked(kind, folder):
+        asked.append(folder)
+        if len(asked) == 1:  # The other one marks and writes between the two looks.
+            return False
+        (folder / ".distilldepth.json").exists() or kind.mark(folder)
+        return True
+
+    (filled / "labels.json").write_text("{}")
+    with monkeypatch.context() as patched:
+        patched.setattr(type(KIND), "is_marked", is_marked)
+        with claim_labels(filled, (1, 2), overwrite=False):
+            pass
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "mine.txt").write_text("mine")
+    with (
+        pytest.raises(DistillDepthError, match="does not carry the mark"),
+        claim_labels(foreign, (0, 2), overwrite=False),
+    ):
+        pass
 
 
 def test_two_processes_at_once(labels, photos, tmp_path):

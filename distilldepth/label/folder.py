@@ -10,7 +10,7 @@ from pathlib import Path
 
 from distilldepth.documents import read_json, read_text
 from distilldepth.errors import DistillDepthError, shown
-from distilldepth.files import write_atomically
+from distilldepth.files import TEMPORARY, write_atomically
 from distilldepth.folders import LOCK, FolderKind, claim_folder
 from distilldepth.label.plan import count_samples, shard_urls
 from distilldepth.teachers.shards import (
@@ -44,7 +44,8 @@ def claim_labels(folder: Path, which: tuple[int, int], *, overwrite: bool) -> It
             with _alone(folder, which):
                 KIND.clear(folder)
         if not KIND.is_marked(folder):
-            if _is_used(folder):
+            # Looked at in this order, since another process may mark and fill it in the meantime.
+            if _is_used(folder) and not KIND.is_marked(folder):
                 raise DistillDepthError(
                     f"label: {folder} is not empty and does not carry the mark of a distilldepth labels folder; "
                     "choose another --out"
@@ -58,7 +59,8 @@ def claim_labels(folder: Path, which: tuple[int, int], *, overwrite: bool) -> It
 
 
 def _is_minor(item: Path) -> bool:
-    return item.name == ".distilldepth.json" or item.name.startswith(LOCK)
+    """What is there before anything is: the mark, one that another process is writing, and locks."""
+    return item.name == ".distilldepth.json" or item.name.startswith((LOCK, TEMPORARY))
 
 
 def _is_used(folder: Path) -> bool:
