@@ -170,6 +170,13 @@ def test_a_wrong_cell_is_one_clear_line(tmp_path, rows, said, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_table_can_be_named_by_an_option_too(tmp_path, capsys):
+    places = ["--images", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    for words in (["smallest"], ["--table", "smallest"]):
+        assert main([*words, *places]) == 1
+        assert "none" in capsys.readouterr().err
+
+
 def test_what_is_typed_wrongly_is_usage(tmp_path, capsys):
     path = str(write_table(tmp_path))
     for arguments, said in (

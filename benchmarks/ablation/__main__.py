@@ -56,7 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="a name of --list, or a .toml file")
     parser.add_argument("--list", action="store_true", help="show the tables with what they take, and stop")
     parser.add_argument(
-        "--table", dest="result", type=Path, metavar="JSON", help="derive Markdown and picture from a result, and stop"
+        "--table",
+        dest="result",
+        type=Path,
+        metavar="JSON",
+        help="derive Markdown and picture from a result, and stop; with the name of a table the same as TABLE",
     )
     parser.add_argument("--images", metavar="DIR", help="photographs without depth, to train on besides scenes")
     parser.add_argument("--data", metavar="DIR", help="manifests of photographs with depth, to score on besides scenes")
@@ -84,6 +88,8 @@ def _main(options: argparse.Namespace) -> int:
     if options.list:
         _list(cores())
         return 0
+    if options.result is not None and str(options.result) in table_names():
+        options.tables, options.result = [*options.tables, str(options.result)], None
     if options.result is not None:
         print(derive(options.result), end="")
         return 0
