@@ -656,7 +656,7 @@ def test_claims_are_judged_on_the_seeds_and_frames_that_both_have(tmp_path):
     assert json.loads(path.read_text()) == values
     result = read_result(path)
     judged = judge(result)
-    assert [one.group for one in judged] == ["scenes"] * 3 + ["1 sets of photographs"] * 3
+    assert [one.group for one in judged] == ["scenes"] * 3 + ["nyu"] * 3
     assert [one.verdict for one in judged] == [HOLDS, FAILS, FAILS] * 2
     assert [one.seeds for one in judged[:3]] == [2, 2, 3], "a model belongs to every seed"
     assert [one.better_on for one in judged[:3]] == [1, 0, 0]

@@ -46,7 +46,7 @@ def draw(result: Result, path: Path) -> None:
             _draw_claims(grid[1, column], [one for one in judged if one.group == group])
             _lay_out(grid[1, column], list(claims.values()), labelled=column == 0)
     figure.suptitle(result.table.title, fontsize=11)
-    handles = _handles(pairs > 0)
+    handles = _handles([name for name in BASELINES if name in result.names()], pairs > 0)
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format=path.suffix[1:].lower(), dpi=130)
@@ -98,7 +98,7 @@ def _lay_out(axes: Any, labels: list[str], *, labelled: bool) -> None:
     axes.set_axisbelow(True)
 
 
-def _handles(claims: bool) -> list[Any]:
+def _handles(baselines: list[str], claims: bool) -> list[Any]:
     from matplotlib.lines import Line2D
 
     def line(label: str, **look: Any) -> Any:
@@ -108,9 +108,9 @@ def _handles(claims: bool) -> list[Any]:
         line("a seed", color="#0072b2", alpha=0.35, marker="o", linestyle="none", markersize=4, mew=0),
         line("mean of the seeds", color="black", marker="D", linestyle="none", markersize=5),
         line("a model as it is", color="black", marker="s", linestyle="none", markersize=5),
-        *(line(name, color="#999999", linestyle=style) for name, style in _LINES.items()),
+        *(line(name, color="#999999", linestyle=style) for name, style in _LINES.items() if name in baselines),
     ]
     if claims:
-        handles.append(line("", linestyle="none"))  # Columns of three.
+        handles += [line("", linestyle="none")] * (-len(handles) % 3)  # Columns of three.
         handles += [line(verdict, color=colour, linewidth=2) for verdict, colour in _COLOURS.items()]
     return handles

@@ -56,7 +56,8 @@ class Result:
         names = list(dict.fromkeys(name for run in self.runs for name in run.datasets))
         measured = [name for name in names if name not in SCENES]
         found = {name: [name] for name in SCENES if name in names}
-        return found | ({f"{len(measured)} sets of photographs": measured} if measured else {})
+        called = measured[0] if len(measured) == 1 else f"{len(measured)} sets of photographs"
+        return found | ({called: measured} if measured else {})
 
     def grids(self, cell: str, datasets: Sequence[str], metric: str) -> tuple[list[int | None], list[np.ndarray]]:
         """Return the seeds of a cell, and for each dataset `(seeds, frames)`; what is no number is NaN."""
