@@ -136,8 +136,7 @@ def prepare(
     state = _with_same_teachers(state, teachers.teachers, begin.checkpoint)
     student = _open_student(config, device)
     guides = open_guides(config, student, device)
-    check_kinds(config, student, teachers.teachers, images)
-    check_depth(config, student, images.training)
+    _check_images(config, student, teachers.teachers, images)
     settled = dataclasses.replace(config, optimiser=settle_optimiser(config.optimiser, student))
     if settled.optimiser.freeze_batch_norm == "on":
         _freeze(student)
@@ -211,6 +210,11 @@ def _open_teachers(
                 teacher.info, licence="that of the data", source=f"true depth: {images.description}"
             )
     return TeacherPool(here + kept.teachers([teacher.name for teacher in here]), config.seed)
+
+
+def _check_images(config: DistillConfig, student: DepthModel, teachers: list[Teacher], images: Images) -> None:
+    check_kinds(config, student, teachers, images)
+    check_depth(config, student, images.training)
 
 
 def _with_same_teachers(state: RunState, teachers: list[Teacher], checkpoint: Path | None) -> RunState:
