@@ -59,7 +59,7 @@ def test_calibration_is_that_of_the_loop():
     for image in range(2):
         covered = [0.0] * len(SHARES)
         for d, t, s, counts in zip(
-            *(each[image].flatten().tolist() for each in (prediction, target, spread, valid)), strict=False
+            *(each[image].flatten().tolist() for each in (prediction, target, spread, valid)), strict=True
         ):
             for place, share in enumerate(SHARES):
                 half = -math.exp(s / 2) / math.sqrt(2) * math.log(1 - share)

@@ -531,6 +531,28 @@ def test_training_images_of_a_benchmark_are_read_with_their_right_views(tmp_path
     assert len(open_truth(["kitti-eigen"], root=str(tmp_path), split=str(mine))) == 1
 
 
+def test_training_images_of_driving_stereo_need_no_list(tmp_path):
+    sequence = "2018-07-11-14-48-52"
+    for number in range(3):
+        scene = render_scene(300 + number, (48, 96), stereo=True, rig=CAR)
+        depth = np.where(scene.depth < 80, scene.depth * 256, 0).round().astype(np.uint16)
+        name = f"{sequence}_2018-07-11-14-50-10-57{number}"
+        for folder, view in (("left", scene.image), ("right", scene.right)):
+            path = tmp_path / f"train-{folder}-image" / sequence / f"{name}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(view).save(path, quality=95)
+        truth = tmp_path / "train-depth-map" / sequence / f"{name}.png"
+        truth.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(depth).save(truth)
+    source = open_truth(["driving-stereo"], root=str(tmp_path))
+    assert (len(source), source.has_right, source.has_cameras) == (3, True, False)
+    sample = source[1]
+    scene = render_scene(301, (48, 96), stereo=True, rig=CAR)
+    assert np.abs(sample["right"].astype(int) - scene.right).mean() < 6
+    near = scene.depth < 80
+    assert np.abs(sample["depth"] - scene.depth)[near].max() < 1 / 256
+
+
 def test_pairs_that_are_doubtful_are_warned_of(tmp_path):
     swapped = write_manifest(tmp_path / "a", 3)
     lines = [json.loads(line) for line in swapped.read_text().splitlines()]

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.ablation.intervals import Estimate, estimate
 from benchmarks.ablation.result import Result
-from benchmarks.ablation.table import BASELINES, Pair
+from benchmarks.ablation.table import BASELINES, PROTOCOLS, Pair
 from distilldepth.images.sources import SCENES
 
 RAMP = "baseline:ramp"
@@ -109,19 +109,17 @@ def _cells(result: Result) -> list[str]:
     groups = result.groups()
     heads = [f"{group}: {_WORDS[metric]}" for group in groups for metric in METRICS]
     wanted = [(datasets, metric) for datasets in groups.values() for metric in METRICS]
-    if not any(name in BASELINES for name in result.names()):
-        lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-        for name in result.names():
-            numbers = [_mean(of_cell(result, name, datasets, metric)) for datasets, metric in wanted]
-            lines.append(f"| {name} | {' | '.join(numbers)} |")
-        return [*lines, "", "In metres, without a fit. In brackets: 95 % intervals over seeds and frames."]
-    lines = [f"| | {' | '.join(heads)} | above the ramp on |", "|---" * (len(heads) + 2) + "|"]
+    ramp = any(name in BASELINES for name in result.names())  # Which know no metres.
+    heads += ["above the ramp on"] if ramp else []
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name in result.names():
         numbers = [_mean(of_cell(result, name, datasets, metric)) for datasets, metric in wanted]
         counts = [(above_ramp(result, name, datasets), len(datasets)) for datasets in groups.values()]
         above = "; ".join("not measured" if count is None else f"{count} of {of}" for count, of in counts)
-        lines.append(f"| {name} | {' | '.join(numbers)} | {above if name != RAMP else ''} |")
-    return [*lines, "", "In brackets: 95 % intervals over seeds and frames."]
+        numbers += [above if name != RAMP else ""] if ramp else []
+        lines.append(f"| {name} | {' | '.join(numbers)} |")
+    fit = "" if result.table.protocol == PROTOCOLS[0] else "In metres, without a fit. "
+    return [*lines, "", f"{fit}In brackets: 95 % intervals over seeds and frames."]
 
 
 def _claims(result: Result) -> list[str]:

@@ -19,7 +19,6 @@ from distilldepth.images.sources import SCENES
 from distilldepth.machine import machine
 
 FORMAT = "distilldepth ablation 1"
-"""The dataset that is rendered; all others are photographs with measured depth."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Result:
         return any(run.cell == cell and run.seed is not None for run in self.runs)
 
     def groups(self) -> dict[str, list[str]]:
-        """Return the datasets that are averaged together: the scenes, and all sets of photographs."""
+        """Return the datasets that are averaged together: scenes of each kind, and all sets of photographs."""
         names = list(dict.fromkeys(name for run in self.runs for name in run.datasets))
         measured = [name for name in names if name not in SCENES]
         found = {name: [name] for name in SCENES if name in names}
