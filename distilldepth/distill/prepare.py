@@ -14,7 +14,6 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from distilldepth.capacity import check_memory, network_bytes
-from distilldepth.datasets.training import open_truth
 from distilldepth.distill.agreement import AgreementLog, measure_agreement
 from distilldepth.distill.config import DistillConfig
 from distilldepth.distill.crops import crop_config
@@ -23,14 +22,13 @@ from distilldepth.distill.feed import Feed
 from distilldepth.distill.guard import watch_gradients
 from distilldepth.distill.guides import Guides, open_guides
 from distilldepth.distill.kept_labels import KeptLabels, open_labels
-from distilldepth.distill.kinds import check_depth, check_kinds
 from distilldepth.distill.micro_batch import MicroBatch, one_image_is_too_little
 from distilldepth.distill.objective import DistillationObjective, make_objective
 from distilldepth.distill.optimiser import make_optimiser
 from distilldepth.distill.processes import ready_for_processes
 from distilldepth.distill.progress import ProgressLine, Stopwatch
 from distilldepth.distill.recipe import rate_warning, settle_optimiser
-from distilldepth.distill.record.checkpoint import Trained, load_checkpoint, read_state
+from distilldepth.distill.record.checkpoint import Trained, load_checkpoint
 from distilldepth.distill.record.folder import METRICS, Start, continue_folder, find_start, start_folder
 from distilldepth.distill.record.log import RunLog
 from distilldepth.distill.record.state import Agreement, RunState
@@ -38,10 +36,10 @@ from distilldepth.distill.sharding import here, is_sharded, whole_on_cpu
 from distilldepth.distill.step import DistillationStep
 from distilldepth.distill.terms.table import TERMS
 from distilldepth.distill.trackers import Trackers, tracker_names
+from distilldepth.distill.training_images import Images, check_images, open_images
 from distilldepth.errors import DistillDepthError, UsageError
 from distilldepth.files import expand_user
-from distilldepth.images.batches import CropDataset, SourceView, fingerprint, split_heldout
-from distilldepth.images.sources import ConcatSource, ImageSource, check_readable, open_source
+from distilldepth.images.batches import CropDataset, SourceView
 from distilldepth.models import DepthModel, create_student, load_model
 from distilldepth.models.digest import model_digest
 from distilldepth.models.encoder import keep_encoder, load_encoder
@@ -56,19 +54,6 @@ from distilldepth.teachers.spec import TeacherSpec
 from distilldepth.teachers.stored import AbsentTeacher
 from distilldepth.teachers.teacher import Teacher
 from distilldepth.words import LOG_VARIANCE
-
-
-@dataclass
-class Images:
-    """What `--images` names, divided."""
-
-    description: str
-    """One line that says which they are."""
-    has_depth: bool
-    has_right: bool
-    has_cameras: bool
-    training: SourceView
-    heldout: SourceView
 
 
 @dataclass
@@ -131,12 +116,12 @@ def prepare(
     check_compiler(config, device)
     torch.manual_seed(config.seed)
     kept = open_labels(config, (accelerator.process_index, accelerator.num_processes))
-    images, state = _open_images(config, begin, accelerator, precisions, kept)
+    images, state = open_images(config, begin, accelerator, precisions, kept)
     teachers = _open_teachers(config, specs, kept, images, device, precisions["teachers"])
     state = _with_same_teachers(state, teachers.teachers, begin.checkpoint)
     student = _open_student(config, device)
     guides = open_guides(config, student, device)
-    _check_images(config, student, teachers.teachers, images)
+    check_images(config, student, teachers.teachers, images)
     settled = dataclasses.replace(config, optimiser=settle_optimiser(config.optimiser, student))
     if settled.optimiser.freeze_batch_norm == "on":
         _freeze(student)
@@ -212,11 +197,6 @@ def _open_teachers(
     return TeacherPool(here + kept.teachers([teacher.name for teacher in here]), config.seed)
 
 
-def _check_images(config: DistillConfig, student: DepthModel, teachers: list[Teacher], images: Images) -> None:
-    check_kinds(config, student, teachers, images)
-    check_depth(config, student, images.training)
-
-
 def _with_same_teachers(state: RunState, teachers: list[Teacher], checkpoint: Path | None) -> RunState:
     """The state with the digests of the teachers; ValueError if those of a checkpoint were others."""
     live = [(teacher.name, teacher.model) for teacher in teachers if teacher.model is not None]
@@ -287,64 +267,6 @@ def _agreed_start(config: DistillConfig, folder: Path, accelerator: Accelerator)
 
     found = [find_start(config, folder, tell) if accelerator.is_main_process else None]
     return broadcast_object_list(found)[0]
-
-
-def _open_images(
-    config: DistillConfig, begin: Start, accelerator: Accelerator, precisions: dict[str, str], kept: KeptLabels
-) -> tuple[Images, RunState]:
-    """The images, and the state in which the run begins: that of a checkpoint must have been trained on them."""
-    state = RunState(processes=accelerator.num_processes, labels=kept.identity, precisions=precisions)
-    if not config.teacher_specs:
-        if begin.checkpoint is not None:
-            state = _resumed_state(begin.checkpoint, state)
-        return Images(kept.description, False, False, False, kept.first_regions(), SourceView([], [])), state
-    source = _open_source(config)
-    state = dataclasses.replace(state, images=fingerprint(source))
-    if begin.checkpoint is not None:
-        state = _resumed_state(begin.checkpoint, state)
-    training, heldout = split_heldout(source, config.heldout, by_name=state.images is not None)
-    check_readable(source)
-    if len(training) < config.batch_size:
-        raise ValueError(
-            f"distill: batch_size {config.batch_size} is larger than the {len(training)} training images found; "
-            f"use --batch-size {max(len(training), 1)} or add images"
-        )
-    description = " + ".join(filter(None, [source.description, kept.description]))
-    return Images(description, source.has_depth, source.has_right, source.has_cameras, training, heldout), state
-
-
-def _open_source(config: DistillConfig) -> ImageSource:
-    """What `images` and `data` name, one after the other."""
-    sources: list[ImageSource] = []
-    if config.images:
-        side = config.crop.max_side or None
-        sources.append(open_source(config.images, size=config.scene_height_width, seed=config.seed, max_side=side))
-    if config.data:
-        sources.append(open_truth(config.data, root=config.root or None, split=config.split))
-    return sources[0] if len(sources) == 1 else ConcatSource(sources)
-
-
-def _resumed_state(checkpoint: Path, fresh: RunState) -> RunState:
-    """The state of a checkpoint; ValueError if images or processes are others than before."""
-    state = read_state(checkpoint)
-    processes, images = state.processes, state.images
-    if processes is not None and processes != fresh.processes:
-        how = "without torchrun" if processes == 1 else f"with torchrun --nproc_per_node {processes}"
-        raise ValueError(
-            f"distill: {checkpoint} was trained by {processes} process{'es' * (processes > 1)} and this are "
-            f"{fresh.processes}, which would show it other images; continue {how}"
-        )
-    if images is not None and images != fresh.images:
-        raise ValueError(
-            f"distill: the images are not those that {checkpoint} was trained on ({images} then, {fresh.images} "
-            "now: some were added, removed or renamed); bring them back, or start another run with another --out"
-        )
-    if state.labels != fresh.labels:
-        raise ValueError(
-            f"distill: the labels are not those that {checkpoint} was trained on ({state.labels or 'none'} then, "
-            f"{fresh.labels or 'none'} now); bring them back, or start another run with another --out"
-        )
-    return state
 
 
 def _open_student(config: DistillConfig, device: torch.device) -> DepthModel:
