@@ -525,7 +525,9 @@ def test_a_teacher_labels_in_parts():
         teacher.parts = parts
         label = teacher.label(images, None, features=("encoder",))
         torch.testing.assert_close(label.disparity, whole_label.disparity, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(label.features["encoder"], whole_label.features["encoder"], rtol=1e-4, atol=1e-5)
+        expected = whole_label.features["encoder"]
+        # Of numbers up to 23 that cancel: another product on one image, as with two threads of some processors.
+        torch.testing.assert_close(label.features["encoder"], expected, rtol=1e-4, atol=1e-5 * float(expected.std()))
 
 
 @pytest.mark.parametrize("key", ["compile", "compile_teachers"])
